@@ -21,6 +21,7 @@ _HOMES = {
     "Result": "engine.client.call",
     "Retry": "engine.graph.nodes",
     "Run": "engine.client.run",
+    "Session": "engine.client.calls.session",
     "Settings": "bus.settings.model",
     "Signature": "operators.native.signature",
     "Spec": "operators.recorded.spec",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings as Settings
     from dspex.engine.client.call import Result as Result
     from dspex.engine.client.calls.events import Chunk as Chunk
+    from dspex.engine.client.calls.session import Session as Session
     from dspex.engine.client.client import Client as Client
     from dspex.engine.client.client import connect as connect
     from dspex.engine.client.run import Run as Run
@@ -94,6 +96,7 @@ __all__ = [
     "Result",
     "Retry",
     "Run",
+    "Session",
     "Settings",
     "Signature",
     "Spec",

@@ -21,7 +21,7 @@
     │   ├── InvalidOutput            retried once
     │   └── ProgramError · LMRefused · BudgetExceeded · Cancelled                              not retried
     ├── RunError                     RunFailed, RunNotFound
-    ├── SessionError                 SessionConflict, SessionEnded, AffinityLost
+    ├── SessionError                 SessionConflict, SessionEnded, SessionBusy, AffinityLost
     ├── ReplayError                  Divergence, RecordingIncomplete
     ├── NoAnswer                     a test reached a node that it gave no answer
     └── RetryLater                   raised by a user's function: run this event again later   (retryable)
@@ -76,6 +76,7 @@ __all__ = [
     "RunFailed",
     "RunNotFound",
     "Saturated",
+    "SessionBusy",
     "SessionConflict",
     "SessionEnded",
     "SessionError",
@@ -457,6 +458,13 @@ class SessionEnded(SessionError):
 
     code = "DX702"
     fix = "start a new session"
+
+
+class SessionBusy(SessionError):
+    """Another call has the session, and `policy="reject"` does not wait for it; with other policies, 1,000 calls wait."""
+
+    code, retryable, _exit = "DX704", True, 5
+    fix = 'call again when the other one has ended; or let it wait: policy="queue"'
 
 
 class AffinityLost(SessionError):

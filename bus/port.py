@@ -203,6 +203,14 @@ class Bucket(Protocol):
         """The value that was written last under a key of one word more than `prefix`, as the leader has it."""
         ...
 
+    async def time(self) -> float:
+        """What the clock of its leader says, in seconds since the epoch."""
+        ...
+
+    async def keys(self) -> list[str]:
+        """All keys, without their values."""
+        ...
+
 
 class Objects(Protocol):
     """Payloads by content: the name is the SHA-256 of the bytes, so the same bytes are stored once."""

@@ -177,6 +177,7 @@ class CallRequest(_Packed):
         tenant: on whose behalf; None: nobody said so.
         cost: slots that it takes.
         stream: the caller is told of the answer while it is made.
+        turn: the name of the turn of `session` that its answer is to be; None: of none.
     """
 
     call: str
@@ -196,6 +197,7 @@ class CallRequest(_Packed):
     tenant: str | None = None
     cost: int = 1
     stream: bool = False
+    turn: str | None = None
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""

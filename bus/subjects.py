@@ -13,6 +13,7 @@ import re
 from functools import lru_cache
 from hashlib import sha256
 from typing import Final
+from urllib.parse import unquote
 
 from dspex.bus.errors import ConfigError
 
@@ -193,6 +194,11 @@ def cooling(app: str) -> str:
     return f"{prefix(app)}.cooling"
 
 
+def sessions(app: str) -> str:
+    """The key-value bucket of sessions, one key each."""
+    return f"{bucket(app)}_sessions"
+
+
 def buckets(app: str) -> list[str]:
     """All key-value buckets of an application: its own, then those of manifests, sessions, limits and cached records."""
     return [bucket(app), applied(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
@@ -318,7 +324,7 @@ def of_topology(app: str, topology: str) -> list[str]:
     return [f"{prefix(app)}.{rest}" for rest in (*kinds, f"work.*.*.{topology}.>", f"record.*.{topology}.>")]
 
 
-TOLD: Final = ("publish", "call")  # verbs of users who have no other right to write to the application's stream
+TOLD: Final = ("publish", "call", "end")  # verbs of users who have no other right to write to the application's stream
 
 
 def audit(app: str, verb: str) -> str:
@@ -429,6 +435,23 @@ def alias_prefix(program: str = "", alias: str = "") -> str:
 def alias_key(program: str, alias: str, number: int) -> str:
     """One change of what an alias of a program points to. All are kept."""
     return f"{alias_prefix(program, alias)}.{number}"
+
+
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9_-]")
+
+
+def session_key(id: str) -> str:
+    """The key of a session: its id, with `=2E` and the like for what no key can have. Raises ConfigError (DX101)."""
+    key = "".join(chr(b) if _PLAIN.match(bytes([b])) else f"={b:02X}" for b in id.encode(errors="replace"))
+    if not 0 < len(key) <= MOST_NAME:
+        fix = f"use 1 to {MOST_NAME} letters and digits"
+        raise ConfigError(f"a session cannot have an id of {len(id)} characters", code="DX101", fix=fix)
+    return key
+
+
+def session_of(key: str) -> str:
+    """The id of the session that lies under a key."""
+    return unquote(key.replace("=", "%"), errors="replace")
 
 
 def work_key(pool: str, band: int) -> str:

@@ -14,10 +14,15 @@ from pathlib import Path
 
 ROOM = Path(__file__).parents[1] / "engine/client"
 PAGE = ROOM / "sync_client.py"
-CLASSES = {"Run": ROOM / "run.py", "Answer": ROOM / "calls/stream.py", "Client": ROOM / "client.py"}
+CLASSES = {
+    "Run": ROOM / "run.py",
+    "Answer": ROOM / "calls/stream.py",
+    "Session": ROOM / "calls/session.py",
+    "Client": ROOM / "client.py",
+}
 MODULES = {name: f"_{path.stem}" for name, path in CLASSES.items()}
 INNER = {"Answer": ("accepted", "said", "ended")}  # methods that are not for users
-HEAD = '''"""Generated from `client` and `run` by scripts/make_sync.py: the same names without `await`. Do not edit."""
+HEAD = '''"""Generated from the client's classes by scripts/make_sync.py: the same names without `await`. Do not edit."""
 '''
 Method = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -32,7 +37,7 @@ def generated() -> str:
     imports = sorted(line for line in found if line.removeprefix(_TYPED) == line or line.removeprefix(_TYPED) not in found)
     own = (
         "from dspex.engine.client import background, client as _client, run as _run\n"
-        "from dspex.engine.client.calls import stream as _stream"
+        "from dspex.engine.client.calls import session as _session, stream as _stream"
     )
     iterators = (
         "from collections.abc import Iterator\nfrom types import TracebackType\nfrom typing import Generic, Self, TYPE_CHECKING"
@@ -57,7 +62,7 @@ def _imports(tree: ast.Module, used: set[str]) -> Iterator[str]:
 
 
 _TYPED = "if TYPE_CHECKING:\n    "
-_ASYNCHRONOUS = ("dspex.engine.client.run", "dspex.engine.client.calls.stream")
+_ASYNCHRONOUS = ("dspex.engine.client.run", "dspex.engine.client.calls.stream", "dspex.engine.client.calls.session")
 
 
 def _class(name: str, tree: ast.Module) -> str:
@@ -125,7 +130,7 @@ def _method(m: Method) -> str:
         call = f"background.run({call})"
     if any(ast.unparse(d) == "property" for d in m.decorator_list):
         call = f"self._of.{m.name}"
-    call = f"{given.split('[')[0]}({call})" if given == "Run" or given.startswith("Answer") else call
+    call = f"{given.split('[')[0]}({call})" if given in ("Run", "Session") or given.startswith("Answer") else call
     body = call if given == "None" else f"return {call}"
     decorators = "".join(f"    @{ast.unparse(d)}\n" for d in m.decorator_list)
     return f"{decorators}    def {m.name}({ast.unparse(m.args)}) -> {given}:\n{_doc(m)}\n        {body}"

@@ -27,6 +27,7 @@ LONG_FILES = {
     "operators/stream.py": "the catalogue of public methods: types and a docstring each, which type checkers want in one class",
     "engine/client/client.py": "the catalogue of the client's methods: a docstring each, which users want in one class",
     "engine/client/sync_client.py": "the same, generated",
+    "bus/records.py": "what engines and workers say to each other, with what each field means: one place",
     "bus/errors.py": "one tree of errors, one place; a class is four lines of text",
     "bus/subjects.py": "the one place that knows subjects, streams, buckets and headers",
     "bus/port.py": "the one place that says what a bus promises; half of it elsewhere would be overlooked",
@@ -60,6 +61,7 @@ SAME_NAME = {
     "Client": "dspex.Client and dspex.sync.Client: the same client, for code without an event loop",
     "Run": "dspex.Run and dspex.sync.Run, likewise",
     "Answer": "what a caller reads, also without an event loop, and what it comes from: one attempt's answer in a worker",
+    "Session": "dspex.Session and dspex.sync.Session, likewise",
 }
 ROOM_OF_LIBRARY: dict[str, str | tuple[str, ...]] = {
     "nats": "bus/nats/",

@@ -26,6 +26,7 @@ PUBLIC = [
     "Result",
     "Retry",
     "Run",
+    "Session",
     "Settings",
     "Signature",
     "Spec",

@@ -121,9 +121,9 @@ def _seals(app: str) -> str:
 
 
 def _sealed(app: str, role: UserRole) -> Iterator[str]:
-    if role in ("worker", "publisher", "reader"):
+    if role in ("worker", "publisher", "caller", "reader"):
         yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), subjects.keys(app))
-    if role in ("worker", "publisher"):
+    if role in ("worker", "publisher", "caller"):
         yield subjects.key(app, "*")
 
 
@@ -151,6 +151,12 @@ def _operator(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Se
     yield "$SRV.>"
 
 
+def _speaks(app: str) -> Iterator[str]:
+    """Whoever takes part in a session may read and change every one."""
+    yield from _api(_LOOK, f"KV_{subjects.sessions(app)}")
+    yield f"$KV.{subjects.sessions(app)}.>"
+
+
 def _worker(app: str, pool: str) -> Iterator[str]:
     stream, objects = subjects.stream(app), subjects.objects(app)
     yield subjects.ACCOUNT_INFO
@@ -163,6 +169,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # what deployed nodes run
     yield from _api(_LOOK, f"KV_{subjects.limits(app)}")  # what all pools use of limits
     yield from (f"$KV.{subjects.limits(app)}.>", subjects.cooling(app))
+    yield from _speaks(app)
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
@@ -171,7 +178,8 @@ def _worker(app: str, pool: str) -> Iterator[str]:
 
 def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
-    yield subjects.audit(app, "call")
+    yield from (subjects.audit(app, "call"), subjects.audit(app, "end"))
+    yield from _speaks(app)
     yield _seals(app)
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which nodes there are
     for pool in pools:

@@ -231,6 +231,14 @@ class MemoryBucket:
         found = [v for k, v in self._values.items() if matches(f"{prefix}.*", k)]
         return max(found, key=lambda v: v[1])[0] if found else None
 
+    async def time(self) -> float:
+        await self._bus.trip()
+        return self._bus.server.now
+
+    async def keys(self) -> list[str]:
+        await self._bus.trip()
+        return sorted(self._values)
+
 
 class MemoryObjects:
     """Payloads by their SHA-256."""

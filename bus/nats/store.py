@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from dspex.bus.errors import DataError, Fenced, NotAllowed
+from dspex.bus.errors import DataError, Fenced, NotAllowed, NotStored
 from dspex.bus.message import Message
 from dspex.bus.nats import stored, streams, writer
 from dspex.bus.nats.connection import Connection
@@ -87,6 +87,15 @@ class NatsBucket:
     async def latest(self, prefix: str) -> bytes | None:
         found = await self.get(f"{prefix}.*")
         return found[0] if found is not None else None
+
+    async def time(self) -> float:
+        if (info := await streams.info(self._connection, self._stream)) is None:
+            raise NotStored(f"there is no bucket {self._name}")
+        return info.now
+
+    async def keys(self) -> list[str]:
+        start = len(self._subject(""))
+        return [subject[start:] for subject in await streams.subjects_of(self._connection, self._stream, self._subject(">"))]
 
     async def _last(self, key: str) -> Message | None:
         return await stored.message(self._connection, self._stream, {"last_by_subj": self._subject(key)})

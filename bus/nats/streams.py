@@ -87,6 +87,19 @@ async def info(connection: Connection, name: str) -> StreamInfo | None:
     return None if found is None else _described(found)
 
 
+async def subjects_of(connection: Connection, name: str, pattern: str) -> list[str]:
+    """The subjects of which a stream has messages, as its leader says, in order."""
+    found: list[str] = []
+    while True:  # a server gives so many at a time
+        answer = await connection.api(f"STREAM.INFO.{name}", {"subjects_filter": pattern, "offset": len(found)})
+        with what_a_server_says():
+            page = list(answer["state"].get("subjects") or ())
+            total = int(answer.get("total") or 0)
+        found += page
+        if not page or len(found) >= total:
+            return sorted(found)
+
+
 async def led_for(connection: Connection, name: str) -> float:
     """`Bus.led_for`."""
     found = await surely(connection, lambda: _info(connection, name))

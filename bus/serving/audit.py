@@ -33,7 +33,8 @@ class AuditEntry:
 
     Attributes:
         sequence: of the entry in its stream. time: when it was stored.
-        verb: publish, call, redrive, drop, decide, forget, apply, pause, resume, delete, put, promote, rollback.
+        verb: publish, call, end (a session), redrive, drop, decide, forget, apply, pause, resume, delete, put, promote,
+            rollback.
         who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """

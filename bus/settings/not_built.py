@@ -25,7 +25,7 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("submit", "session", "sessions", "batch", "runs", "replay", "fork", "diff", "describe"),
+        *("submit", "batch", "runs", "replay", "fork", "diff", "describe"),
         *("scale", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),
@@ -38,7 +38,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
-NAMES = ("Session", "StateContext", "asgi", "tool")
+NAMES = ("StateContext", "asgi", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
@@ -67,7 +67,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "replay", "fork", "diff", "sessions", "pools"),
+        *("gateway", "replay", "fork", "diff", "pools"),
         *("optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

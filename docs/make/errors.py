@@ -36,6 +36,7 @@ MORE = {
     "DX106": ("The settings file cannot be read, or is not TOML.", "correct the line that the message names"),
     "DX107": ("There is no such context of the nats CLI.", "name another context: `nats context ls`"),
     "DX109": ("An optional package is not installed.", "install it: the message has the command"),
+    "DX705": ("What is stored of a session is none: somebody else wrote there.", "end it: `dspex sessions end ID`"),
     "DX126": (
         "What is to be called is neither a signature nor a node.",
         '`"text -> lang"` is a signature, `"topology/node"` a node; a program needs `--signature`',
@@ -286,7 +287,7 @@ def classes() -> list[type[errors.DspexError]]:
 
 NOT_RAISED = {
     "BudgetExceeded",
-    "SessionError", "SessionConflict", "SessionEnded", "AffinityLost",
+    "AffinityLost",
     "ReplayError", "Divergence", "RecordingIncomplete",
 }  # fmt: skip
 """Classes of what this version does not have yet: limits, sessions, replay."""
@@ -307,7 +308,7 @@ def _when(c: type[errors.DspexError]) -> str:
 def _family(code: str) -> str:
     if code[2] == "3":
         return ""  # a warning is not raised
-    bases = {"1": "ConfigError", "2": "TopologyError", "4": "BusError", "5": "DataError", "6": "RunError"}
+    bases = {"1": "ConfigError", "2": "TopologyError", "4": "BusError", "5": "DataError", "6": "RunError", "7": "SessionError"}
     return f"`{bases[code[2]]}`"
 
 

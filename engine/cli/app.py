@@ -55,6 +55,10 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             "Dead letters: events that could not be processed.",
             ("events.dlq:ls", "events.dlq:show", "events.dlq:redrive", "events.dlq:drop"),
         ),
+        "sessions": _Noun(
+            "Sessions: calls in order, with what was said before.",
+            tuple(f"events.sessions:{verb}" for verb in ("ls", "show", "end")),
+        ),
         "approvals": _Noun(
             "What waits for a person's decision.",
             tuple(f"events.approvals:{verb}" for verb in ("ls", "show", "accept", "reject", "edit")),

@@ -7,10 +7,12 @@ and the absence of workers is known at once. A call keeps its id however often i
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, Generic, cast
+from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
@@ -18,12 +20,15 @@ from dspex.bus.errors import InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, Usage
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import OUTDATED
+from dspex.bus.serving.sessions.state import HISTORY, StoredTurn
 from dspex.engine.client.calls.asking import Asking, Meanwhile
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
+_HISTORY = re.compile(rf"(^|,)\s*{HISTORY}\s*(:|,|$)")
 TIMEOUT = 60.0  # seconds for a call of which nothing else is said; as for an attempt in a topology
 STREAMED = 600.0  # likewise for one that is streamed: who reads meanwhile waits longer
 
@@ -68,6 +73,19 @@ class Result(Generic[T]):
         }
 
 
+class Speaking(NamedTuple):
+    """A call that is to be the next turn of its session.
+
+    Attributes:
+        call: its id, which has the first place in the session's line. turn: the name of the turn.
+        turns: those before it.
+    """
+
+    call: str
+    turn: str
+    turns: Sequence[StoredTurn] = ()
+
+
 async def call(
     bus: Bus,
     nodes: Nodes,
@@ -77,21 +95,29 @@ async def call(
     timeout: float | None,
     session: str | None = None,
     told: Meanwhile | None = None,
+    speaking: Speaking | None = None,
 ) -> Result[V]:
-    """See `Client.call`; with `told`, `Client.stream`."""
-    if timeout is None:
-        given = {} if isinstance(what, str) else what.options
-        bounded = not isinstance(what, str) and ("timeout" in given or "deadline" in given)
-        timeout = None if bounded or told is None else STREAMED
+    """See `Client.call`; with `told`, `Client.stream`; with `speaking`, it is its turn in the session."""
     asked, fresh = await nodes.resolve(bus, what)
+    limit = limit_of(what, asked, timeout, streamed=told is not None)
     try:
-        return await _call(bus, nodes.app, asked, data, timeout=timeout, session=session, told=told)
+        return await _call(bus, nodes.app, asked, data, limit, session, told, speaking)
     except InvalidInput as error:
         if fresh or error.code != OUTDATED or not isinstance(what, str):
             raise
         nodes.forget(what)  # another version was applied meanwhile
         asked, _ = await nodes.resolve(bus, what)
-        return await _call(bus, nodes.app, asked, data, timeout=timeout, session=session, told=told)
+        return await _call(bus, nodes.app, asked, data, limit, session, told, speaking)
+
+
+def limit_of(what: HasCall[V] | str, asked: Resolved[V], timeout: float | None, *, streamed: bool = False) -> float:
+    """Seconds for a call, where its caller said `timeout`."""
+    if timeout is not None:
+        return timeout
+    given = {} if isinstance(what, str) else what.options
+    if streamed and not ("timeout" in given or "deadline" in given):
+        return STREAMED
+    return min(asked.call.timeout, asked.call.deadline) if asked.call else TIMEOUT
 
 
 async def _call(
@@ -99,16 +125,15 @@ async def _call(
     app: str,
     asked: Resolved[V],
     data: Any,
-    *,
-    timeout: float | None,
+    timeout: float,
     session: str | None,
     told: Meanwhile | None,
+    speaking: Speaking | None,
 ) -> Result[V]:
     known = asked.call
-    if timeout is None:
-        timeout = min(known.timeout, known.deadline) if known else TIMEOUT
-    inputs = dict(known.inputs(data)) if known else dict(data)
-    record, elapsed = await ask(bus, app, asked, inputs, timeout=timeout, session=session, told=told)
+    given = _with_history(asked.spec, data, speaking.turns) if speaking is not None else data
+    inputs = dict(known.inputs(given)) if known else dict(given)
+    record, elapsed = await ask(bus, app, asked, inputs, timeout=timeout, session=session, told=told, speaking=speaking)
     outputs = record.outputs or {}
     if told is not None:
         told.ended(outputs)
@@ -128,6 +153,14 @@ async def _call(
     )
 
 
+def _with_history(spec: CallSpec, data: Any, turns: Sequence[StoredTurn]) -> Any:
+    """The data with the turns as its input `history`, where the signature has one and nothing is given for it."""
+    if not _HISTORY.search((spec.signature or spec.target).partition("->")[0]) or not isinstance(data, Mapping):
+        return data
+    given = cast("Mapping[str, Any]", data)
+    return given if HISTORY in given else {**given, HISTORY: {"messages": [{**t.inputs, **t.outputs} for t in turns]}}
+
+
 async def ask(
     bus: Bus,
     app: str,
@@ -137,12 +170,13 @@ async def ask(
     timeout: float,
     session: str | None = None,
     told: Meanwhile | None = None,
+    speaking: Speaking | None = None,
 ) -> tuple[CallRecord, float]:
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took. `told`: of what comes before.
 
     Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
     """
-    id, began = new_id(), time.monotonic()
+    id, began = new_id() if speaking is None else speaking.call, time.monotonic()
     request = CallRequest(
         call=id,
         try_number=1,
@@ -156,6 +190,7 @@ async def ask(
         timeout=timeout,
         left=timeout,
         stream=told is not None,
+        turn=None if speaking is None else speaking.turn,
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

@@ -17,6 +17,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.keys import keyring
 from dspex.bus.serving.payloads import ABOVE
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.not_built import METHODS, Planned, lacks
 from dspex.engine.client import call as interactive
@@ -24,6 +25,7 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
 from dspex.engine.client.following.follower import RunProgress
 from dspex.engine.client.following.waits import RunWaits
@@ -33,6 +35,7 @@ from dspex.engine.client.run import Run, finishing, full_ids, outputs
 from dspex.engine.client.status import approvals, programs, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.rows import Status
+from dspex.engine.client.status.sessions import SessionInfo, listed
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 
@@ -184,6 +187,27 @@ class Client(Planned, names=METHODS["Client"]):
         bus, nodes = self.bus, self._nodes
         return Answer(lambda told: interactive.call(bus, nodes, what, data, timeout=limit, session=session, told=told))
 
+    def session(
+        self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"
+    ) -> Session:
+        """A session: calls in their order, what was said before, and data, from any process. Made when it is first used.
+
+        Args:
+            id: of 1 to 512 letters and digits.
+            ttl: how long after its last use it ends by itself.
+            policy: what a call does where another call has the session. "queue": it waits behind all others; "reject": it
+                raises SessionBusy; "interrupt": it ends the one that runs; "latest": it ends those that wait, and waits for
+                the one that runs. Those that are ended raise Cancelled.
+
+        Raises ConfigError: DX101, no session can have this id; DX105.
+        """
+        return Session(self, self._nodes, id, ttl, policy)
+
+    async def sessions(self) -> AsyncIterator[SessionInfo]:
+        """All sessions, those included that have ended and are remembered as that, by their ids."""
+        async for info in listed(self.bus, self.app):
+            yield info
+
     async def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
         """What `call` asks for. Raises ConfigError, TopologyError."""
         return (await self._nodes.resolve(self.bus, what))[0]
@@ -253,13 +277,15 @@ class Client(Planned, names=METHODS["Client"]):
     @lacks("Client.forget")
     async def forget(self, *, session: str) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
-        it is still seen that they were. How many keys were deleted: one, or one for each that the setting names.
+        it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
+        each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
         docs/security.md. Raises ConfigError: DX125 where the application seals nothing; DX124 where there is no key here, or
         another one; DX105 for an empty id.
         """
         count = await keyring.forget(self.bus, self.app, session)
+        await SessionStore(self.bus, self.app).remove(session)
         await audit.leave(self.bus, self.app, "forget", session=session, keys=count)
         return count
 

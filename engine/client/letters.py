@@ -14,7 +14,7 @@ from dspex.bus.message import Event, Message, in_session, opened_if_it_can_be
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads
-from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.engine.client.publish import in_a_zone
 from dspex.engine.client.status.names import names

@@ -12,7 +12,7 @@ from dspex.bus.errors import BusError, ConfigError, DecodeError, InvalidInput, N
 from dspex.bus.message import INHERITED
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
-from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.run import AT, Run

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dspex.engine.client import client
-from dspex.engine.client.sync_client import Client, Run
+from dspex.engine.client.sync_client import Client, Run, Session
 
 if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings
 
-__all__ = ["Client", "Run", "connect"]
+__all__ = ["Client", "Run", "Session", "connect"]
 
 
 def connect(url: str | None = None, *, settings: Settings | None = None) -> Client:

@@ -1,4 +1,4 @@
-"""Generated from `client` and `run` by scripts/make_sync.py: the same names without `await`. Do not edit."""
+"""Generated from the client's classes by scripts/make_sync.py: the same names without `await`. Do not edit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing_extensions import TypeVar
 from dspex.bus.codecs import Codec
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
+from dspex.bus.serving.sessions.state import Policy
 from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import METHODS, Planned, lacks
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls import session as _session
 from dspex.engine.client.calls import stream as _stream
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.follower import RunInfo, RunProgress
@@ -25,6 +27,7 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.rows import Status
+from dspex.engine.client.status.sessions import SessionInfo, Turn
 from dspex.engine.graph.manifest import Manifest
 
 V = TypeVar("V", default=dict[str, Any])
@@ -108,6 +111,93 @@ class Answer(Generic[V]):
 
     def __iter__(self) -> Iterator[Chunk]:
         return background.each(self._of.__aiter__())
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+
+class Session:
+    """Ordered and durable: calls are answered one at a time, whatever process asks, and each sees the turns before it.
+
+    A handle, which costs nothing until it is used. To leave `async with` does not end the session.
+
+    Attributes:
+        id: of the session. policy: what a call does where another one has the session; see `Client.session`.
+    """
+
+    def __init__(self, of: _session.Session) -> None:
+        self._of = of
+
+    @property
+    def id(self) -> str:
+        return self._of.id
+
+    @property
+    def policy(self) -> Policy:
+        return self._of.policy
+
+    def call(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, id: str | None = None
+    ) -> Result[V]:
+        """Ask a worker, once it is this call's turn; with an answer it is the session's next turn.
+
+        The turn is stored before the answer is given, by the worker: it is there also where this process dies meanwhile. An
+        input `history` that is not given is filled with the turns that are kept (a `dspy.History`).
+
+        Args:
+            what, data: as of `Client.call`. timeout: of the whole call, the wait for its turn included.
+            id: names the turn. Where there is one of that name, its answer is given and nobody is asked: so who does not know
+                what became of a call asks again with the same id.
+
+        Raises:
+            SessionBusy: policy "reject", and another call has the session. SessionEnded. SessionConflict: another call has
+            taken the place of this one, which was silent for too long. Cancelled: a later call came in its place. And what
+            `Client.call` raises.
+        """
+        return background.run(self._of.call(what, data, timeout=timeout, id=id))
+
+    def stream(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, id: str | None = None
+    ) -> Answer[V]:
+        """The same, with the text of the answer as the model writes it; see `Client.stream`."""
+        return Answer(self._of.stream(what, data, timeout=timeout, id=id))
+
+    def publish(self, subject: str, data: Any) -> Run:
+        """`Client.publish` of an event that belongs to the session."""
+        return Run(background.run(self._of.publish(subject, data)))
+
+    def history(self, *, limit: int = 50) -> Iterator[Turn]:
+        """The last turns that are kept, the oldest first: of a session its last 200, and at most 256 KiB of them."""
+        return background.each(self._of.history(limit=limit))
+
+    def load(self) -> tuple[dict[str, Any], int]:
+        """The data that was saved, and its revision; `{}` and 0 where there is none. Raises SessionEnded."""
+        return background.run(self._of.load())
+
+    def save(self, data: Mapping[str, Any], revision: int) -> int:
+        """Store data, if `revision` is what `load` gave for the latest; its new revision.
+
+        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB.
+        """
+        return background.run(self._of.save(data, revision))
+
+    def end(self) -> bool:
+        """End it, and forget its data and its turns; whether it was there and had not ended.
+
+        Its id can be used for another session once its ttl has passed.
+        """
+        return background.run(self._of.end())
+
+    def info(self) -> SessionInfo | None:
+        """What is known of it; None where there is no such session."""
+        return background.run(self._of.info())
+
+    def __enter__(self) -> Self:
+        background.run(self._of.__aenter__())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        background.run(self._of.__aexit__(kind, e, tb))
 
     def __repr__(self) -> str:
         return repr(self._of)
@@ -213,6 +303,26 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return Answer(self._of.stream(what, data, timeout=timeout, session=session))
 
+    def session(
+        self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"
+    ) -> Session:
+        """A session: calls in their order, what was said before, and data, from any process. Made when it is first used.
+
+        Args:
+            id: of 1 to 512 letters and digits.
+            ttl: how long after its last use it ends by itself.
+            policy: what a call does where another call has the session. "queue": it waits behind all others; "reject": it
+                raises SessionBusy; "interrupt": it ends the one that runs; "latest": it ends those that wait, and waits for
+                the one that runs. Those that are ended raise Cancelled.
+
+        Raises ConfigError: DX101, no session can have this id; DX105.
+        """
+        return Session(self._of.session(id, ttl=ttl, policy=policy))
+
+    def sessions(self) -> Iterator[SessionInfo]:
+        """All sessions, those included that have ended and are remembered as that, by their ids."""
+        return background.each(self._of.sessions())
+
     def resolve(self, what: HasCall[V] | str) -> Resolved[V]:
         """What `call` asks for. Raises ConfigError, TopologyError."""
         return background.run(self._of.resolve(what))
@@ -273,7 +383,8 @@ class Client(Planned, names=METHODS["Client"]):
     @lacks("Client.forget")
     def forget(self, *, session: str) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
-        it is still seen that they were. How many keys were deleted: one, or one for each that the setting names.
+        it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
+        each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
         docs/security.md. Raises ConfigError: DX125 where the application seals nothing; DX124 where there is no key here, or

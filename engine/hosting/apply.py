@@ -22,7 +22,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
-from dspex.bus.serving import clear_text
+from dspex.bus.serving.keys import clear_text
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.lanes import Backfill

@@ -16,6 +16,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     statements of watermarks (at once)                they are an engine's last, and it lives, or others have not said as much
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them, or a saved version of a program
+    sessions                                          they go on, or it has to be remembered that they have ended
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
@@ -32,6 +33,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
 from dspex.engine.log import redriven
@@ -68,7 +70,7 @@ class _Kept:
 async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records: float, clock: Callable[[], float]) -> None:
     """Sweep now and then, until cancelled. `mine`: the topologies whose first partition this process owns.
 
-    Who owns that of the first topology also removes the payloads that none needs.
+    Who owns that of the first topology also removes the payloads that none needs, and sessions that are over.
     """
     unused = UnusedPayloads(bus, app)
     while True:
@@ -80,6 +82,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
             applied = await manifests(bucket, whole=True)
             if applied and min(applied) in owned:
                 await unused.remove(applied, clock())
+                await SessionStore(bus, app).purge()
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 

@@ -10,7 +10,9 @@ ELSEWHERE = {
     "DX115": "bus/local/test_server.py::test_a_second_server_on_the_same_store_is_refused",
     "DX122": "engine/cli/server/test_doctor.py::test_certificates_that_cannot_be_used_are_a_settings_error",
     "DX123": "bus/local/test_login.py::test_a_password_that_others_could_read_or_write_is_refused",
-    "DX124": "engine/client/test_keys_of_sessions.py::test_who_has_no_key_stores_nothing_in_clear_text_where_others_seal",
+    "DX124": (
+        "engine/client/sessions/test_keys_of_sessions.py::test_who_has_no_key_stores_nothing_in_clear_text_where_others_seal"
+    ),
     "DX126": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
     "DX131": "engine/cli/test_demo.py::test_without_the_model_the_demo_says_what_to_type",
     "DX132": "workers/models/test_weights.py::test_weights_that_were_changed_on_the_disk_are_not_loaded",
@@ -74,6 +76,11 @@ ELSEWHERE = {
     "DX504": "engine/keyed/windows/test_fixed.py::"
     "test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts",
     "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
+    "DX700": "engine/client/sessions/test_sessions.py::test_an_answer_whose_turn_cannot_be_stored_is_an_error",
+    "DX701": "engine/client/sessions/test_sessions.py::test_data_is_saved_by_whoever_knows_the_latest",
+    "DX702": "engine/client/sessions/test_sessions.py::test_a_session_that_was_ended_or_whose_time_is_over_takes_nothing_more",
+    "DX704": "engine/client/sessions/test_sessions.py::test_reject_raises_where_another_call_runs",
+    "DX705": "engine/client/sessions/test_sessions.py::test_what_is_stored_and_is_no_session_is_told_and_can_be_ended",
     "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
     "DX518": "bus/memory/test_saved_states.py::test_a_state_keeps_what_describes_prompts_and_nothing_else",
     "DX612": "workers/dspy/test_states.py::"

@@ -33,6 +33,7 @@ HOMES = {  # of what is no name of dspex itself
     "Accepted": "dspex.engine.client.calls.events",
     "Progress": "dspex.engine.client.calls.events",
     "DeadLetter": "dspex.engine.client.letters",
+    "Turn": "dspex.engine.client.status.sessions",
     "Step": "dspex.engine.client.steps",
     "RunInfo": "dspex.engine.client.following.follower",
     "Usage": "dspex.bus.records",
@@ -43,7 +44,6 @@ HOMES = {  # of what is no name of dspex itself
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
 COMES_WITH = {
-    "Turn": "session",
     "StepDiff": "diff",
     "Diff": "diff",
     "Replay": "replay",

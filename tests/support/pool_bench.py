@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, DspexError, WorkerLost
 from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import new_id
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, RecordTo
+from dspex.bus.records import DEFAULT_POOL, CallRecord, CallRequest, RecordTo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
+from dspex.engine.client.client import Client
+from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import Frame, Link
+from dspex.workers.pool.executions import Execution
 from dspex.workers.pool.pool import Pool
 
 HERE = Path(__file__).parent
@@ -140,3 +144,89 @@ async def running(
         pump.cancel()
         await asyncio.gather(pump, return_exceptions=True)
         await bus.close()
+
+
+# -- all of a pool but its processes, on virtual time
+T = TypeVar("T")
+ECHO = "history, text -> reply"
+
+
+class Answering:
+    """The step of a pool that answers every call with what `answers` gives: `reply: <text>` and the number of turns before."""
+
+    def __init__(self) -> None:
+        self.asked: list[CallRequest] = []
+        self.seconds = 0.0
+        self.error: DspexError | None = None
+
+    def before(self, execution: Execution) -> Coroutine[Any, Any, Answer | None]:
+        return self._answer(execution.work)
+
+    def after(self, execution: Execution, record: CallRecord) -> None: ...
+
+    async def _answer(self, work: CallRequest) -> Answer:
+        self.asked.append(work)
+        await asyncio.sleep(self.seconds)
+        if self.error is not None:
+            return Answer.failed(self.error, "")
+        before = len(work.inputs.get("history", {}).get("messages", ()))
+        return Answer(0.0, outputs={"reply": f"{work.inputs['text']} after {before}"})
+
+
+class Talks:
+    """A server, pools on it, and clients."""
+
+    def __init__(self) -> None:
+        self.loop, self.server = VirtualLoop(), MemoryServer()
+        self.answering = Answering()
+        self.pools: list[Pool] = []
+        self.client = self.another()
+        self.run(self.start())
+
+    def another(self) -> Client:
+        """One more client, as another process has it."""
+        return Client(bus=self.server.connect(), app=APP)
+
+    async def start(self) -> Pool:
+        """One more process of the pool."""
+        pool = Pool(self.server.connect(), PoolConfig(APP, DEFAULT_POOL, size=1, slots=8))
+        pool.steps.append(self.answering)
+        pool.children.slots.refuse(lambda: WorkerLost("no process"))  # so that the pool takes calls, which only steps answer
+        asyncio.get_running_loop().create_task(pool.interactive.run())
+        self.pools.append(pool)
+        control = await pool.status.subscribe()
+        assert control is not None
+        return pool
+
+    def run(self, what: Awaitable[T]) -> T:
+        async def go() -> T:
+            return await what
+
+        return self.loop.run(go(), advance=True)
+
+    def say(self, session: Any, text: str, **options: Any) -> str:
+        """The reply to a call in a session."""
+        return str(self.run(session.call(ECHO, {"text": text}, **options)).data["reply"])
+
+    def begin(self, what: Coroutine[Any, Any, T], seconds: float = 0.5) -> asyncio.Task[T]:
+        """Begin, and let some time pass."""
+        task = self.loop.create_task(what)
+        self.loop.advance(seconds)
+        return task
+
+    def texts(self, session: Any) -> list[str]:
+        """What was said in the turns."""
+
+        async def read() -> list[str]:
+            return [turn.inputs["text"] async for turn in session.history()]
+
+        return self.run(read())
+
+
+@contextmanager
+def talks() -> Iterator[Talks]:
+    one = Talks()
+    try:
+        yield one
+    finally:
+        one.loop.close()

@@ -27,6 +27,7 @@ from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
 from dspex.workers.pool.telling import Telling
+from dspex.workers.pool.turns import Turns
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -46,6 +47,7 @@ class Interactive:
         pool.children.slots.freed = self._changed.set
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
+        self._turns = Turns(pool.bus, pool.config.app)
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
 
@@ -64,9 +66,10 @@ class Interactive:
                 await self._subscription.close()
 
     async def drain(self, seconds: float) -> None:
-        """Have what is large sent."""
+        """Have turns stored, and what is large sent."""
         await self._large.finish(seconds)
         await self._large.stop()
+        await self._turns.stop()
 
     async def _join_or_leave(self) -> None:
         config, free = self._pool.config, self._pool.free()
@@ -105,6 +108,8 @@ class Interactive:
         config, work = self._pool.config, CallRequest.unpack(message.data)
         if work.record is not None:
             raise DecodeError("an interactive call does not say where its record is stored")
+        if work.turn is not None and not work.session:
+            raise DecodeError("it is to be a turn, and does not say of which session")
         self._pool.records.check(work)
         if message.subject != (wanted := work.called_on(config.app, config.name)):
             # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
@@ -129,9 +134,19 @@ class Interactive:
         }
         pool.bus.tell(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
         telling = Telling(pool.bus, message.reply) if work.stream else None
-        execution = pool.executions.start(work, message.data, partial(self._answered, message.reply, work, telling))
+        self._turns.begin(work)
+        execution = pool.executions.start(work, message.data, partial(self._ended, message.reply, work, telling))
         execution.telling = telling  # what its child says comes later, if it has one
         self._changed.set()
+
+    def _ended(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
+        if work.turn is None:
+            self._answered(reply, work, telling, record)
+        else:
+            self._large.start(self._spoken(reply, work, telling, record), "turn")
+
+    async def _spoken(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
+        self._answered(reply, work, telling, await self._turns.written(work, record))
 
     def _answered(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
         """Send the result, and have it recorded."""

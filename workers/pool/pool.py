@@ -16,7 +16,7 @@ from dspex.bus.errors import WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving.clear_text import need_none
+from dspex.bus.serving.keys.clear_text import need_none
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop

@@ -33,8 +33,8 @@ from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Fenced, NotAllowed, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage, StreamConfig
-from dspex.bus.serving.clear_text import SETTING, need_none
 from dspex.bus.serving.keys.ciphers import KEY, SessionKey, Wrapping, unwrapped
+from dspex.bus.serving.keys.clear_text import SETTING, need_none
 from dspex.bus.serving.keys.secrets import secrets_of
 from dspex.bus.serving.new_leader import shown
 

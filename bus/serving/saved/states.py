@@ -29,7 +29,7 @@ from dspex.bus.errors import ConfigError, DataError, DecodeError, Fenced, RunErr
 from dspex.bus.message import Message
 from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import audit, payloads
-from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.serving.saved.form import ProgramState, digest_of, unpack
 from dspex.bus.serving.saved.names import StateName
 from dspex.bus.settings.similar import did_you_mean

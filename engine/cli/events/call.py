@@ -27,7 +27,7 @@ def call(
     data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help="k=v, k:=json, @file, - (JSON lines).")] = None,
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
-    session: Annotated[str | None, typer.Option("--session", help="Id of the session.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="The call is the next turn of this session.")] = None,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
@@ -59,7 +59,8 @@ def call(
             try:
                 for inputs in records(data or [], sys.stdin):
                     calls += 1
-                    _print_result(t, await c.call(spec, inputs, timeout=limit, session=session))
+                    one = c if session is None else c.session(session)
+                    _print_result(t, await one.call(spec, inputs, timeout=limit))
             finally:  # also where one failed: it may have been paid
                 if calls:
                     await audit.leave(c.bus, c.app, "call", called=what[: audit.MOST_SHOWN], calls=calls)

@@ -16,7 +16,7 @@ from dspex.bus.local import probe
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import OLDEST_SERVER, Bus
-from dspex.bus.serving.clear_text import need_none
+from dspex.bus.serving.keys.clear_text import need_none
 from dspex.bus.settings.imports import lean_nats
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault

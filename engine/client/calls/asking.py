@@ -15,7 +15,7 @@ from dspex.bus.message import Message, in_session
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
-from dspex.bus.serving.clear_text import may_store
+from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT, SAID, Said, Saying
 from dspex.engine.client.status.pools import pool_row, pool_rows
 from dspex.engine.client.status.rows import PoolRow

@@ -182,3 +182,21 @@ def test_a_model_that_answers_nonsense_leaves_a_dead_letter_that_can_be_redriven
     assert project.here("--json", "dlq", "redrive", "--reason", "InvalidOutput", "--set", "text=fine").code == 0
     (event,) = project.here("--json", "watch", project.output, "--start", str(letter["sequence"]), "--count", "1").objects()
     assert (event["run"], event["data"]["text"]) == (letter["run"], "fine")
+
+
+def test_a_session_is_spoken_in_listed_shown_and_ended(project: Project) -> None:
+    for text in ("one", "two"):
+        done = project.here("--json", "call", "text -> reply", f"text={text}", "--session", "ann/5")
+        assert done.code == 0, done.err
+    (listed,) = project.here("--json", "sessions", "ls", "--since", "1h").objects()
+    assert [listed[name] for name in ("id", "turns", "revision", "ttl", "ended")] == ["ann/5", 2, 0, 2_592_000.0, False]
+    assert project.here("sessions", "ls").out.splitlines()[1].split()[:2] == ["ann/5", "2"]
+    (shown,) = project.here("--json", "sessions", "show", "ann/5", "--limit", "1").objects()
+    assert [(turn["inputs"], turn["outputs"]) for turn in shown["history"]] == [({"text": "two"}, {"reply": "reply of two"})]
+    assert "reply of one" in project.here("sessions", "show", "ann/5").out
+    assert project.here("--json", "sessions", "end", "ann/5").error()["code"] == "DX136"
+    assert project.here("--json", "sessions", "end", "ann/5", "--yes").objects()[0]["ended"] is True
+    assert project.here("--json", "call", "text -> reply", "text=x", "--session", "ann/5").error()["code"] == "DX702"
+    assert [project.here("sessions", verb, "nobody", *more).code for verb, more in (("show", []), ("end", ["--yes"]))] == [1, 1]
+    (entry,) = [e for e in project.here("--json", "audit", "ls").objects() if e["verb"] == "end"]
+    assert entry["what"] == {"session": "ann/5"}

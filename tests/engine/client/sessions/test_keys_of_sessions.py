@@ -25,8 +25,8 @@ from dspex.bus.memory.store import MemoryStream
 from dspex.bus.message import Message
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import Kept, NewMessage
-from dspex.bus.serving import clear_text, payloads
-from dspex.bus.serving.keys import keyring
+from dspex.bus.serving import payloads
+from dspex.bus.serving.keys import clear_text, keyring
 from dspex.bus.serving.keys.keyring import Keyring
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply

@@ -1,0 +1,170 @@
+"""A session as it is stored: data, turns, and the line of those who want to take a turn. Changes of it are pure functions.
+
+One key of one bucket holds all of it, and each change is a compare and set. So the turn of a call and the end of its place in
+the line are one write, and whoever comes next sees either both or none.
+
+Whoever stands first in the line has the session. A place is renewed every few seconds, by whoever waits and by the pool that
+runs the call; one that was not is passed over by the next who looks. Time is that of the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from dspex.bus import codecs
+from dspex.bus.errors import Cancelled, OutputTooLarge, SessionBusy, SessionConflict, SessionEnded
+
+Policy: TypeAlias = Literal["queue", "reject", "interrupt", "latest"]
+"""What a call does where another one has the session: waits behind all others; raises; ends the one that runs and goes before
+those that wait; ends those that wait, and waits for the one that runs.
+"""
+
+HISTORY: Final = "history"
+"""The input of a signature that is filled with the turns of its session."""
+BEAT: Final = 5.0  # seconds after which a place is renewed
+SILENT: Final = 15.0  # seconds after which a place that was not renewed does not count
+MOST_TURNS: Final = 200  # of a session that are kept: the last ones
+MOST_BYTES: Final = 256 << 10  # of the turns that are kept together, of one turn, and of what is saved
+MOST_PLACES: Final = 1000  # of a line
+
+
+class InLine(NamedTuple):
+    """A place in the line.
+
+    Attributes:
+        call: id of the call that wants its turn. until: when it counts no more, in seconds since the epoch.
+        pool: of the call.
+    """
+
+    call: str
+    until: float
+    pool: str = ""
+
+
+class StoredTurn(NamedTuple):
+    """A call that was answered.
+
+    Attributes:
+        call: its id, which is that of its record.
+        id: what its caller named it by; a second call of that name is answered from here.
+        time: when it was answered, in seconds since the epoch.
+        inputs, outputs: of the call, without the history.
+    """
+
+    call: str
+    id: str
+    time: float
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """A session.
+
+    Attributes:
+        ttl: seconds after `touched` at which it ends by itself. touched: when it was used last, in seconds since the epoch.
+        ended: it was ended; nothing is left of it but this.
+        count: turns that there were, those included that are kept no more. revision: how often data was saved.
+        line: who has the session, and who waits for it.
+        data: what was saved. turns: the last ones.
+    """
+
+    ttl: float
+    touched: float
+    ended: bool = False
+    count: int = 0
+    revision: int = 0
+    line: list[InLine] = field(default_factory=list[InLine])
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    turns: list[StoredTurn] = field(default_factory=list[StoredTurn])
+
+    def over(self, now: float) -> bool:
+        """Whether it has ended, or its time has run out while nobody took a turn."""
+        return self.ended or (now > self.touched + self.ttl and not self.standing(now))
+
+    def forgotten(self, now: float) -> bool:
+        """Whether nothing has to remember any more that it has ended: its id may be used for another session."""
+        return now > self.touched + self.ttl * (1 if self.ended else 2) and self.over(now)
+
+    def standing(self, now: float) -> list[InLine]:
+        """The line without those that are gone."""
+        return [place for place in self.line if place.until >= now]
+
+    def turn(self, id: str) -> StoredTurn | None:
+        """The turn of this name, if it is kept."""
+        return next((turn for turn in reversed(self.turns) if turn.id == id), None)
+
+
+def used(id: str, state: SessionState | None, now: float, ttl: float) -> SessionState:
+    """The session, used now; a new one where there was none. Raises SessionEnded."""
+    if state is None:
+        return SessionState(ttl, now)
+    if state.over(now):
+        raise SessionEnded(f"session {id} was ended" if state.ended else f"the time to live of session {id} has run out")
+    return replace(state, ttl=ttl, touched=now)
+
+
+def joined(id: str, state: SessionState, now: float, place: InLine, policy: Policy) -> SessionState:
+    """With a place for a call in the line. Raises SessionBusy."""
+    line = state.standing(now)
+    if place.call in [other.call for other in line]:
+        return state  # it was written, and whoever did that was not told
+    if policy == "reject" and line:
+        raise SessionBusy(f"session {id} is taken: call {line[0].call} runs")
+    if policy == "interrupt":
+        line = [place, *line[1:]]
+    else:
+        line = [*(line[:1] if policy == "latest" else line), place]
+    if len(line) > MOST_PLACES:
+        raise SessionBusy(f"{MOST_PLACES} calls wait for session {id}")
+    return replace(state, line=line)
+
+
+def renewed(state: SessionState, now: float, call: str) -> SessionState:
+    """With the place of a call renewed, and without those that are gone. Raises Cancelled where it has none any more."""
+    if call not in [place.call for place in state.line]:
+        raise Cancelled("another call has taken its place in the session, or it was silent for too long")
+    line = [p._replace(until=now + SILENT) if p.call == call else p for p in state.line]
+    return replace(state, line=[place for place in line if place.until >= now])
+
+
+def left(state: SessionState, call: str) -> SessionState:
+    """Without the place of a call."""
+    return replace(state, line=[place for place in state.line if place.call != call])
+
+
+def taken(state: SessionState, now: float, turn: StoredTurn) -> SessionState:
+    """With the turn of a call, which leaves its place. Raises SessionConflict where it has none, OutputTooLarge."""
+    if any(known.call == turn.call for known in state.turns):
+        return state  # it was written, and whoever did that was not told
+    line = state.line
+    while line and line[0].call != turn.call and line[0].until < now:
+        line = line[1:]
+    if not line or line[0].call != turn.call:
+        raise SessionConflict("another call has taken its place in the session: the answer is no turn of it")
+    sizes = [len(codecs.msgpack_bytes(one)) for one in (*state.turns, turn)]
+    if sizes[-1] > MOST_BYTES:
+        raise OutputTooLarge(f"a turn of {sizes[-1]:,} bytes, and one may have {MOST_BYTES:,}")
+    turns = [*state.turns, turn]
+    while len(turns) > MOST_TURNS or sum(sizes[-len(turns) :]) > MOST_BYTES:
+        del turns[0]
+    return replace(state, touched=now, count=state.count + 1, line=line[1:], turns=turns)
+
+
+def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int) -> SessionState:
+    """With other data, if that of `revision` is the latest. Raises SessionConflict, OutputTooLarge."""
+    if state.revision == revision + 1 and state.data == data:
+        return state  # it was written, and whoever did that was not told
+    if state.revision != revision:
+        raise SessionConflict(f"the data of session {id} is at revision {state.revision}, and not at {revision}")
+    if (size := len(codecs.msgpack_bytes(data))) > MOST_BYTES:
+        raise OutputTooLarge(f"{size:,} bytes for the data of session {id}, which may have {MOST_BYTES:,}")
+    return replace(state, data=data, revision=revision + 1)
+
+
+def ended(state: SessionState, now: float) -> SessionState:
+    """What is left of a session that is ended."""
+    return SessionState(state.ttl, now, ended=True, count=state.count, revision=state.revision)

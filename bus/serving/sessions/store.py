@@ -1,0 +1,157 @@
+"""Reads and changes what is stored of sessions: the bucket `_sessions`, one key each.
+
+    {"head": what anybody who may read the bucket sees, and "seal", which key the body is sealed with; "" for none
+     "body": data and turns as MessagePack, sealed where the application's payloads are}
+
+The head is in clear, so that who cleans up can see what is over, whether or not it has the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from typing_extensions import TypedDict
+
+from dspex.bus import codecs, subjects
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError, Fenced, NotAllowed, SessionError, Unsettled
+from dspex.bus.message import Message, in_session
+from dspex.bus.port import Bucket, Bus, NewMessage
+from dspex.bus.serving.keys.clear_text import SETTING, may_store
+from dspex.bus.serving.sessions.state import SessionState, ended
+
+FRESH: Final = 60.0  # seconds for which the server's clock is carried on without asking
+AT_ONCE: Final = 16  # sessions that are read together
+SessionChange = Callable[[SessionState | None, float], SessionState]
+
+_HEAD: Final = ("ttl", "touched", "ended", "count", "revision", "line")
+_BODY: Final = ("data", "turns")
+
+
+class _Stored(TypedDict):
+    head: dict[str, Any]
+    body: bytes
+
+
+class SessionStore:
+    """The sessions of an application."""
+
+    def __init__(self, bus: Bus, app: str) -> None:
+        self._bus, self._app = bus, app
+        self._opened: Bucket | None = None
+        self._ahead, self._asked = 0.0, float("-inf")  # of the server's clock before that of the loop; when it was asked
+
+    async def read(self, id: str) -> SessionState | None:
+        """A session; None where there is none. Raises BusError; SessionError where what is stored is none."""
+        stored = await (await self._bucket()).get(subjects.session_key(id))
+        return None if stored is None else await self._unpacked(id, stored[0])
+
+    async def head(self, id: str) -> SessionState | None:
+        """The same without data and turns, for which no key is needed; one that cannot be read has ended. Raises BusError."""
+        stored = await (await self._bucket()).get(subjects.session_key(id))
+        if stored is None:
+            return None
+        try:
+            head = checked(_Stored, "a session", codecs.decode(stored[0], codecs.MSGPACK))["head"]
+            return SessionState(**checked(SessionState, "a session", head))
+        except (DecodeError, TypeError):
+            return SessionState(0.0, 0.0, ended=True)
+
+    async def change(self, id: str, change: SessionChange) -> SessionState:
+        """The session as `change` makes it of what is stored and of the time. The same thing twice must be the same as once.
+
+        Called again where somebody else changed it meanwhile. Raises what it raises, BusError, SessionError.
+        """
+        bucket, key = await self._bucket(), subjects.session_key(id)
+        while True:
+            stored, now = await asyncio.gather(bucket.get(key), self.now())
+            before = None if stored is None else await self._unpacked(id, stored[0])
+            if (after := change(before, now)) == before:
+                return after
+            try:
+                await bucket.put(key, await self._packed(id, after), revision=0 if stored is None else stored[1])
+            except (Fenced, Unsettled):
+                continue  # what is stored now says what became of it
+            return after
+
+    async def ids(self) -> list[str]:
+        """The ids of all sessions that there are, those that are over included."""
+        if not await self._bus.has("bucket", subjects.sessions(self._app)):
+            return []
+        return [subjects.session_of(key) for key in await (await self._bucket()).keys()]
+
+    async def remove(self, id: str) -> None:
+        """Leave nothing of a session: its id may be used for another one."""
+        if await self._bus.has("bucket", subjects.sessions(self._app)):
+            await (await self._bucket()).delete(subjects.session_key(id))
+
+    async def purge(self) -> int:
+        """Remove what has ended and need not be remembered as that any more; how many. Nobody uses such a session."""
+        ids, count = await self.ids(), 0
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            now = await self.now()
+            heads = await asyncio.gather(*(self.head(id) for id in some))
+            for id in [id for id, state in zip(some, heads) if state is not None and state.forgotten(now)]:
+                await self.remove(id)
+                count += 1
+        return count
+
+    async def end(self, id: str) -> bool:
+        """End a session; whether there was one that had not ended. Of what is no session nothing is left."""
+        try:
+            found = await self.read(id)
+        except SessionError:
+            await self.remove(id)
+            return True
+        if found is None or found.ended:
+            return False
+        await self.change(id, lambda state, now: ended(state or found, now))
+        return True
+
+    async def now(self) -> float:
+        """What the server's clock says, in seconds since the epoch."""
+        here = asyncio.get_running_loop().time()
+        if here - self._asked > FRESH:
+            there = await (await self._bucket()).time()
+            self._ahead, self._asked = there - here, here
+        return asyncio.get_running_loop().time() + self._ahead
+
+    async def _bucket(self) -> Bucket:
+        if self._opened is None:
+            self._opened = await self._bus.bucket(subjects.sessions(self._app))
+        return self._opened
+
+    async def _packed(self, id: str, state: SessionState) -> bytes:
+        body, seal = codecs.msgpack_bytes({name: getattr(state, name) for name in _BODY}), ""
+        await may_store(self._bus, self._app)
+        if self._bus.sealing is not None:
+            sealed = await self._bus.sealing.sealed(NewMessage("", body, in_session(id)))
+            body, seal = sealed.data, (sealed.headers or {})[subjects.SEALED]
+        head = {name: getattr(state, name) for name in _HEAD} | {"seal": seal}
+        return codecs.msgpack_bytes({"head": head, "body": body})
+
+    async def _unpacked(self, id: str, stored: bytes) -> SessionState:
+        """What is stored, whoever wrote it. One whose key was deleted is ended."""
+        try:
+            raw: _Stored = checked(_Stored, "a session", codecs.decode(stored, codecs.MSGPACK))
+            seal, body = raw["head"].pop("seal", ""), raw["body"]
+            if seal:
+                opened = await self._opened_body(id, str(seal), body)
+                if opened is None:
+                    head = SessionState(**checked(SessionState, "a session", raw["head"]))
+                    return ended(head, head.touched)
+                body = opened
+            return SessionState(**checked(SessionState, "a session", {**raw["head"], **codecs.decode(body, codecs.MSGPACK)}))
+        except (DecodeError, TypeError, KeyError) as error:
+            why = f"what is stored of session {id[:100]} is none: {error}"
+            raise SessionError(why, code="DX705", fix="end it, which leaves nothing of that: dspex sessions end ID") from None
+
+    async def _opened_body(self, id: str, seal: str, body: bytes) -> bytes | None:
+        if self._bus.sealing is None:
+            raise NotAllowed(f"session {id} is sealed, and this process has no key", fix=f'set {SETTING} = "NAME"')
+        headers = {subjects.SEALED: seal, **in_session(id)}
+        opened = await self._bus.sealing.opened(Message("", body, headers, 0, 0.0))
+        return opened.data if opened is not None else None

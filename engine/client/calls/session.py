@@ -1,0 +1,232 @@
+"""A session as a client holds it: calls in their order, what was said before, and data that outlives everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
+
+import orjson
+from typing_extensions import TypeVar
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, CallTimeout, Cancelled, ConfigError, SessionEnded, SessionError
+from dspex.bus.message import new_id
+from dspex.bus.records import Usage
+from dspex.bus.serving.sessions.state import (
+    BEAT,
+    SILENT,
+    InLine,
+    Policy,
+    SessionState,
+    StoredTurn,
+    joined,
+    left,
+    renewed,
+    saved,
+    used,
+)
+from dspex.bus.serving.sessions.store import SessionStore
+from dspex.bus.settings.duration import Duration, seconds
+from dspex.bus.tasks import Tasks
+from dspex.engine.client import call as interactive
+from dspex.engine.client.call import Result, Speaking
+from dspex.engine.client.calls.asking import Meanwhile
+from dspex.engine.client.calls.stream import Answer
+from dspex.engine.client.resolve import HasCall, Nodes, Resolved
+from dspex.engine.client.run import Run
+from dspex.engine.client.status.sessions import SessionInfo, Turn
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+
+V = TypeVar("V", default=dict[str, Any])
+PAUSE, MOST_PAUSE = 0.02, 0.25  # seconds between two looks at the line
+
+
+class Session:
+    """Ordered and durable: calls are answered one at a time, whatever process asks, and each sees the turns before it.
+
+    A handle, which costs nothing until it is used. To leave `async with` does not end the session.
+
+    Attributes:
+        id: of the session. policy: what a call does where another one has the session; see `Client.session`.
+    """
+
+    def __init__(self, client: Client, nodes: Nodes, id: str, ttl: Duration, policy: Policy) -> None:
+        subjects.session_key(id)  # it may be none
+        if policy not in get_args(Policy):
+            raise ConfigError(f"there is no policy {policy!r}", code="DX105", fix=f"one of: {', '.join(get_args(Policy))}")
+        self.id = id
+        self.policy: Policy = policy
+        self._client, self._nodes, self._ttl = client, nodes, seconds(ttl)
+        if not self._ttl > 0:
+            raise ConfigError(f"a session cannot live for {ttl!r}", code="DX105", fix='a ttl such as "30d"', node="ttl")
+        self._store = SessionStore(client.bus, client.app)
+        self._beats = Tasks(f"session {id[:40]}")
+
+    async def __aenter__(self) -> Self:
+        await self._store.change(self.id, self._used)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        """The session goes on."""
+
+    async def call(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, id: str | None = None
+    ) -> Result[V]:
+        """Ask a worker, once it is this call's turn; with an answer it is the session's next turn.
+
+        The turn is stored before the answer is given, by the worker: it is there also where this process dies meanwhile. An
+        input `history` that is not given is filled with the turns that are kept (a `dspy.History`).
+
+        Args:
+            what, data: as of `Client.call`. timeout: of the whole call, the wait for its turn included.
+            id: names the turn. Where there is one of that name, its answer is given and nobody is asked: so who does not know
+                what became of a call asks again with the same id.
+
+        Raises:
+            SessionBusy: policy "reject", and another call has the session. SessionEnded. SessionConflict: another call has
+            taken the place of this one, which was silent for too long. Cancelled: a later call came in its place. And what
+            `Client.call` raises.
+        """
+        return await self._speak(what, data, None if timeout is None else seconds(timeout), id)
+
+    def stream(
+        self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, id: str | None = None
+    ) -> Answer[V]:
+        """The same, with the text of the answer as the model writes it; see `Client.stream`."""
+        limit = None if timeout is None else seconds(timeout)
+        return Answer(lambda told: self._speak(what, data, limit, id, told))
+
+    async def publish(self, subject: str, data: Any) -> Run:
+        """`Client.publish` of an event that belongs to the session."""
+        return await self._client.publish(subject, data, session=self.id)
+
+    async def history(self, *, limit: int = 50) -> AsyncIterator[Turn]:
+        """The last turns that are kept, the oldest first: of a session its last 200, and at most 256 KiB of them."""
+        state = await self._store.read(self.id)
+        for turn in state.turns[max(0, len(state.turns) - limit) :] if state is not None else ():
+            yield Turn(turn.call, datetime.fromtimestamp(turn.time, UTC), turn.inputs, turn.outputs)
+
+    async def load(self) -> tuple[dict[str, Any], int]:
+        """The data that was saved, and its revision; `{}` and 0 where there is none. Raises SessionEnded."""
+        state, now = await self._store.read(self.id), await self._store.now()
+        state = self._used(state, now)
+        return dict(state.data), state.revision
+
+    async def save(self, data: Mapping[str, Any], revision: int) -> int:
+        """Store data, if `revision` is what `load` gave for the latest; its new revision.
+
+        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB.
+        """
+        state = await self._store.change(self.id, lambda found, now: saved(self.id, self._used(found, now), data, revision))
+        return state.revision
+
+    async def end(self) -> bool:
+        """End it, and forget its data and its turns; whether it was there and had not ended.
+
+        Its id can be used for another session once its ttl has passed.
+        """
+        return await self._store.end(self.id)
+
+    async def info(self) -> SessionInfo | None:
+        """What is known of it; None where there is no such session."""
+        state = await self._store.read(self.id)
+        return None if state is None else SessionInfo.of(self.id, state, await self._store.now())
+
+    # -- its turn
+    async def _speak(
+        self, what: HasCall[V] | str, data: Any, timeout: float | None, id: str | None, told: Meanwhile | None = None
+    ) -> Result[V]:
+        """See `call`; with `told`, `stream`."""
+        asked = await self._client.resolve(what)
+        limit = interactive.limit_of(what, asked, timeout, streamed=told is not None)
+        place, end = InLine(new_id(), 0.0, asked.pool), asyncio.get_running_loop().time() + limit
+        spoken = False
+        try:
+            state = await self._in_time(place, id, limit)
+            if id is not None and (known := state.turn(id)) is not None:
+                return _again(asked, data, known, told)
+            beats = self._beats.start(self._beat(place), "place")
+            try:
+                left_over = end - asyncio.get_running_loop().time()
+                speaking = Speaking(place.call, id or place.call, state.turns)
+                result = await interactive.call(
+                    self._client.bus, self._nodes, what, data, timeout=left_over, session=self.id, told=told, speaking=speaking
+                )
+            finally:
+                beats.cancel()
+            spoken = True
+            return result
+        finally:
+            if not spoken:
+                with suppress(BusError, SessionError):  # who cannot say so is passed over
+                    await self._store.change(self.id, lambda state, now: left(self._used(state, now), place.call))
+
+    async def _in_time(self, place: InLine, id: str | None, limit: float) -> SessionState:
+        """`_turn_of`, for so long. Raises CallTimeout."""
+        try:
+            async with asyncio.timeout(limit):
+                return await self._turn_of(place, id)
+        except TimeoutError:
+            text = f"other calls of session {self.id} had it for {limit:g} s"
+            raise CallTimeout(text, fix="wait longer, or use another policy").of_call() from None
+
+    def _used(self, state: SessionState | None, now: float) -> SessionState:
+        return used(self.id, state, now, self._ttl)
+
+    async def _turn_of(self, place: InLine, id: str | None) -> SessionState:
+        """Wait until a call stands first in the line, or there is a turn of its name. The session as it is then."""
+        before: list[InLine] = []
+
+        def join(found: SessionState | None, now: float) -> SessionState:
+            state = self._used(found, now)
+            before[:] = state.standing(now)[:1]
+            if id is not None and state.turn(id) is not None:
+                return state
+            return joined(self.id, state, now, place._replace(until=now + SILENT), self.policy)
+
+        state, pause = await self._store.change(self.id, join), PAUSE
+        if self.policy == "interrupt" and before:
+            said = orjson.dumps({"kind": "cancel", "call": before[0].call})
+            with suppress(BusError):  # who cannot be told has no turn in any case
+                self._client.bus.tell(subjects.control(self._client.app, before[0].pool), said)
+        while not (state.line and state.line[0].call == place.call) and not (id is not None and state.turn(id)):
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, MOST_PAUSE)
+            state = await self._looked(place)
+        return state
+
+    async def _looked(self, place: InLine) -> SessionState:
+        """The session as it is now, with the place renewed where it is time for that."""
+        state, now = await self._store.read(self.id), await self._store.now()
+        if state is None or state.ended:
+            raise SessionEnded(f"session {self.id} was ended")
+        mine = next((p for p in state.line if p.call == place.call), None)
+        if mine is not None and mine.until > now + SILENT - BEAT and state.line[0].until >= now:
+            return state
+        return await self._store.change(self.id, lambda found, now: renewed(self._used(found, now), now, place.call))
+
+    async def _beat(self, place: InLine) -> None:
+        """Renew the place for as long as there is one."""
+        while True:
+            await asyncio.sleep(BEAT)
+            try:
+                await self._store.change(self.id, lambda state, now: renewed(self._used(state, now), now, place.call))
+            except (Cancelled, SessionError):
+                return  # the answer says why
+            except BusError:
+                pass  # the next one may come through
+
+
+def _again(asked: Resolved[V], data: Any, turn: StoredTurn, told: Meanwhile | None) -> Result[V]:
+    """The answer of a turn that there is."""
+    outputs = dict(turn.outputs)
+    if told is not None:
+        told.ended(outputs)
+    answer = asked.call.accept(data, outputs) if asked.call else cast("V", outputs)
+    return Result(answer, turn.call, "record", Usage(), "", "", 1, timedelta(0), "")
