@@ -60,7 +60,7 @@ class PoolConfig:
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
     `budgets`: all of the settings.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
-    hears of it.
+    hears of it. `zygote`: see `forks`; None: where it has no GPUs, whose drivers do not work in a fork.
     """
 
     app: str
@@ -85,6 +85,12 @@ class PoolConfig:
     hmac_key_env: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     budgets: tuple[Budget, ...] = ()
+    zygote: bool | None = None
+
+    @property
+    def forks(self) -> bool:
+        """Whether its children are forked from a process that has imported its programs."""
+        return not self.gpus if self.zygote is None else self.zygote
 
     def for_child(self, environ: Mapping[str, str] = os.environ) -> PoolConfig:
         """What a child needs to know; the rest is the parent's. `environ`: of the parent, which has the keys."""
@@ -165,6 +171,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         claim_check_above=settings.engine.claim_check_above,
         hmac_key_env=p.hmac_key_env,
         budgets=tuple(_budget(name, budget) for name, budget in settings.budgets.items()),
+        zygote=p.zygote,
     )
 
 
@@ -259,15 +266,12 @@ def own_variables(config: PoolConfig, environ: Mapping[str, str] = os.environ) -
     return {name: environ[value[1:]] if value.startswith("$") else value for name, value in config.env.items()}
 
 
-def child_environment(config: PoolConfig, index: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of child `index`: a base set, and the pool's own. No key is among them, and nothing else leaks in."""
+def child_environment(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of the pool's processes: a base set, and its own. No key is among them, and nothing else leaks in."""
     env = environment.bare(environ)
     env.update(dict.fromkeys(_THREADS, str(config.threads)))
     # DSPy would fetch a price list from the network at the first call, and keep a disk cache in the home folder.
     env["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     env["DSPY_CACHEDIR"] = os.path.join(env.get("TMPDIR", "/tmp"), f"dspex-{config.app}-dspy")
     env["PYTHONUNBUFFERED"] = "1"
-    if config.gpus and config.devices:
-        first = index * config.gpus % len(config.devices)
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.devices[first : first + config.gpus]))
     return {**env, **own_variables(config, environ)}

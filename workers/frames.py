@@ -48,10 +48,11 @@ def kept_states(known: dict[str, StateValue], digest: str, value: StateValue) ->
 # -- parent → child --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class StartFrame:
-    """The first frame. `parent`: process id; the child ends with it."""
+    """The first frame. `parent`: the process that started it, with which it ends. `index`: of the child's place in the pool."""
 
     parent: int
     pool: PoolConfig
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _unpack(body: bytes) -> Frame:
         raise DecodeError("not a frame of dspex")
     try:
         if kind is StartFrame:
-            return StartFrame(raw["parent"], PoolConfig.from_plain(raw["pool"]))
+            return StartFrame(raw["parent"], PoolConfig.from_plain(raw["pool"]), raw["index"])
         if kind is DoneFrame:
             answer = raw["answer"]
             if answer["usage"] is not None:

@@ -18,6 +18,8 @@ from dspex.bus.tasks import first
 from dspex.workers.config import resolve
 from dspex.workers.pool.pool import Pool
 from dspex.workers.pool.status import Summary
+from dspex.workers.processes.ending import adopt
+from dspex.workers.processes.titles import set_title
 
 log = structlog.get_logger("dspex.workers")
 
@@ -45,6 +47,8 @@ async def serve(
         ConfigError, BusError; WorkerLost where a part of a pool failed, so that the process ends and is started anew.
     """
     configs = [resolve(settings, name, size=size, slots=slots) for name in names]
+    set_title("worker", " ".join(names))
+    adopt()
     stopped = _on_signals()
     if with_parent:
         loop = asyncio.get_running_loop()

@@ -236,6 +236,7 @@ class PoolSettings(SettingsTable):
         lms: the others that calls may name. Workers get the keys of these and of no others; without `lm` and `lms`, of all.
         env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
         hmac_key_env: the variable with the key that signs its records. "NEW,OLD": NEW signs, and OLD is right too.
+        zygote: whether its processes are forked from one that has imported its programs. None: where it has no `gpus`.
     """
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -252,6 +253,7 @@ class PoolSettings(SettingsTable):
     gpus: Annotated[int, Field(ge=0)] = 0
     hmac_key_env: Variables | None = None
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
+    zygote: bool | None = None
 
     @model_validator(mode="after")
     def _no_program_gets_the_key_that_signs(self) -> Self:
@@ -279,6 +281,8 @@ class PoolSettings(SettingsTable):
             raise custom_error(ConfigError("devices names one twice", code="DX105", fix="list each device once"))
         if self.devices and not self.gpus:
             raise without_effect("devices", "gpus, the number of them that each process gets, is 0")
+        if self.gpus and self.zygote:
+            raise without_effect("zygote", "the drivers of GPUs do not work in a process that was forked")
         return self
 
 

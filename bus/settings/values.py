@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias, cast
+from typing import Annotated, Literal, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from dspex.bus import subjects
@@ -132,10 +132,13 @@ class SettingsTable(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: object) -> object:
+    def _no_truth_values(cls, value: object, info: ValidationInfo) -> object:
         """Pydantic takes `size = true` for 1."""
+        declared = cls.model_fields[info.field_name or ""].annotation
+        if declared is bool or bool in get_args(declared):
+            return value
         if isinstance(value, bool) or (
             isinstance(value, list) and any(isinstance(v, bool) for v in cast("list[object]", value))
         ):
-            raise ValueError("no setting is true or false")
+            raise ValueError("this setting is not true or false")
         return value

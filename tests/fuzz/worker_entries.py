@@ -33,7 +33,7 @@ from dspex.workers.answerers.attempt import Attempt, checked, enter_context
 from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, StatusFrame
-from dspex.workers.pool.output import forward
+from dspex.workers.pool.children.output import forward
 from dspex.workers.pool.status import PoolStatus
 
 HEAD = 4  # bytes of the length of a frame

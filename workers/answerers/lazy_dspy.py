@@ -36,9 +36,7 @@ class LazyDspy:
         self._module: ModuleType | ImportError | None = None
         self._importing = asyncio.Lock()
         self._installed = versions.installed() or ""
-        unseen = len(refs.modules()) < len(pool.programs)  # modules named by a wildcard are imported when they are asked for
-        lacking = any(isinstance(e, ModuleNotFoundError) and e.name == "dspy" for e in failed.values())
-        if unseen or lacking or "dspy" in sys.modules:
+        if needed_at_start(pool, refs, failed):
             self._programs = self._make(_import(), "the pool has programs")
 
     @property
@@ -75,6 +73,13 @@ class LazyDspy:
             ) from module
         made: Programs = module.Programs(self._pool, self._refs)
         return made
+
+
+def needed_at_start(pool: PoolConfig, refs: Refs, failed: Mapping[str, BaseException]) -> bool:
+    """Whether the code of the pool, which has been imported, needs DSPy. `failed`: why some of it could not be."""
+    unseen = len(refs.modules()) < len(pool.programs)  # modules named by a wildcard are imported when they are asked for
+    lacking = any(isinstance(e, ModuleNotFoundError) and e.name == "dspy" for e in failed.values())
+    return unseen or lacking or "dspy" in sys.modules
 
 
 def _import() -> ModuleType | ImportError:

@@ -1,10 +1,12 @@
-"""A worker's child process: `python -m dspex.workers.child.main FD`. Runs programs, does not use NATS.
+"""A worker's child process: forked from the zygote of its pool, or `python -m dspex.workers.child.main FD`.
+
+It runs programs and does not use NATS.
 
 Programs run on the main thread's loop, or in threads, and what they raise there ends the task that raised it, and never the
 loop. The loop reads the socket too: a thread of its own for that would have each call wait for the GIL twice. What it buys,
 a cancel that is read while a program keeps the loop busy, is of no use: nothing can act on it, and the parent kills the
-process. A program that keeps the loop busy does not outlive the parent: the kernel ends the process with it (PR_SET_PDEATHSIG),
-and where there is no such kernel, `die_with` has a thread that looks.
+process. A program that keeps the loop busy does not outlive the parent: the zygote ends with that, and this process with the
+zygote (see `processes.ending`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -26,7 +28,9 @@ from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import FatalFrame, Frame, HelloFrame, Link, StartFrame, receive
-from dspex.workers.processes import die_with, limit_memory
+from dspex.workers.processes.ending import die_with
+from dspex.workers.processes.memory import limit_memory
+from dspex.workers.processes.titles import set_title
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -86,18 +90,14 @@ async def _end_of(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-def main() -> None:
-    """Serve until the parent says stop or ends."""
-    fd = int(sys.argv[1])
-    os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
-    sock = socket.socket(fileno=fd)
-    start = receive(sock)
-    if not isinstance(start, StartFrame):  # the parent has ended already
-        return
-    die_with(start.parent)
-    memory = start.pool.memory  # limited before anything of the user's is imported
-    limited = memory is not None and limit_memory(int(memory * OVER), _HOP_THREADS + start.pool.slots + _OTHER_THREADS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def limited(pool: PoolConfig) -> bool:
+    """Hold this process to the memory of its pool; whether the system does that. Before anything of the user's is imported."""
+    most = _HOP_THREADS + pool.slots + _OTHER_THREADS
+    return pool.memory is not None and limit_memory(int(pool.memory * OVER), most)
+
+
+def log_as_json() -> None:
+    """Have log lines go to stderr as JSON, which the parent reads."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -108,10 +108,27 @@ def main() -> None:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    _run(_main(sock, start.pool, limited))
+
+
+def serve(sock: socket.socket) -> NoReturn:
+    """Run what the parent sends over `sock`, until it says stop or ends. The process ends with it."""
+    start = receive(sock)
+    if isinstance(start, StartFrame):  # else the parent has ended already
+        die_with(start.parent)
+        set_title("child", f"{start.pool.name}/{start.index}")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        log_as_json()
+        _run(_main(sock, start.pool, limited(start.pool)))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # do not wait for threads of programs, which cannot be cancelled
+
+
+def main() -> None:
+    """Serve over the socket whose number is the argument."""
+    fd = int(sys.argv[1])
+    os.set_inheritable(fd, False)  # a process that a program starts must not keep the socket open
+    serve(socket.socket(fileno=fd))
 
 
 def _event_first(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -18,7 +18,7 @@ from dspex.bus.settings import environment
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.models import weights
-from dspex.workers.processes import kill
+from dspex.workers.processes.ending import kill, started
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -69,7 +69,7 @@ class LocalModel:
             await asyncio.sleep(PAUSE)
         self._starts += 1
         arguments = [str(path), str(self.slots), str(self.threads), str(os.getpid())]
-        self._process = process = await asyncio.create_subprocess_exec(
+        self._process = process = await started(
             sys.executable,
             "-m",
             "dspex.workers.models.server",
@@ -78,7 +78,6 @@ class LocalModel:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=environment.bare(),
-            start_new_session=True,
         )
         assert process.stdout is not None
         assert process.stderr is not None

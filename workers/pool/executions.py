@@ -17,10 +17,10 @@ from dspex.bus.records import CallRecord, CallRequest, Tried
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.models.local import LocalModels
-from dspex.workers.pool.child_process import Child, GivenState
+from dspex.workers.pool.children.child_process import Child, GivenState
+from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallStep
-from dspex.workers.pool.supervisor import Supervisor
 from dspex.workers.pool.telling import Telling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")

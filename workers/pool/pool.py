@@ -25,6 +25,7 @@ from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.limits.step import Limits
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
+from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
 from dspex.workers.pool.routing.routing import Routing
@@ -32,7 +33,6 @@ from dspex.workers.pool.saved_programs import SavedPrograms
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.steps import CallStep
-from dspex.workers.pool.supervisor import Supervisor
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 

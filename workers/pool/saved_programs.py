@@ -14,7 +14,7 @@ from dspex.bus.serving.saved.names import StateName
 from dspex.bus.serving.saved.states import SavedStates
 from dspex.workers.answer import Answer
 from dspex.workers.frames import StateTag
-from dspex.workers.pool.child_process import GivenState
+from dspex.workers.pool.children.child_process import GivenState
 
 if TYPE_CHECKING:
     from dspex.workers.pool.executions import Execution

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dspex.bus.errors import CallError
-from dspex.workers.pool.child_process import Child
+from dspex.workers.pool.children.child_process import Child
 
 
 class Taker(Protocol):

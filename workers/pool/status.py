@@ -13,7 +13,7 @@ import orjson
 from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
-from dspex.workers.pool.supervisor import resident
+from dspex.workers.processes.usage import resident
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -87,7 +87,7 @@ class PoolStatus:
             "pool": pool.config.name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "size": pool.config.size,
+            "size": pool.children.size,
             "slots": pool.config.slots,
             "busy": children.slots.busy,
             "ready": children.ready,

@@ -61,6 +61,7 @@ ACTS: dict[str, str] = {
     },
     **{f"pools.*.{name}": "bus/settings/model.py" for name in ("lm", "lms")},
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
+    "pools.*.zygote": "workers/config.py",
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
     "engine.max_bytes": "engine/hosting/engine.py",
     "telemetry.log": "engine/cli/terminal/terminal.py",

@@ -106,7 +106,7 @@ async def test_a_worker_serves_says_what_it_has_and_drains_on_sigterm(bench: Ben
         records = await bench.ask(work(), work("hi", spec=program("prints")))
         assert [r.error for r in records] == [None, None]
         children = worker.children()
-        assert len(children) == 2
+        assert len(children) == 1 + 2, "what starts them, and two"
         worker.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.process.wait, 60) == 0
         await expect_gone(children)
@@ -129,7 +129,7 @@ async def test_no_child_is_left_when_the_parent_is_killed_whatever_the_programs_
         await bench.put(*[work(spec=program(name), timeout=60) for name in names])
         await until(lambda: (tmp_path / "log").read_text().count('"running"') == len(names))
         children = worker.children()
-        assert len(children) == len(names)
+        assert len(children) == 1 + len(names)
         worker.process.kill()
         await expect_gone(children)
     finally:

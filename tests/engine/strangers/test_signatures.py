@@ -221,7 +221,7 @@ def settings(named: str = "POOL_KEY", **env: str) -> Settings:
 def test_worker_processes_get_neither_the_key_nor_its_name() -> None:
     config = resolve(settings(), POOL)
     environ = {"POOL_KEY": KEY.decode(), "PATH": "/bin"}
-    assert "POOL_KEY" not in child_environment(config, 0, environ)
+    assert "POOL_KEY" not in child_environment(config, environ)
     told = repr(config.for_child(environ))
     assert ("POOL_KEY" in told, KEY.decode() in told) == (False, False)
 

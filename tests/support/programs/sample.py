@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -155,8 +157,11 @@ def prints(text: str) -> dict[str, Any]:
 
 
 def writes_frames(text: str) -> dict[str, Any]:
-    """Write bytes to the socket of the process, as hex, and go on."""
-    os.write(int(sys.argv[1]), bytes.fromhex(text))
+    """Write bytes to the sockets of the process, as hex, and go on."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, bytes.fromhex(text))
     time.sleep(LONG)
     return {}
 
@@ -200,9 +205,10 @@ async def holds_the_gil(text: str) -> dict[str, Any]:
 
 
 def environment(text: str) -> dict[str, Any]:
-    """What /proc says of this process and, by their numbers in `text`, of others: `NAME=value`, each."""
+    """What this process has and what /proc says of it and, by their numbers in `text`, of others: `NAME=value`, each."""
     found = [Path("/proc", number, "environ").read_bytes() for number in ("self", *text.split())]
-    return {"reply": [v for one in found for v in one.decode().split("\0") if v]}
+    own = [f"{name}={value}" for name, value in os.environ.items()]
+    return {"reply": [*own, *(v for one in found for v in one.decode().split("\0") if v)]}
 
 
 def big(text: str) -> dict[str, Any]:

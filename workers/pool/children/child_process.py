@@ -1,4 +1,4 @@
-"""One child process, as its parent sees it: a socket with frames, two pipes with what user code prints, an exit code."""
+"""One child process, as the pool sees it: a socket with frames, two pipes with what user code prints, an exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 import itertools
 import os
 import socket
-import sys
 import time
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -18,7 +17,6 @@ from dspex.bus import errors
 from dspex.bus.errors import DecodeError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
-from dspex.workers.config import PoolConfig, child_environment
 from dspex.workers.frames import (
     CallFrame,
     CancelFrame,
@@ -35,8 +33,8 @@ from dspex.workers.frames import (
     StopFrame,
     kept_states,
 )
-from dspex.workers.pool.output import forward
-from dspex.workers.processes import kill
+from dspex.workers.pool.children.output import forward
+from dspex.workers.pool.children.zygote_process import Spawned
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -73,7 +71,7 @@ class Child:
         gone: set when the process is dead and its calls are answered.
     """
 
-    def __init__(self, pool: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, pool: str, process: Spawned) -> None:
         self.pool = pool
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
@@ -88,31 +86,16 @@ class Child:
         self._link = Link(self._handle, self._closed)
         self._greeting: asyncio.Future[HelloFrame] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(f"worker {process.pid}")
-        for name, printed in {"stdout": process.stdout, "stderr": process.stderr}.items():
-            if printed is not None:
-                self._tasks.start(forward(printed, name, pool, process.pid), name)
 
-    @classmethod
-    async def start(cls, config: PoolConfig, index: int) -> Self:
-        """Start the process and send it its configuration."""
-        ours, theirs = socket.socketpair()
-        process = await asyncio.create_subprocess_exec(
-            config.python or sys.executable,
-            "-m",
-            "dspex.workers.child.main",
-            str(theirs.fileno()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(config, index),
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # ^C in a terminal goes to the parent alone, which drains
-        )
-        theirs.close()
-        child = cls(config.name, process)
-        await child._link.begin(ours)
-        child._link.send(StartFrame(os.getpid(), config.for_child()))
-        return child
+    async def begin(self, sock: socket.socket, printed: Mapping[str, int], start: StartFrame) -> None:
+        """Send it its configuration, and hear it. `printed`: descriptors of the pipes that it prints into, by their names."""
+        for name, descriptor in printed.items():
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
+            await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(descriptor, "rb", buffering=0))  # noqa: B023
+            self._tasks.start(forward(reader, name, self.pool, self.pid), name)
+        await self._link.begin(sock)
+        self._link.send(start)
 
     @property
     def pid(self) -> int:
@@ -120,7 +103,7 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        """Exit code; minus the signal's number if one killed it; None while it runs."""
+        """Exit code; minus the signal's number if one killed it; None while it runs, and where nobody saw it end."""
         return self._process.returncode
 
     @property
@@ -184,7 +167,7 @@ class Child:
     # -- end -------------------------------------------------------------------------------------------------------
     def kill(self) -> None:
         """End it at once."""
-        kill(self._process)
+        self._process.kill()
 
     async def stop(self) -> None:
         """Ask it to end, kill it if it does not, and wait until it is gone."""
@@ -246,5 +229,8 @@ class Child:
 
     def _lost(self) -> WorkerLost:
         code = self.returncode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        if code is None:
+            how = "ended with the process that started it"
+        else:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return WorkerLost(f"worker {self.pid} of pool {self.pool} {how}", node=self.pool)
