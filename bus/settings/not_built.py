@@ -76,7 +76,7 @@ VERBS = frozenset(
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
-    "call": frozenset({"--stream", "--detach"}),
+    "call": frozenset({"--detach"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
-from dspex.engine.cli.terminal.client import client, spent
-from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.cli.events.answers import print_result, print_stream
+from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.terminal import terminal
 from dspex.engine.cli.topology.targets import importing, search
 
 if TYPE_CHECKING:
     from dspex.bus.serving.call_spec import CallSpec
-    from dspex.engine.client.call import Result
     from dspex.engine.client.client import Client
     from dspex.engine.graph.nodes import Call
 
@@ -32,6 +32,7 @@ def call(
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
     from dspex.bus.records import Route
@@ -60,7 +61,11 @@ def call(
                 for inputs in records(data or [], sys.stdin):
                     calls += 1
                     one = c if session is None else c.session(session)
-                    _print_result(t, await one.call(spec, inputs, timeout=limit))
+                    if stream:
+                        async with one.stream(spec, inputs, timeout=limit) as answer:
+                            await print_stream(t, answer)
+                    else:
+                        print_result(t, await one.call(spec, inputs, timeout=limit))
             finally:  # also where one failed: it may have been paid
                 if calls:
                     await audit.leave(c.bus, c.app, "call", called=what[: audit.MOST_SHOWN], calls=calls)
@@ -125,16 +130,3 @@ def _inputs(data: object) -> Mapping[str, Any]:
 
 def _outputs(data: object, outputs: Mapping[str, object]) -> dict[str, object]:
     return dict(outputs)
-
-
-def _print_result(t: Terminal, result: Result[Any]) -> None:
-    width = max(map(len, result.data), default=0)
-    lines = [f"{name:<{width}}  {v if isinstance(v, str) else to_json(v)}" for name, v in result.data.items()]
-    ms = result.elapsed.total_seconds() * 1000
-    lm = f"  lm {result.lm}" if result.lm else ""
-    t.emit(result.as_dict(), *"\n".join(lines).split("\n"))
-    if not t.json:
-        state = f"  {result.state}" if result.state else ""
-        t.note(f"{spent(None, result.usage)}{lm}{state}  {result.worker}  {ms:,.0f} ms")
-        if result.warning:
-            t.note(f"warning: {result.warning}")

@@ -92,6 +92,12 @@ class Terminal:
         if not self.json:
             _write(sys.stdout, printable(text))
 
+    def part(self, text: str) -> None:
+        """A part of a result that only people get, at once: what follows goes on behind it."""
+        if not self.json:
+            sys.stdout.write(printable(text, lines=True))
+            sys.stdout.flush()
+
     def clear(self) -> None:
         """Begin again at the top of the screen, where there is one."""
         if not self.json and sys.stdout.isatty():

@@ -20,9 +20,11 @@ pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
 """
 PROGRAMS = """
 import dspy
+import dspex.workers
 from contracts_of_calls import Order
 class Shout(dspy.Module):
     def forward(self, text):
+        dspex.workers.context().status("shouting")
         assert text != "too quiet"
         return dspy.Prediction(reply=text.upper())
 class Cheap(dspy.Module):
@@ -70,6 +72,27 @@ SAVED = {
 }  # fmt: skip
 
 
+def test_an_answer_is_printed_while_it_is_made(project: Project) -> None:
+    accepted, *chunks, result = project.here(
+        "--json", "call", "text -> reply, urgency: int", "text=hello", "--stream"
+    ).objects()
+    assert (accepted["kind"], accepted["id"], accepted["worker"]) == ("accepted", result["id"], result["worker"])
+    assert list(result) == ["kind", *RESULT]
+    assert [list(chunk) for chunk in chunks] == [["kind", "field", "text", "sequence"]] * len(chunks)
+    assert {chunk["kind"] for chunk in chunks} == {"chunk"}
+    assert "".join(c["text"] for c in chunks if c["field"] == "reply") == result["data"]["reply"] == "reply of hello"
+    human = project.here("call", "text -> reply, urgency: int", "text=hello", "--stream")
+    assert human.out == f"reply  reply of hello\nurgency  {result['data']['urgency']}\n"
+    assert "lm main" in human.err
+    said = project.here("--json", "call", "programs:Shout", "--signature", "text -> reply", "text=a", "--stream").objects()
+    assert [one["kind"] for one in said] == ["accepted", "progress", "chunk", "result"]
+    assert (said[1]["text"], said[2]["text"]) == ("shouting", "A")
+    failed = project.here("call", "programs:Shout", "--signature", "text -> reply", "text=too quiet", "--stream")
+    assert (failed.code, failed.out) == (1, "")
+    assert "shouting" in failed.err
+    assert "AssertionError" in failed.err
+
+
 def test_a_program_is_saved_promoted_called_and_rolled_back_from_the_shell(project: Project) -> None:
     project.write("state.json", json.dumps(SAVED))
     put = project.here("programs", "put", "pirate", "state.json")
@@ -111,7 +134,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     (result,) = found.objects()
     assert list(result) == RESULT
     assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "native", "main")
-    assert list(result["usage"]) == ["input_tokens", "output_tokens", "cost", "cached_tokens", "finish"]
+    assert list(result["usage"])[:5] == ["input_tokens", "output_tokens", "cost", "cached_tokens", "finish"]
     (by_dspy,) = project.here("--json", "call", "text -> reply", "text=hello", "--route", "worker").objects()
     assert (by_dspy["data"], by_dspy["route"]) == (result["data"], "worker")
     human = project.here("call", "triage/classify", "text=hello", "--lm", "other")
