@@ -199,6 +199,10 @@ class Bucket(Protocol):
         """All keys that are `prefix` or start with `prefix.`, with value and revision."""
         ...
 
+    async def expire(self, prefix: str, before: float) -> None:
+        """Remove the keys that start with `prefix.`, whose value was put before then (seconds since the epoch)."""
+        ...
+
     async def latest(self, prefix: str) -> bytes | None:
         """The value that was written last under a key of one word more than `prefix`, as the leader has it."""
         ...

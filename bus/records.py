@@ -236,6 +236,7 @@ class CallRecord(_Packed):
         lm, worker, program, dspy_version: who answered, with what.
         started: seconds since the epoch; elapsed: seconds.
         usage: Usage as a map.
+        cached_from: the call whose answer it is, where the route is "cache".
         routing: what was decided about the profiles, in order; empty where there was one, which was asked.
         state: the saved state of the program, `draft@4`: the version that the name of the spec meant then; "" for none.
         warning: what may be wrong with the outputs; "" for nothing.
@@ -261,6 +262,7 @@ class CallRecord(_Packed):
     routing: list[Tried] = field(default_factory=list[Tried])
     state: str = ""
     warning: str = ""
+    cached_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ stream that captured them would answer them with its own acknowledgement (ADR-00
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 from hashlib import sha256
@@ -197,6 +198,23 @@ def cooling(app: str) -> str:
 def sessions(app: str) -> str:
     """The key-value bucket of sessions, one key each."""
     return f"{bucket(app)}_sessions"
+
+
+def cache(app: str) -> str:
+    """The key-value bucket of answers that may be given again."""
+    return f"{bucket(app)}_cache"
+
+
+SHORTEST_CLASS: Final = 10  # of times to live: 2^10 s
+LONGEST_CLASS: Final = 25  # 388 days
+
+
+def cache_key(pool: str, ttl: float, digest: bytes) -> str:
+    """Where an answer lies that may be given again for `ttl` seconds. The first word is the power of two above them: what is
+    that old can be removed without being read.
+    """
+    kind = min(max(SHORTEST_CLASS, math.ceil(math.log2(max(ttl, 1.0)))), LONGEST_CLASS)
+    return f"{kind}.{token(pool, 'pool')}.{digest.hex()}"
 
 
 def buckets(app: str) -> list[str]:

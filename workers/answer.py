@@ -31,7 +31,7 @@ class Answer:
         dspy_version: whose behaviour it has; "" where there is no DSPy.
         usage: tokens and cost; None where nothing is known.
         started: seconds since the epoch; elapsed: seconds.
-        routing: see CallRecord.
+        routing, cached_from: see CallRecord.
         warning: what may be wrong with it, though it is an answer; "" for nothing.
     """
 
@@ -46,6 +46,7 @@ class Answer:
     usage: Usage | None = None
     routing: list[Tried] = field(default_factory=list[Tried])
     warning: str = ""
+    cached_from: str = ""
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -80,4 +81,5 @@ class Answer:
             routing=self.routing,
             state=state,
             warning=self.warning,
+            cached_from=self.cached_from,
         )

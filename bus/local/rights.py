@@ -170,6 +170,8 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from _api(_LOOK, f"KV_{subjects.limits(app)}")  # what all pools use of limits
     yield from (f"$KV.{subjects.limits(app)}.>", subjects.cooling(app))
     yield from _speaks(app)
+    yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), f"KV_{subjects.cache(app)}")
+    yield f"$KV.{subjects.cache(app)}.*.{pool}.*"  # answers of its own pool
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"

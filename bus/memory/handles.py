@@ -216,6 +216,7 @@ class MemoryBucket:
             raise StreamFull(f"bucket {self._name} holds one value of each key")
         new = self._bus.server.number()
         self._values[key] = (value, new)
+        self._bus.server.put_at[self._name, key] = self._bus.server.now
         return new
 
     async def delete(self, key: str) -> None:
@@ -225,6 +226,12 @@ class MemoryBucket:
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         await self._bus.trip()
         return {k: v for k, v in self._values.items() if not prefix or k == prefix or k.startswith(f"{prefix}.")}
+
+    async def expire(self, prefix: str, before: float) -> None:
+        await self._bus.trip()
+        put_at = self._bus.server.put_at
+        for key in [k for k in self._values if k.startswith(f"{prefix}.") and put_at.get((self._name, k), before) < before]:
+            del self._values[key]
 
     async def latest(self, prefix: str) -> bytes | None:
         await self._bus.trip()

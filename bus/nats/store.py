@@ -84,6 +84,18 @@ class NatsBucket:
         start = len(self._subject(""))
         return {m.subject[start:]: (value, m.sequence) for m in messages if (value := _value(m)) is not None}
 
+    async def expire(self, prefix: str, before: float) -> None:
+        info = await streams.info(self._connection, self._stream)
+        low, high = (info.first, info.last + 1) if info is not None else (1, 1)
+        while low < high:  # the first message that stays, found by halving
+            middle = (low + high) // 2
+            found = await stored.message(self._connection, self._stream, {"seq": max(middle, 1), "next_by_subj": ">"})
+            if found is not None and found.sequence < high and found.time < before:
+                low = found.sequence + 1
+            else:
+                high = middle
+        await stored.purge(self._connection, self._stream, self._subject(f"{prefix}.>"), low)
+
     async def latest(self, prefix: str) -> bytes | None:
         found = await self.get(f"{prefix}.*")
         return found[0] if found is not None else None

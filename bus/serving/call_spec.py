@@ -1,4 +1,4 @@
-"""A recorded operator as data: what a worker is asked to run; and what it cost."""
+"""A recorded operator as data: what a worker is asked to run; and what that cost, and which models were tried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Self, cast
 
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, is_seconds
 
 MAX_ITERS = 10
 """The most steps of a `react` that does not say how many."""
@@ -49,6 +49,7 @@ class CallSpec:
         fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
             dspex that do not know it; descriptions and defaults of class forms are then left out.
         types: of the signature, the user's own: their names, kinds and JSON Schemas. Absent: there are none.
+        cache: seconds for which the answer to an equal call may be given again; 0: it never is.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
     """
 
@@ -65,10 +66,16 @@ class CallSpec:
     route: str = "worker"
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     types: Mapping[str, object] = field(default_factory=dict)
+    cache: float = 0.0
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @cached_property
+    def identity(self) -> bytes:
+        """A digest of all that an answer depends on: not of how long it may be used again, nor of who gives it."""
+        return hashlib.blake2b(replace(self, cache=0.0, route="").packed, digest_size=16).digest()
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -131,9 +138,12 @@ class CallSpec:
         known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
         known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
         try:
-            return cls(**checked(cls, "a spec of a call", known))
+            found = cls(**checked(cls, "a spec of a call", known))
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
+        if not is_seconds(found.cache):
+            raise DecodeError("not a spec of a call: cache is no number of seconds")
+        return found
 
 
 @dataclass(frozen=True)

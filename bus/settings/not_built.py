@@ -41,7 +41,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 NAMES = ("StateContext", "asgi", "tool")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("affinity", "cache", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
+    "call": ("affinity", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
     "enrich": ("effect", "reconcile"),
     "source": ("codec",),
 }

@@ -106,6 +106,7 @@ class CallDefaults(SettingsTable):
     order: Order | None = None
     priority: Annotated[int | None, Field(ge=0, le=9)] = None
     route: Route | None = None
+    cache: PositiveSeconds | None = None
 
     @model_validator(mode="after")
     def _an_attempt_ends_before_the_deadline(self) -> Self:

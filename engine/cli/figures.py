@@ -10,17 +10,8 @@ from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.live import Block
 
 if TYPE_CHECKING:
-    from dspex.engine.client.status.rows import (
-        EngineRow,
-        LetterRow,
-        LmRow,
-        OperatorRow,
-        PoolRow,
-        RouteRow,
-        StageReport,
-        StageRow,
-        Status,
-    )
+    from dspex.engine.client.status.routes import LmRow, RouteRow
+    from dspex.engine.client.status.rows import EngineRow, LetterRow, OperatorRow, PoolRow, StageReport, StageRow, Status
 
 
 def blocks(found: Status, *, routes: bool = False) -> list[Block]:

@@ -39,7 +39,7 @@ class Result(Generic[T]):
 
     Attributes:
         data: the outputs, with the inputs beside them where `into` was given.
-        id: of the call. route: who answered: "native" or "worker" (DSPy). usage: tokens and money. lm: profile.
+        id: of the call. route: who answered: "native", "worker" (DSPy), or "cache". usage: tokens and money. lm: profile.
         worker: which one. attempts: from 1. elapsed: as the caller saw it. dspy_version: of the worker.
         state: the saved state of the program, `draft@4`; "" for none. warning: what may be wrong with it; "" for nothing.
     """

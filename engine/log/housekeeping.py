@@ -17,6 +17,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them, or a saved version of a program
     sessions                                          they go on, or it has to be remembered that they have ended
+    answers in the cache                              (at once, when no call may be given them any more)
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
 """
@@ -83,8 +84,17 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
             if applied and min(applied) in owned:
                 await unused.remove(applied, clock())
                 await SessionStore(bus, app).purge()
+                await forget_answers(bus, app, clock())
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
+
+
+async def forget_answers(bus: Bus, app: str, now: float) -> None:
+    """Remove from the cache what is too old for every call. Raises BusError."""
+    if await bus.has("bucket", name := subjects.cache(app)):
+        bucket = await bus.bucket(name)
+        for power in range(subjects.SHORTEST_CLASS, subjects.LONGEST_CLASS + 1):
+            await bucket.expire(str(power), now - 2.0**power)
 
 
 async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifest], *, records: float, now: float) -> None:

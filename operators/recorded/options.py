@@ -43,6 +43,7 @@ class EnrichOptions(TypedDict, total=False):
     on_error: OnError
     order: Order
     priority: int
+    cache: Duration
 
 
 class CallOptions(EnrichOptions, total=False):
@@ -226,6 +227,11 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
         "priority": IntegerParameter(
             5, least=0, most=9, doc="0 comes first; a pool takes calls of 0 to 3 before those of 4 to 6, and 7 to 9 last"
+        ),
+        "cache": DurationParameter(
+            None,
+            zero=False,
+            doc="for so long an equal call is given the answer again; default: never",
         ),
         "route": ChoiceParameter(
             "auto",

@@ -170,6 +170,7 @@ class Spec(Generic[T_co]):
             max_iters=self.max_iters,
             state=self.state,
             route=o["route"],
+            cache=float(o.get("cache", 0)),
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:

@@ -205,6 +205,11 @@ class Execution:
         self.fail(error)
 
     @property
+    def until(self) -> float:
+        """Its deadline, on the clock of the loop."""
+        return self._until
+
+    @property
     def ran(self) -> float:
         """Seconds since a child got it; 0 where none did."""
         return 0.0 if self._started is None else time.time() - self._started

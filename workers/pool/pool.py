@@ -25,6 +25,8 @@ from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.limits.step import Limits
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
+from dspex.workers.pool.cache.caching import Caching
+from dspex.workers.pool.cache.shared import SharedAnswers
 from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
@@ -82,6 +84,9 @@ class Pool:
         )
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
+        shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
+        self.cache = Caching(config, shared, lambda: self.children.hello.dspy_version, sealed=bus.sealing is not None)
+        self.steps.insert(1, self.cache)  # behind the saved states: which one a program has is a part of what is equal
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
         self.service = PoolService(self)
@@ -115,7 +120,7 @@ class Pool:
         await self._tasks.stop()
         await asyncio.gather(self.work.drain(grace), self.executions.drain(grace))
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
-        await asyncio.gather(self.interactive.drain(left), self.records.drain(left))
+        await asyncio.gather(self.interactive.drain(left), self.records.drain(left), self.cache.drain(left))
         if self._control is not None:
             await self._control.close()
         await self.service.stop()

@@ -105,6 +105,7 @@ class PoolStatus:
             "children": [{"pid": c.pid, "rss": resident(c.pid), "calls": c.calls} for c in children.children],
             "memory": {"allowed": pool.config.memory, "by": memory_limit(pool.config.memory, hello.limited)},
             "model_servers": pool.models.pids,
+            "cache": pool.cache.figures(),
             "lms": pool.routing.rows(),
             "routes": pool.executions.routes.rows(),
         }

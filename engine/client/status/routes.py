@@ -4,11 +4,54 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final, NotRequired
 
-from dspex.engine.client.status.rows import LmRow, OperatorRow, PoolRow, RouteRow
+from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from dspex.engine.client.status.rows import OperatorRow, PoolRow
 
 _STATES: Final = ("closed", "half-open", "open")  # of breakers: the last one lets least pass
+
+
+class LmRow(TypedDict):
+    """A profile that calls may use, or (`program`) a program whose calls timed out.
+
+    Attributes:
+        breaker: "closed", "open" (nothing is asked of it), or "half-open" (one call tries it). Each process of a pool has its
+            own: of several, the one that lets least pass.
+        retry_after: seconds until the next call may be made.
+        calls, errors: since the processes were started: answers, and calls that found it down.
+        p50, p95: seconds of its last answers, in the process in which they take longest; None: too few yet.
+    """
+
+    lm: NotRequired[str]
+    program: NotRequired[str]
+    breaker: str
+    retry_after: float
+    calls: int
+    errors: int
+    p50: float | None
+    p95: float | None
+
+
+class RouteRow(TypedDict):
+    """One way that calls went, since the processes of pools were started.
+
+    Attributes:
+        topology, node: of the calls; "" for those of no topology.
+        route: "native", "worker", "cache" or "fallback". lm: the profile that answered; "" for none.
+        reason: "ok"; the class of the error that they ended in; what kept the first profile of a list from answering ("open",
+            "behind", the class of its error); for a fallback, why.
+        calls: how many.
+    """
+
+    topology: str
+    node: str
+    route: str
+    lm: str
+    reason: str
+    calls: int
 
 
 def lm_rows(pools: Sequence[PoolRow]) -> list[LmRow]:

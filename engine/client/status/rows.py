@@ -6,6 +6,8 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic checks what engines report, and takes no other one before Python 3.12
 
+from dspex.engine.client.status.routes import LmRow, RouteRow
+
 
 class Status(TypedDict):
     """An application. `lms`: profiles, and programs that hang; `routes`: which way calls went. Both as its pools know them."""
@@ -232,46 +234,6 @@ class LetterRow(TypedDict):
     oldest: float | None
 
 
-class LmRow(TypedDict):
-    """A profile that calls may use, or (`program`) a program whose calls timed out.
-
-    Attributes:
-        breaker: "closed", "open" (nothing is asked of it), or "half-open" (one call tries it). Each process of a pool has its
-            own: of several, the one that lets least pass.
-        retry_after: seconds until the next call may be made.
-        calls, errors: since the processes were started: answers, and calls that found it down.
-        p50, p95: seconds of its last answers, in the process in which they take longest; None: too few yet.
-    """
-
-    lm: NotRequired[str]
-    program: NotRequired[str]
-    breaker: str
-    retry_after: float
-    calls: int
-    errors: int
-    p50: float | None
-    p95: float | None
-
-
-class RouteRow(TypedDict):
-    """One way that calls went, since the processes of pools were started.
-
-    Attributes:
-        topology, node: of the calls; "" for those of no topology.
-        route: "native", "worker", "cache" or "fallback". lm: the profile that answered; "" for none.
-        reason: "ok"; the class of the error that they ended in; what kept the first profile of a list from answering ("open",
-            "behind", the class of its error); for a fallback, why.
-        calls: how many.
-    """
-
-    topology: str
-    node: str
-    route: str
-    lm: str
-    reason: str
-    calls: int
-
-
 class PoolRow(TypedDict):
     """One process of a pool; for a pool that has none, a row whose `id` is None. `ready`: workers that take calls."""
 
@@ -295,6 +257,7 @@ class PoolRow(TypedDict):
     model_servers: NotRequired[list[int]]
     refused: NotRequired[int]  # requests that are none
     lost_records: NotRequired[int]  # answers that could not be stored
+    cache: NotRequired[dict[str, int]]  # answers and bytes in memory; hits, misses: of the calls with `cache`
     lms: NotRequired[list[LmRow]]
     routes: NotRequired[list[RouteRow]]
     memory: NotRequired[dict[str, object]]  # what a worker process may have ("allowed"), and who holds it to that ("by")

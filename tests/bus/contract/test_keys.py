@@ -10,7 +10,7 @@ import pytest
 from bus_bench import Buses
 
 from dspex.bus.errors import Fenced, StreamFull
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, StreamConfig
 
 
 @pytest.mark.asyncio
@@ -92,6 +92,26 @@ async def test_items_of_a_bucket_are_those_below_the_prefix(bus: Bus, unique: st
     assert await bucket.items("lease") == {k: everything[k] for k in keys[:3]}
     assert await bucket.items("lease.a") == {k: everything[k] for k in keys[1:3]}
     assert await bucket.items("nothing") == {}
+
+
+@pytest.mark.asyncio
+async def test_keys_below_a_prefix_expire_by_when_they_were_put(bus: Bus, unique: str) -> None:
+    bucket = await bus.bucket(unique)
+    clock = await bus.ensure_stream(StreamConfig(f"{unique}-clock", [f"{unique}.clock"]))
+    for key in ("1.a", "1.b", "1.again", "2.a", "10.a"):
+        await bucket.put(key, b"")
+    info = await bus.stream(clock.name)
+    assert info is not None
+    for key in ("1.again", "1.c"):
+        await bucket.put(key, b"")
+    await bucket.expire("1", info.now)
+    assert sorted(await bucket.items()) == ["1.again", "1.c", "10.a", "2.a"]
+    await bucket.expire("1", info.now)
+    await bucket.expire("2", 0.0)
+    await bucket.expire("nothing", info.now)
+    assert sorted(await bucket.items()) == ["1.again", "1.c", "10.a", "2.a"]
+    await bucket.expire("1", info.now + 3600)
+    assert sorted(await bucket.items()) == ["10.a", "2.a"]
 
 
 @pytest.mark.asyncio

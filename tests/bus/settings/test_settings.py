@@ -181,7 +181,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
         ('[pools.a]\ntimeout = "4h"\n', "pools.a.timeout"),
         ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
         ("[telemetry]\ncontent = false\n", "telemetry.content"),
-        ('[defaults.call]\ncache = "1h"\n', "defaults.call.cache"),
         ('[defaults.call]\nfallback = "a:b"\n', "defaults.call.fallback"),
     ],
 )

@@ -90,6 +90,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     f"$KV.DSPEX_{APP}_applied.manifest.triage.1": OWNERS,
     f"$KV.DSPEX_{APP}_applied.paused.triage.1": OWNERS,
     f"$KV.DSPEX_{APP}_sessions.a": {*OWNERS, "worker", "caller"},
+    **{f"$KV.DSPEX_{APP}_cache.12.{pool}.0": {*OWNERS, *who} for pool, who in (("lightweight", ["worker"]), ("gpu", []))},
     "$KV.DSPEX_bank_applied.manifest.triage.1": set(),
     f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
     f"$O.DSPEX_{APP}_payloads.M.0": {*OWNERS, "worker"},

@@ -42,6 +42,7 @@ def test_the_settings_have_the_defaults_of_the_call_options() -> None:
         ("on_error", ["dead_letter", "skip"], ["ignore"]),
         ("order", ["any", "key"], ["serial", "none"]),
         ("priority", [0, 5, 9], [-1, 10, 1.5, True, "urgent"]),
+        ("cache", ["1h", 5], ["0s", 0, -1, "soon"]),
         ("route", ["auto", "worker", "native"], ["dspy"]),
     ],
 )  # fmt: skip

@@ -120,7 +120,7 @@ def test_into_types_what_comes_out_and_a_misfit_is_a_dead_letter() -> None:
         (look_up, {"route": "worker"}, "DX204", "enrich asks no model: there is no option 'route'"),
         (look_up, {"effect": True}, "DX237", "'effect' is not built"),
         (look_up, {"reconcile": look_up}, "DX237", "'reconcile' is not built"),
-        (look_up, {"cache": "1d"}, "DX237", "'cache' is not built"),
+        (look_up, {"lane": "batch"}, "DX237", "'lane' is not built"),
         (look_up, {"timeout": "20m"}, "DX205", "longer than deadline"),
         (look_up, {"inputs": {"who": "customer"}}, "DX207", "wants field 'customer', and inputs= gives who"),
         (look_up, {"inputs": {"customer": "custome"}}, "DX207", "did you mean customer?"),
