@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, Never, TypeAlias, TypeVar, cast, overl
 from typing_extensions import TypeIs, Unpack
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
+from dspex.bus.serving.programs.modules import ModuleArguments
 from dspex.bus.settings.duration import Duration
 from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.check import NAME
@@ -477,13 +478,21 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
         ref: str | type[Any],
         signature: SignatureLike,
         *,
+        arguments: ModuleArguments | None = None,
+        tools: Sequence[str] | None = None,
         state: str | None = None,
         name: str,
         into: type[V] | None = None,
         **o: Unpack[CallOptions],
     ) -> Stream[V, K_co]:
-        """A `dspy.Module` of yours, by ref. `state`: a saved state of it, "draft@3" or "draft@prod"."""
-        return self._call("program", lambda: calls.program(ref, signature, state=state, into=into, **o), name)
+        """A `dspy.Module` of yours, by ref, or one of DSPy's own, `dspy:RLM`, with its `arguments` and `tools`. `state`: a
+        saved state of it, "draft@3" or "draft@prod".
+        """
+
+        def made() -> Spec[V]:
+            return calls.program(ref, signature, arguments=arguments, tools=tools, state=state, into=into, **o)
+
+        return self._call("program", made, name)
 
     def enrich(
         self,

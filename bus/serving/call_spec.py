@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
+from dspex.bus.serving.programs import modules
 
 MAX_ITERS = 10
 """The most steps of a `react` that does not say how many."""
@@ -43,7 +44,7 @@ class CallSpec:
         lm: profiles in the order they are tried; empty: the pool's.
         adapter: "chat", "json" or "xml"; None: the profile's.
         config: ModuleConfig (temperature, max_tokens, …).
-        tools: refs, for react.
+        tools: refs, for react, and for those of DSPy's own modules that take some.
         max_iters: for react.
         state: name of a saved state of the program, `draft@4`, `draft@prod` or `draft`; None for none.
         fields: of the signature, what its text cannot say, by field: see `Signature.plain`. Absent between versions of
@@ -51,6 +52,7 @@ class CallSpec:
         types: of the signature, the user's own: their names, kinds and JSON Schemas. Absent: there are none.
         cache: seconds for which the answer to an equal call may be given again; 0: it never is.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
+        arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class CallSpec:
     fields: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     types: Mapping[str, object] = field(default_factory=dict)
     cache: float = 0.0
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -79,8 +82,9 @@ class CallSpec:
 
     @property
     def refs(self) -> tuple[str, ...]:
-        """The code of users that a worker imports for it."""
-        return (self.target, *self.tools) if self.kind in ("program", "enrich") else tuple(self.tools)
+        """What the allow-list of a pool has to name: the code of users that a worker imports, and modules that run code."""
+        named = self.kind == "enrich" or (self.kind == "program" and modules.needs_permission(self.target))
+        return (*((self.target,) if named else ()), *self.tools, *modules.refs_in(self.target, self.arguments))
 
     @property
     def asks_a_model(self) -> bool:
@@ -116,6 +120,7 @@ class CallSpec:
     def program(self) -> str:
         """`predict#…`: the kind, and a digest of what the program is made from. The same for every answerer."""
         made_from = [self.signature or self.target, self.instructions, self.tools, self.max_iters]
+        made_from += [self.arguments] if self.arguments else []
         text = json.dumps([*made_from, *(more for more in (self.fields, self.types) if more)], default=str)
         return f"{self.kind}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -159,6 +159,11 @@ MORE = {
         "The inputs of a `gather` can never meet: they come from no common event, over a hop, or from outlets of one branch.",
         "branch behind the hop; merge outlets; join streams of several sources",
     ),
+    "DX247": (
+        "One of DSPy's own modules cannot be built as a `program` says: there is no such module, or it takes other arguments "
+        "or tools.",
+        "the message says what it takes",
+    ),
     "DX246": (
         "A stream meets what comes of itself over one more `key_by`, and event time would stand still behind that.",
         'a hop of its own for the stream before they meet: `.key_by("event.key", name="again")`',

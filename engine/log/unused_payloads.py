@@ -18,7 +18,7 @@ from dspex.bus.errors import NotStored
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
-from dspex.bus.serving.saved.states import payloads_of
+from dspex.bus.serving.programs.states import payloads_of
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import stored_in
 

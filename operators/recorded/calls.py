@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from typing_extensions import Unpack
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.serving.saved.names import StateName
+from dspex.bus.serving.programs.modules import ModuleArguments
+from dspex.bus.serving.programs.names import StateName
 from dspex.bus.settings.not_built import OPTIONS
+from dspex.operators.native.fields.fields import JsonSchema
 from dspex.operators.native.problems import all_of, wrong
 from dspex.operators.operator import Declaration, Edges
 from dspex.operators.parameters import (
@@ -33,6 +35,19 @@ from dspex.operators.typing.shape import Shape
 _INSTRUCTIONS = TextParameter(
     None, fix="what the signature's task is", doc="the signature's instructions; in Python a part of the Signature"
 )
+
+
+@dataclass(frozen=True)
+class ArgumentsParameter(Parameter):
+    """What a module is built with. Which it takes is known with the module."""
+
+    noun: ClassVar[str] = '`{"max_iters": 5}`'
+    form: ClassVar[JsonSchema] = {"type": "object", "additionalProperties": {"type": ["number", "string"]}}
+
+    def check(self, name: str, value: object) -> object:
+        if not isinstance(value, Mapping):
+            raise wrong(name, value, f'{name}={{"max_iters": 5}}')
+        return dict(cast("Mapping[str, object]", value))
 
 
 @dataclass(frozen=True)
@@ -121,12 +136,20 @@ def program(
     ref: str | type[Any],
     signature: SignatureLike,
     *,
+    arguments: ModuleArguments | None = None,
+    tools: Sequence[str] | None = None,
     state: str | None = None,
     into: type[V] | None = None,
     **o: Unpack[CallOptions],
 ) -> Spec[V]:
-    """A `dspy.Module` of yours, by ref. `state`: a saved state of it, "draft@3" or "draft@prod"."""
-    return _spec(PROGRAM, {"program": ref, "signature": signature, "state": state, "into": into}, o)
+    """A `dspy.Module` of yours, by ref; or one of DSPy's own: `program("dspy:RLM", "book, question -> answer")`.
+
+    Args:
+        arguments: what DSPy's own module is built with: `{"max_iters": 5}`. tools: refs of functions for those that take some.
+        state: a saved state of it, "draft@3" or "draft@prod".
+    """
+    own = {"signature": signature, "arguments": arguments, "tools": tools, "state": state}
+    return _spec(PROGRAM, {"program": ref, **own, "into": into}, o)
 
 
 def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOptions) -> Spec[Any]:
@@ -135,7 +158,7 @@ def _spec(operator: CallOperator, own: Mapping[str, object], options: CallOption
     o, errors = checked(operator.parameters, given, options=operator.options, not_built=operator.not_built)
     all_of(errors)
     signature, target = (o["signature"], o["program"]) if "signature" in o else (o[operator.name], str(o[operator.name]))
-    extra = {name: o[name] for name in ("tools", "max_iters", "state") if name in o}
+    extra = {name: o[name] for name in ("tools", "max_iters", "state", "arguments") if o.get(name) is not None}
     return consistent(
         Spec(operator.name, target, signature, o["into"], {n: o[n] for n in options if n in CALL_OPTIONS}, **extra)
     )
@@ -170,6 +193,8 @@ PROGRAM = CallOperator(
     main=RefParameter(what="a program"),
     options={
         "signature": SignatureParameter(doc="what goes in and out"),
+        "arguments": ArgumentsParameter(None, doc="what one of DSPy's own modules is built with"),
+        "tools": RefsParameter(None, what="a tool", doc="functions that one of DSPy's own modules may use"),
         **_OPTIONS,
     },
     spec=program,

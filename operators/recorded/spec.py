@@ -20,6 +20,7 @@ from dspex.bus.errors import InvalidOutput, TopologyError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import MAX_ITERS as MAX_ITERS
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.programs.modules import refusal
 from dspex.bus.settings.not_built import OPTIONS
 from dspex.engine.graph.nodes import Call, Retry
 from dspex.operators.expressions import language as expressions
@@ -55,6 +56,7 @@ class Spec(Generic[T_co]):
         into: the type of the result; None for a Record.
         options: CallOptions, checked, durations in seconds.
         tools, max_iters: of react. state: name of a saved state of the program.
+        arguments: of one of DSPy's own modules, which may take tools, too.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class Spec(Generic[T_co]):
     tools: tuple[str, ...] = ()
     max_iters: int = MAX_ITERS
     state: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
     takes: ClassVar[Mapping[str, Parameter]] = CALL_OPTIONS
     not_built: ClassVar[tuple[str, ...]] = OPTIONS["call"]
@@ -91,7 +94,13 @@ class Spec(Generic[T_co]):
             data["signature"] = text
         if self.kind == "react":
             data |= {"tools": list(self.tools), "max_iters": self.max_iters}
-        extra = {"instructions": self.signature.instructions, "state": self.state}
+        extra: dict[str, object] = {
+            "instructions": self.signature.instructions,
+            "state": self.state,
+            "arguments": dict(self.arguments),
+        }
+        if self.kind == "program":
+            extra["tools"] = list(self.tools)
         into = {} if self.into is None else {"into": type_option(self.into)}
         options = {n: CALL_OPTIONS[n].plain(v, NOTHING) for n, v in self.options.items()}
         return data | {k: v for k, v in extra.items() if v} | into | options
@@ -148,6 +157,8 @@ class Spec(Generic[T_co]):
                 wanted = ", ".join(self.signature.inputs)
                 message = f"inputs= maps {name!r}, which is no input of the signature"
                 yield problem("DX207", message, f"inputs: {wanted}")
+        if self.kind == "program" and (why := refusal(self.target, self.arguments, self.tools, tuple(self.signature.inputs))):
+            yield problem("DX247", *why)
         if self.options.get("route") == "native" and error is None:
             yield from _uncovered(self)
         constant = self.options.get("fallback")
@@ -171,6 +182,7 @@ class Spec(Generic[T_co]):
             state=self.state,
             route=o["route"],
             cache=float(o.get("cache", 0)),
+            arguments=self.arguments,
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:

@@ -43,6 +43,7 @@ ELSEWHERE = {
         "engine/keyed/meeting/test_merge.py::"
         "test_a_way_back_into_a_stage_before_what_goes_by_event_time_is_refused_and_the_fix_helps"
     ),
+    "DX247": "operators/recorded/test_programs.py::test_a_module_that_cannot_be_built_so_is_refused_before_anything_runs",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
     "DX323": "engine/keyed/meeting/test_gather.py::test_a_gather_that_waits_less_long_than_a_person_may_take_is_a_warning",

@@ -17,8 +17,8 @@ from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import audit
-from dspex.bus.serving.saved import form
-from dspex.bus.serving.saved.states import SavedStates
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.states import SavedStates
 from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools

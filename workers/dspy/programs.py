@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import dspy
 from pydantic import BaseModel
@@ -19,12 +19,13 @@ from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.programs.modules import is_own
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
-from dspex.workers.dspy import replies, values
+from dspex.workers.dspy import modules, replies, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
@@ -37,6 +38,14 @@ Made = TypeVar("Made")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
+class _Program(NamedTuple):
+    """A program, its name, and whether each call gets a copy of its own: it counts what fails in it."""
+
+    program: Any
+    name: str
+    counts: bool
+
+
 class Programs:
     """The programs that a child has made. One instance of a program serves all slots of the child, at the same time."""
 
@@ -47,7 +56,7 @@ class Programs:
         self._models = Models(pool)
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
-        self._programs: dict[str, tuple[Any, str]] = {}
+        self._programs: dict[str, _Program] = {}
         replies.look()
         look()
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
@@ -61,10 +70,11 @@ class Programs:
         profile = self._models.profile(name) if name else None
         signature = self._signature(spec, adapter_of(profile, spec.adapter))
         inputs = _inputs(signature, work.inputs)
-        program, attempt.program = self._program(spec, signature, attempt.state)
+        program, attempt.program, counts = self._program(spec, signature, attempt.state)
         attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
         if spec.kind == "program":
             inputs = values.as_annotated(program, inputs, signature)
+        program = program.deepcopy() if counts else program
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         threads = Threads()
         asked = replies.asking() | threads.settings()
@@ -95,7 +105,7 @@ class Programs:
 
     async def _call(self, program: Any, inputs: dict[str, Any], threads: Threads) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""
-        if _is_module(program) and hasattr(program, "aforward"):
+        if _is_module(program) and modules.is_asynchronous(program):
             return await program.acall(**inputs)
         if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
             return await program(**inputs)
@@ -118,25 +128,26 @@ class Programs:
             signatures.refuse_large(made)
         return made
 
-    def _program(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState | None) -> tuple[Any, str]:
+    def _program(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState | None) -> _Program:
         """The program, made once, and its name."""
         if spec.state and state is None:
             raise ProgramError(f"{spec.target}: no saved state {spec.state!r} came with the call", fix="upgrade the workers")
-        if state is not None:
-            key = json.dumps([state.digest, state.name, *self._key(spec)])
-            return _kept(self._programs, key, lambda: self._build_with(spec, signature, state))
-        return _kept(self._programs, json.dumps(self._key(spec)), lambda: self._build(spec, signature))
+        made_from: list[object] = [spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters, spec.arguments]
+        made_from += [state.digest, state.name] if state is not None else []
+        return _kept(self._programs, json.dumps(made_from, default=str), lambda: self._made(spec, signature, state))
 
-    @staticmethod
-    def _key(spec: CallSpec) -> list[object]:
-        return [spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters]
-
-    def _build_with(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState) -> tuple[Any, str]:
+    def _made(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState | None) -> _Program:
         program, name = self._build(spec, signature)
-        return with_state(program, state, spec.target), f"{name}@{state.digest[:12]}"
+        if state is not None:
+            program, name = with_state(program, state, spec.target), f"{name}@{state.digest[:12]}"
+        return _Program(program, name, modules.counts_failures(program))
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program and its name with a digest of what it was made from."""
+        if spec.kind == "program":
+            modules.check(spec, signature)
+        if spec.kind == "program" and is_own(spec.target):
+            return modules.build(spec, signature, self._refs), f"{spec.target}#{spec.program.partition('#')[2]}"
         if spec.kind == "program":
             target = self._refs.load(spec.target)
             return _instance(target, spec.target), f"{spec.target}#{self._refs.digest_of(target)}"

@@ -10,7 +10,7 @@ import dspy
 import structlog
 
 from dspex.bus.errors import ProgramError
-from dspex.bus.serving.saved import form
+from dspex.bus.serving.programs import form
 from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import LoadedState
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from dspex.bus.errors import BusError, ConfigError, DataError, NotAllowed, ProgramError, RunError, WorkerLost
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord
-from dspex.bus.serving.saved.names import StateName
-from dspex.bus.serving.saved.states import SavedStates
+from dspex.bus.serving.programs.names import StateName
+from dspex.bus.serving.programs.states import SavedStates
 from dspex.workers.answer import Answer
 from dspex.workers.frames import StateTag
 from dspex.workers.pool.children.child_process import GivenState

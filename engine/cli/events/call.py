@@ -44,7 +44,7 @@ def call(
     search(t.settings())
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
     if state is not None:
-        from dspex.bus.serving.saved.names import StateName
+        from dspex.bus.serving.programs.names import StateName
 
         StateName.read(state)
         more["state"] = state

@@ -14,8 +14,8 @@ from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.bus.serving.saved.form import ProgramState
-    from dspex.bus.serving.saved.states import SavedProgram, SavedVersion
+    from dspex.bus.serving.programs.form import ProgramState
+    from dspex.bus.serving.programs.states import SavedProgram, SavedVersion
 
 _DIGITS = 12  # of a digest in a table
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the saved program.")]
@@ -101,15 +101,15 @@ def _state_in(file: Path) -> Mapping[str, Any]:
 
 
 async def _listing(t: Terminal) -> dict[str, SavedProgram]:
-    from dspex.bus.serving.saved.states import SavedStates
+    from dspex.bus.serving.programs.states import SavedStates
 
     async with client(t, "programs") as c:
         return await SavedStates(c.bus, c.app).listing()
 
 
 async def _one(t: Terminal, what: str) -> tuple[SavedProgram, SavedVersion, ProgramState]:
-    from dspex.bus.serving.saved.names import StateName
-    from dspex.bus.serving.saved.states import SavedStates
+    from dspex.bus.serving.programs.names import StateName
+    from dspex.bus.serving.programs.states import SavedStates
 
     name = StateName.read(what)
     async with client(t, "programs") as c:

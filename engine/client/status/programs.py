@@ -12,8 +12,8 @@ import orjson
 from dspex.bus import subjects
 from dspex.bus.port import Bus
 from dspex.bus.serving import audit
-from dspex.bus.serving.saved import form
-from dspex.bus.serving.saved.states import SavedStates, SavedVersion
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.states import SavedStates, SavedVersion
 from dspex.engine.graph import manifest
 
 

@@ -12,9 +12,9 @@ from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, DataError, InvalidInput, RunError
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.port import Bus
-from dspex.bus.serving.saved import form
-from dspex.bus.serving.saved.names import StateName
-from dspex.bus.serving.saved.states import SavedStates, payloads_of
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.names import StateName
+from dspex.bus.serving.programs.states import SavedStates, payloads_of
 
 APP = "saved"
 T = TypeVar("T")

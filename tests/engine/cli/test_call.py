@@ -134,7 +134,7 @@ def test_a_call_prints_its_fields_and_what_it_cost(project: Project) -> None:
     (result,) = found.objects()
     assert list(result) == RESULT
     assert (result["data"], result["route"], result["lm"]) == ({"reply": "reply of hello"}, "native", "main")
-    assert list(result["usage"])[:5] == ["input_tokens", "output_tokens", "cost", "cached_tokens", "finish"]
+    assert list(result["usage"]) == ["input_tokens", "output_tokens", "cost", "cached_tokens", "finish", "requests"]
     (by_dspy,) = project.here("--json", "call", "text -> reply", "text=hello", "--route", "worker").objects()
     assert (by_dspy["data"], by_dspy["route"]) == (result["data"], "worker")
     human = project.here("call", "triage/classify", "text=hello", "--lm", "other")

@@ -11,8 +11,8 @@ from engine_lab import APP, SOURCES, STREAM, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.serving.saved import form
-from dspex.bus.serving.saved.states import SavedStates
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.log import commit_log, housekeeping, unused_payloads
 from dspex.operators.topology import Topology
 

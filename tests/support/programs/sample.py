@@ -60,6 +60,26 @@ class Slow(dspy.Module):
         return self.write(text=text)
 
 
+def interpreter() -> Any:
+    """Where code that a model wrote runs in the tests: DSPy's own sandbox needs Deno."""
+    return dspy.LocalInterpreter()
+
+
+def long_enough(inputs: dict[str, Any], found: Any) -> float:
+    """A reward: for BestOfN and Refine."""
+    return float(len(found.reply) > 10)
+
+
+class Shouting(dspy.ReAct):
+    """Below a class with an asynchronous path, and with a `forward` of its own alone."""
+
+    def __init__(self) -> None:
+        super().__init__("text -> reply", tools=[])
+
+    def forward(self, text: str) -> Any:
+        return dspy.Prediction(reply=text.upper())
+
+
 class Answer(BaseModel):
     reply: str
     score: float

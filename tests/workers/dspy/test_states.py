@@ -11,8 +11,8 @@ from pool_bench import APP, POOL, SIGNATURE, Bench, program, work
 
 from dspex.bus import subjects
 from dspex.bus.serving.call_spec import CallSpec
-from dspex.bus.serving.saved import form
-from dspex.bus.serving.saved.states import SavedStates
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.states import SavedStates
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

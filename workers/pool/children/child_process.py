@@ -43,7 +43,7 @@ STOP_WITHIN = 2.0  # seconds between being asked to stop and being killed
 
 
 class GivenState(NamedTuple):
-    """A saved state that a call is answered with. `body`: packed, see bus/serving/saved/form.py."""
+    """A saved state that a call is answered with. `body`: packed, see bus/serving/programs/form.py."""
 
     tag: StateTag
     body: bytes

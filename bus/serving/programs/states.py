@@ -30,8 +30,8 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.keys.clear_text import may_store
-from dspex.bus.serving.saved.form import ProgramState, digest_of, unpack
-from dspex.bus.serving.saved.names import StateName
+from dspex.bus.serving.programs.form import ProgramState, digest_of, unpack
+from dspex.bus.serving.programs.names import StateName
 from dspex.bus.settings.similar import did_you_mean
 
 UNKNOWN: Final = "DX627"
