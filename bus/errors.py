@@ -418,6 +418,14 @@ class Cancelled(CallError):
     fix = "nothing to do"
 
 
+class OutcomeUnknown(CallError):
+    """A tool that may run once only was begun, and its worker died: nobody knows what came of it. Not retried."""
+
+    code = "DX613"
+    fix = "find out where the tool acts what it did, then redrive or drop the letter"
+    fix_of_call = "find out where the tool acts what it did, and call again where it did nothing"
+
+
 class RunError(DspexError):
     """About a run."""
 

@@ -178,6 +178,7 @@ class CallRequest(_Packed):
         cost: slots that it takes.
         stream: the caller is told of the answer while it is made.
         turn: the name of the turn of `session` that its answer is to be; None: of none.
+        opened: when the call was, in seconds since the epoch: the same in every execution. 0: not known.
     """
 
     call: str
@@ -198,6 +199,7 @@ class CallRequest(_Packed):
     cost: int = 1
     stream: bool = False
     turn: str | None = None
+    opened: float = 0.0
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -240,6 +242,8 @@ class CallRecord(_Packed):
         routing: what was decided about the profiles, in order; empty where there was one, which was asked.
         state: the saved state of the program, `draft@4`: the version that the name of the spec meant then; "" for none.
         warning: what may be wrong with the outputs; "" for nothing.
+        requests: of models and tools: how many were "made", answered from the "journal", and "missed": answered in
+            an earlier attempt, and not asked for any more. {}: they were not counted.
     """
 
     call: str
@@ -263,6 +267,7 @@ class CallRecord(_Packed):
     state: str = ""
     warning: str = ""
     cached_from: str = ""
+    requests: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

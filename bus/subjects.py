@@ -303,13 +303,17 @@ def work_of(app: str, topology: str) -> str:
 
 
 def request(app: str, pool: str, call: str) -> str:
-    """The journal of one call, in the stream of requests. Here alone an id is a token: it is read by subject only."""
-    return f"{prefix(app)}.request.{pool}.{call}"
+    """The journal of one call, in the stream of requests. Here alone an id is a token: it is read by subject only.
+
+    An id that is no token, which no engine makes, and a redriven event may have, is hashed.
+    """
+    known = call if _NAME.fullmatch(call) else sha256(call.encode()).hexdigest()
+    return f"{prefix(app)}.request.{token(pool, 'pool')}.{known}"
 
 
-def request_pattern(app: str) -> str:
-    """The journals of all calls."""
-    return f"{prefix(app)}.request.>"
+def request_pattern(app: str, pool: str = "") -> str:
+    """The journals of all calls, or of those of a pool."""
+    return f"{prefix(app)}.request.{token(pool, 'pool')}.*" if pool else f"{prefix(app)}.request.>"
 
 
 def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:

@@ -30,6 +30,7 @@ class Answer:
         program: the kind and a digest of what the program is made from.
         dspy_version: whose behaviour it has; "" where there is no DSPy.
         usage: tokens and cost; None where nothing is known.
+        requests: how many, by what became of them; see `Requests.counts`.
         started: seconds since the epoch; elapsed: seconds.
         routing, cached_from: see CallRecord.
         warning: what may be wrong with it, though it is an answer; "" for nothing.
@@ -47,6 +48,7 @@ class Answer:
     routing: list[Tried] = field(default_factory=list[Tried])
     warning: str = ""
     cached_from: str = ""
+    requests: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -82,4 +84,5 @@ class Answer:
             state=state,
             warning=self.warning,
             cached_from=self.cached_from,
+            requests=self.requests,
         )

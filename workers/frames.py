@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
@@ -91,6 +91,22 @@ class CancelFrame:
 
 
 @dataclass(frozen=True)
+class JournalledFrame:
+    """What came of a JournalFrame.
+
+    Attributes:
+        id, number: of the call, and of what it asked.
+        entries: of a journal that was opened, packed. more: others follow. error: why it was not opened, or took no entry.
+    """
+
+    id: int
+    number: int
+    entries: list[bytes] = field(default_factory=list[bytes])
+    more: bool = False
+    error: ErrorMap | None = None
+
+
+@dataclass(frozen=True)
 class StopFrame:
     """Let nothing more run, and end."""
 
@@ -136,6 +152,15 @@ class ChunkFrame:
 
 
 @dataclass(frozen=True)
+class JournalFrame:
+    """What a call asks of its journal: to append a packed JournalEntry, or to be opened. `number`: of what it asks."""
+
+    id: int
+    number: int
+    entry: bytes | None = None
+
+
+@dataclass(frozen=True)
 class DoneFrame:
     """The end of a call."""
 
@@ -143,30 +168,10 @@ class DoneFrame:
     answer: Answer
 
 
-Frame = (
-    StartFrame
-    | CallFrame
-    | StateFrame
-    | CancelFrame
-    | StopFrame
-    | HelloFrame
-    | FatalFrame
-    | StatusFrame
-    | ChunkFrame
-    | DoneFrame
-)
-_TYPES: Mapping[str, type[Frame]] = {
-    "start": StartFrame,
-    "call": CallFrame,
-    "state": StateFrame,
-    "cancel": CancelFrame,
-    "stop": StopFrame,
-    "hello": HelloFrame,
-    "fatal": FatalFrame,
-    "status": StatusFrame,
-    "chunk": ChunkFrame,
-    "done": DoneFrame,
-}
+FromParent = StartFrame | CallFrame | StateFrame | CancelFrame | JournalledFrame | StopFrame
+FromChild = HelloFrame | FatalFrame | StatusFrame | ChunkFrame | JournalFrame | DoneFrame
+Frame = FromParent | FromChild
+_TYPES: Mapping[str, type[Frame]] = {kind.__name__.removesuffix("Frame").lower(): kind for kind in get_args(Frame)}
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 

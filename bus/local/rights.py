@@ -173,6 +173,8 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), f"KV_{subjects.cache(app)}")
     yield f"$KV.{subjects.cache(app)}.*.{pool}.*"  # answers of its own pool
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
+    yield subjects.request_pattern(app, pool)
+    yield from _api(("STREAM.MSG.GET.{}",), subjects.requests(app))  # what an earlier attempt at a call has journaled
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
     yield _seals(app)

@@ -53,6 +53,8 @@ class CallSpec:
         cache: seconds for which the answer to an equal call may be given again; 0: it never is.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
         arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments.
+        effect: the function that enriches changes something elsewhere, and is called with an idempotency key.
+        reconcile: ref of the function that tells what such a call did whose worker died; None for none.
     """
 
     kind: str
@@ -70,6 +72,8 @@ class CallSpec:
     types: Mapping[str, object] = field(default_factory=dict)
     cache: float = 0.0
     arguments: Mapping[str, object] = field(default_factory=dict)
+    effect: bool = False
+    reconcile: str | None = None
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -84,12 +88,18 @@ class CallSpec:
     def refs(self) -> tuple[str, ...]:
         """What the allow-list of a pool has to name: the code of users that a worker imports, and modules that run code."""
         named = self.kind == "enrich" or (self.kind == "program" and modules.needs_permission(self.target))
-        return (*((self.target,) if named else ()), *self.tools, *modules.refs_in(self.target, self.arguments))
+        more = (self.reconcile,) if self.reconcile else ()
+        return (*((self.target,) if named else ()), *self.tools, *more, *modules.refs_in(self.target, self.arguments))
 
     @property
     def asks_a_model(self) -> bool:
         """Whether it may: only a function that enriches never does."""
         return self.kind != "enrich"
+
+    @property
+    def journaled(self) -> bool:
+        """Whether its requests are, while it runs: each of them costs, or does something that must not be done twice."""
+        return self.kind in ("react", "program") or self.effect
 
     @cached_property
     def packed(self) -> bytes:

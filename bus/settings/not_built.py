@@ -30,7 +30,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     ),
     "Run": ("result", "steps", "cancel", "export"),
     "Driver": ("replay",),
-    "CallContext": ("now", "random", "uuid", "idempotency_key"),
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +37,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
-NAMES = ("StateContext", "asgi", "tool")
+NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "cost", "tenant", "lane", "first_token_timeout", "hedge"),

@@ -165,6 +165,7 @@ class Host:
         self._parts.start(Alignment(self.bus, alive, self.runners, self.heartbeat, self._align).run(), "alignment")
         self._parts.start(Backlog(self.bus, self.app, alive, self.runners, self.heartbeat).run(), "backlog")
         self._parts.start(self.consumers.run(), "work consumers")
+        self._parts.start(self.committer.journals.run(), "journals")
         house = housekeeping.keep(self.bus, self.app, self._first_of, records=self.records, clock=self.clock)
         self._parts.start(house, "housekeeping")
         if any(graph.lanes for graph in self.graphs):

@@ -18,6 +18,7 @@ from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.engine.runtime.batch import MOST_BYTES
+from dspex.engine.runtime.inputs.journals import SpentJournals
 from dspex.engine.runtime.partition import Partition
 
 _log = structlog.get_logger("dspex.engine")
@@ -36,6 +37,7 @@ class Committer:
     def __init__(self, bus: Bus, app: str, clock: Callable[[], float], above: int = payloads.ABOVE) -> None:
         self.bus, self.app, self.above = bus, app, above
         self.clock = clock
+        self.journals = SpentJournals(bus, app)
         self.commits = 0
         self.full = ""  # why the stream takes nothing now; "" while it does
         self._waiting: dict[Partition, None] = {}  # in the order in which they asked
@@ -91,7 +93,10 @@ class Committer:
     def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
         for partition, messages in reversed(taken):
-            partition.owner.landed(partition, partition.landed(last))
+            batch = partition.landed(last)
+            partition.owner.landed(partition, batch)
+            if batch.told:
+                self.journals.landed(partition.process.stage, batch.told)
             last -= len(messages)
             if not partition.settled.is_set():
                 self.request_commit(partition)

@@ -41,6 +41,7 @@ HOMES = {  # of what is no name of dspex itself
     "Driver": "dspex.testing",
     "Faults": "dspex.testing",
     "CallContext": "dspex.workers.answerers.context",
+    "tool": "dspex.workers",
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
 COMES_WITH = {

@@ -23,7 +23,7 @@ from dspex.engine.client.client import Client
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import Frame, Link
-from dspex.workers.pool.executions import Execution
+from dspex.workers.pool.execution import Execution
 from dspex.workers.pool.pool import Pool
 
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def config(url: str, **options: Any) -> PoolConfig:
     """
     profile = Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0}, breaker={"failures": 10**6})
     profiles = {name: replace(profile, name=name) for name in ("main", "busy1", "busy2")}
-    known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*",), "path": (str(HERE / "programs"),)}
+    known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*", "journaled:*"), "path": (str(HERE / "programs"),)}
     return PoolConfig(APP, POOL, **{**known, **options})
 
 
@@ -133,6 +133,7 @@ async def running(
     """A started pool; drained at the end, and the bus is closed."""
     bus = bus or MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+    await bus.ensure_stream(StreamConfig(subjects.requests(APP), [subjects.request_pattern(APP)]))
     await WorkConsumers(bus, APP, [(POOL, band) for band in subjects.BANDS], ack_wait=ack_wait).look()
     bench = Bench(Pool(bus, pool_config, **options), bus)
     pump = asyncio.create_task(bench.pump())

@@ -9,7 +9,7 @@ come out. `text` is the input field of that name, else the first one.
 
 Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by POST /faults {"text": "429=1x2"}:
 
-    standin:429=1x2   the first 2 times: 429 with Retry-After: 1
+    standin:429=1x2   the first 2 times: 429 with Retry-After: 1; 429=1@2: the second time alone
     standin:500  standin:503=2  standin:400  standin:401      that status
     standin:nonsense  text that no adapter can parse      standin:garbage  a body that is no JSON
     standin:slow=0.5  answer after half a second          standin:hang     never      standin:drop  close the connection
@@ -38,7 +38,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 from zlib import crc32
 
-_FAULT = re.compile(r"standin:(\w+?)(?:=([\d.]+))?(?:x(\d+))?(?=\W|$)")
+_FAULT = re.compile(r"standin:(\w+?)(?:=([\d.]+))?(?:x(\d+)|@(\d+))?(?=\W|$)")
 _OUTPUTS = re.compile(r"Your output fields are:\n(.*?)\nAll interactions", re.S)
 _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):", re.M)
 _ELEMENT = re.compile(r"^<(\w+)>\n(.*?)\n</\1>", re.S | re.M)
@@ -205,8 +205,8 @@ class StandIn:
         match = _FAULT.search(self.faults.get(text, text))
         if match is None:
             return "ok", ""
-        kind, value, times = match.groups()
-        if times and self.texts[text] > int(times):
+        kind, value, times, at = match.groups()
+        if (times and self.texts[text] > int(times)) or (at and self.texts[text] != int(at)):
             return "ok", ""
         return kind, value or ""
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
 from dspex.workers.config import Profile
+from dspex.workers.journal.requests import Journaling, Requests
 
 KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted callers may ask for any number
 _SHOWN = 600  # characters of a model's or provider's text in a message
@@ -54,6 +55,7 @@ class Attempt:
         streamed: something was told: the same is not asked for again, because it would be told twice.
         state: the saved state of its program; None for none.
         warning: see `Answer`.
+        journal: of the call; None for one that has none. requests: those of models and tools, which are asked by it.
     """
 
     work: CallRequest
@@ -68,6 +70,11 @@ class Attempt:
     routing: list[Tried] = field(default_factory=list[Tried])
     chunk: Callable[[str, str], None] | None = None
     streamed: bool = False
+    journal: InitVar[Journaling | None] = None
+    requests: Requests = field(init=False)
+
+    def __post_init__(self, journal: Journaling | None) -> None:
+        self.requests = Requests(self.work.call, journal)
 
     @contextmanager
     def trying(self, lm: str) -> Iterator[None]:
@@ -97,11 +104,17 @@ class Attempt:
 
     def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
+        used = self.priced(used, profile)
+        self.usage = self.usage + used if self.usage else used
+
+    @staticmethod
+    def priced(used: Usage, profile: Profile | None) -> Usage:
+        """Tokens with what they cost, where the profile names its price."""
         if price := profile.price if profile else {}:
             plain, cached = price.get("input", 0.0), min(used.cached_tokens, used.input_tokens)
             cost = (used.input_tokens - cached) * plain + cached * price.get("cached", plain)
             used = replace(used, cost=(cost + used.output_tokens * price.get("output", 0.0)) / 1e6)
-        self.usage = self.usage + used if self.usage else used
+        return used
 
     def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:
         """The end of the attempt, with all that is known of it."""
@@ -117,6 +130,7 @@ class Attempt:
             usage=self.usage,
             routing=self.routing,
             warning=self.warning,
+            requests=self.requests.counts(outputs is not None),
         )
 
 
@@ -162,6 +176,8 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
             deadline=datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
             node=work.node,
             report=status,
+            opened=work.opened or attempt.started,
+            requests=attempt.requests,
         )
     )
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
+from random import Random
 from typing import Any
+from uuid import UUID
 
 import structlog
 
-from dspex.bus.settings.not_built import METHODS, Planned
+from dspex.workers.journal.requests import Requests, current, key_now
 
 
 @dataclass(frozen=True)
-class CallContext(Planned, names=METHODS["CallContext"]):
+class CallContext:
     """The call that is running here.
 
     Attributes:
-        call: id of the call; the same in every attempt, so it can serve as an idempotency key.
+        call: id of the call; the same in every attempt, so it can serve as an idempotency key of the whole call.
         run: id of the run that caused it; "" where there is none.
         session: id of its session; None where it has none.
         attempt: from 1.
@@ -34,6 +37,35 @@ class CallContext(Planned, names=METHODS["CallContext"]):
     deadline: datetime
     node: str
     report: Callable[[str], None]
+    opened: float
+    requests: Requests
+
+    @property
+    def now(self) -> datetime:
+        """When the call was opened (UTC): the same in every attempt, so that a prompt with it is."""
+        return datetime.fromtimestamp(self.opened, tz=UTC)
+
+    @cached_property
+    def random(self) -> Random:
+        """Random numbers: the same ones in every attempt, in this order."""
+        return Random(sha256(self.call.encode()).digest())
+
+    def uuid(self) -> UUID:
+        """The next one of the call's: the same ones in every attempt, in this order."""
+        return UUID(int=self._ids.getrandbits(128), version=4)
+
+    @cached_property
+    def _ids(self) -> Random:
+        return Random(sha256(f"{self.call} ids".encode()).digest())
+
+    def idempotency_key(self) -> str:
+        """What stands for the use of a tool that runs now, in every attempt: give it to the system that the tool changes.
+
+        Raises LookupError where no tool runs that is journaled, and no function that enriches.
+        """
+        if not (key := key_now()):
+            raise LookupError("no tool runs here that is journaled; `context().call` stands for the whole call")
+        return key
 
     @cached_property
     def log(self) -> Any:
@@ -48,14 +80,25 @@ class CallContext(Planned, names=METHODS["CallContext"]):
         self.report(text)
 
 
-_current: ContextVar[CallContext] = ContextVar("dspex_call")
+_current: ContextVar[CallContext | None] = ContextVar("dspex_call", default=None)
 
 
 def context() -> CallContext:
     """The context of the call that this code serves. Raises LookupError outside of a worker's call."""
-    return _current.get()
+    found: object = _current.get()
+    if found is None and (requests := current()) is not None:  # in a thread of DSPy's
+        found = requests.context
+    if not isinstance(found, CallContext):
+        raise LookupError("no call is served here: its program runs in another task or thread, or this is no worker")
+    return found
 
 
 def enter(call: CallContext) -> None:
     """Make `call` the context of the current task and of what it starts."""
     _current.set(call)
+    call.requests.context = call
+
+
+def enter_again() -> None:
+    """The program of the call begins anew: what is drawn in its context is drawn from the begin."""
+    enter(replace(context()))

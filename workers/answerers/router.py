@@ -28,11 +28,13 @@ from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, LoadedState, as_error, checked, enter_context
+from dspex.workers.answerers.context import enter_again
 from dspex.workers.answerers.functions import Functions
 from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import Refs, bounded
 from dspex.workers.config import PoolConfig
+from dspex.workers.journal.requests import Journaling, StopCall
 
 NOT_HAD = (LMUnavailable, RateLimited, CallTimeout)  # errors after which the next profile of a list is asked, at once
 _SHORTEST = 8  # characters of a key; a server that needs none is given a word instead: x, none, EMPTY
@@ -70,6 +72,7 @@ class Router:
         limit: float | None = None,
         chunk: Callable[[str, str], None] | None = None,
         state: LoadedState | None = None,
+        journal: Journaling | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -80,17 +83,22 @@ class Router:
             limit: seconds that they have together; None: those of the request.
             chunk: see `Attempt`.
             state: the saved state of its program; None for none.
+            journal: that of the call; None where it has none.
         """
-        program = f"{work.spec.kind}:{work.spec.target}"
-        attempt = Attempt(work, local, dspy_version=self.dspy_version, program=program, state=state, chunk=chunk)
+        program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
+        attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
         try:
             enter_context(attempt, status)
             attempt.work = checked(work)
-            return attempt.answer(await self._first_available(attempt, lms, work.timeout if limit is None else limit))
+            outputs = await self._first_available(attempt, lms, work.timeout if limit is None else limit)
+            if attempt.requests.ending is not None:  # whatever the program made of it
+                raise StopCall(attempt.requests.ending)
+            return attempt.answer(outputs)
         except asyncio.CancelledError:
             return attempt.answer(error=error_map(_cancelled(work.node, given_up())))
         except BaseException as error:  # noqa: BLE001  a user's program may raise anything
-            failure = as_error(error, work.node, attempt.spec.target)
+            ending = attempt.requests.ending
+            failure = ending if ending is not None else as_error(error, work.node, attempt.spec.target)
             raised = "".join(traceback.format_exception(error)) if isinstance(failure, ProgramError) else ""
             return attempt.answer(error=self._told(error_map(failure, bounded(self._without_keys(raised)))))
 
@@ -112,7 +120,7 @@ class Router:
         """
         spec, node = attempt.spec, attempt.work.node
         if not spec.asks_a_model:
-            return await self._functions.ask(attempt)
+            return await _begun(self._functions, attempt)
         default = self._pool.default_profile()
         profiles = chosen or spec.lm or ((default.name,) if default else ())
         if not profiles and spec.kind != "program":
@@ -163,10 +171,17 @@ async def _asked(answerer: Answerer, attempt: Attempt) -> Outputs:
     durable call leaves it to the engine, which counts and records it.
     """
     try:
-        return await answerer.ask(attempt)
+        return await _begun(answerer, attempt)
     except InvalidOutput:
         if attempt.work.record is not None or attempt.streamed:
             raise
+    return await _begun(answerer, attempt)
+
+
+async def _begun(answerer: Answerer, attempt: Attempt) -> Outputs:
+    """The outputs. The program begins, for the first time or anew: what it is given is the same each time."""
+    attempt.requests.begin(attempt.lm)
+    enter_again()
     return await answerer.ask(attempt)
 
 

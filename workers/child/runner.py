@@ -13,12 +13,14 @@ from dspex.bus.tasks import Tasks, first
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.attempt import LoadedState, sendable
 from dspex.workers.answerers.router import Router
+from dspex.workers.child.journal import CallJournal
 from dspex.workers.frames import (
     CallFrame,
     CancelFrame,
     ChunkFrame,
     DoneFrame,
     Frame,
+    JournalledFrame,
     Link,
     StateFrame,
     StatusFrame,
@@ -37,6 +39,7 @@ class Runner:
         self._link, self._router = link, router
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._calls: dict[int, asyncio.Task[None]] = {}
+        self._journals: dict[int, CallJournal] = {}
         self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
         self._states: dict[str, bytes] = {}  # saved states of programs, packed, by digest
@@ -56,6 +59,8 @@ class Runner:
             case CancelFrame(id=number) if number in self._calls:
                 self._given_up.add(number)
                 self._calls[number].cancel()
+            case JournalledFrame(id=number) if number in self._journals:
+                self._journals[number].take(frame)
             case StopFrame():
                 self._stopped.set()
             case _:
@@ -88,6 +93,8 @@ class Runner:
     def _ended(self, number: int) -> None:
         self._calls.pop(number, None)
         self._given_up.discard(number)
+        if (journal := self._journals.pop(number, None)) is not None:
+            journal.close()
 
     async def _run(self, call: CallFrame, state: bytes | None) -> None:
         try:
@@ -95,6 +102,9 @@ class Runner:
         except DecodeError as error:  # the parent could read it: dspex has another version here
             self._link.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
             return
+        journal = None
+        if work.record is not None and work.spec.journaled:  # an interactive call has no second attempt
+            journal = self._journals[call.id] = CallJournal(call.id, self._link.send)
         answer = await self._router.run(
             work,
             call.local,
@@ -104,6 +114,7 @@ class Runner:
             limit=call.limit,
             chunk=partial(self._chunk, call.id) if work.stream else None,
             state=LoadedState(*call.state, state) if call.state is not None and state is not None else None,
+            journal=journal,
         )
         done = DoneFrame(call.id, answer)
         try:

@@ -17,15 +17,14 @@ from pydantic import BaseModel
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import Outputs, Usage
+from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.modules import is_own
-from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
-from dspex.workers.dspy import modules, replies, values
+from dspex.workers.dspy import modules, replies, requests, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
@@ -59,6 +58,7 @@ class Programs:
         self._programs: dict[str, _Program] = {}
         replies.look()
         look()
+        requests.look()
         dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
 
     async def ask(self, attempt: Attempt) -> Outputs:
@@ -77,7 +77,8 @@ class Programs:
         program = program.deepcopy() if counts else program
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         threads = Threads()
-        asked = replies.asking() | threads.settings()
+        asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
+        attempt.requests.priced = partial(attempt.priced, profile=profile)
         if attempt.chunk is not None:
             asked |= Writing(attempt, _outputs_of(signature, spec)).settings()
         try:
@@ -96,7 +97,9 @@ class Programs:
                 finally:
                     threads.end()
                     attempt.spend(
-                        replace(_tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests),
+                        replace(
+                            requests.tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests
+                        ),
                         profile,
                     )
         except dspy.utils.exceptions.DSPyError as error:
@@ -230,11 +233,3 @@ def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Ou
         return {n: plain(n, result[n]) for n in names}
     except InvalidOutput as error:
         raise (ProgramError(error.message) if spec.kind == "program" else error) from error
-
-
-def _tokens(found: Mapping[str, Mapping[str, Any]]) -> Usage:
-    """Tokens read and written, over all models that a program called."""
-    read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
-    written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
-    cached = sum(int((t.get("prompt_tokens_details") or {}).get("cached_tokens") or 0) for t in found.values())
-    return Usage(min(read, MOST_TOKENS), min(written, MOST_TOKENS), cached_tokens=min(cached, MOST_TOKENS))

@@ -31,7 +31,7 @@ from dspex.workers.limits.estimates import Estimates
 from dspex.workers.limits.planning import Full
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.executions import Execution
+    from dspex.workers.pool.execution import Execution
 
 log = structlog.get_logger("dspex.workers")
 

@@ -1,34 +1,27 @@
-"""One execution at a call: a slot, a child, a time limit, and what becomes of a child that does not react."""
+"""The calls that a pool is answering."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import CallTimeout, Cancelled, DspexError, WorkerLost
-from dspex.bus.records import CallRecord, CallRequest, Tried
+from dspex.bus.errors import Cancelled, WorkerLost
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.tasks import Tasks
-from dspex.workers.answer import Answer
+from dspex.workers.journal.keeping import Journals
 from dspex.workers.models.local import LocalModels
-from dspex.workers.pool.children.child_process import Child, GivenState
 from dspex.workers.pool.children.supervisor import Supervisor
+from dspex.workers.pool.execution import Ended, Execution
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallStep
-from dspex.workers.pool.telling import Telling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-REACT_WITHIN = 2.0  # seconds a child has to give up a call before it is killed
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
-
-Ended = Callable[[CallRecord], None]
 
 
 class Executions:
@@ -43,8 +36,10 @@ class Executions:
         routes: which way they went.
     """
 
-    def __init__(self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep] = ()) -> None:
-        self.children, self.models, self.steps = children, models, steps
+    def __init__(
+        self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep], journals: Journals
+    ) -> None:
+        self.children, self.models, self.steps, self.journals = children, models, steps, journals
         self.preparing = 0
         self.pool, self.worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
@@ -52,16 +47,19 @@ class Executions:
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self.tasks = Tasks(f"calls of {self.pool}")
 
-    def start(self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0) -> Execution:
+    def start(
+        self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0, at: int = 0
+    ) -> Execution:
         """Begin one execution of a call: the steps, then a slot. Its record goes to `ended`. An error is a record too.
 
         Args:
             packed: the request as it came.
             delivered: how often it was, this time included.
             age: seconds since the request was stored or sent.
+            at: the sequence at which it is stored; 0 for one of an interactive call.
         """
         telemetry.emit("call_started", **self._about(work))
-        execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age)
+        execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age, at)
         self.open[execution] = None
         if delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
@@ -114,185 +112,3 @@ class Executions:
 
     def _about(self, work: CallRequest) -> dict[str, object]:
         return {"pool": self.pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
-
-
-class Execution:
-    """One execution of a call, until it has a record.
-
-    Attributes:
-        work: the request.
-        slots: how many it takes.
-        ended: gets the record.
-        lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
-        routing: what the steps have decided about profiles.
-        passed: the steps that let it pass.
-        telling: what its caller is told with, before its record; None: nothing is.
-        state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
-    """
-
-    def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float) -> None:
-        self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
-        self.slots = executions.children.slots.per_child if work.alone else 1
-        self._loop = asyncio.get_running_loop()
-        self._child: Child | None = None
-        self._number = 0  # of the call in the child; 0: it does not have it
-        self._started: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._record: CallRecord | None = None
-        self._error: DspexError | None = None  # why it is given up
-        self.lms: Sequence[str] | None = None
-        self.routing: list[Tried] = []
-        self.passed: list[CallStep] = []
-        self.telling: Telling | None = None
-        self.state: GivenState | None = None
-        self._to_ask: Iterator[CallStep] = iter(executions.steps)
-
-    @property
-    def begun(self) -> bool:
-        """Whether a child has got it."""
-        return bool(self._number)
-
-    # -- the steps
-    def go_on(self) -> None:
-        """Ask the steps that have not been asked, and then for slots."""
-        for step in self._to_ask:
-            try:
-                found = step.before(self)
-            except DspexError as error:
-                self.fail(error)
-                return
-            if isinstance(found, Coroutine):
-                self._all.preparing += 1
-                self._all.tasks.start(self._ask_step(step, found), "step")
-                return
-            if not self._goes_on(step, found):
-                return
-        if self.in_time():
-            self._all.children.slots.take(self)
-
-    async def _ask_step(self, step: CallStep, asked: Coroutine[Any, Any, Answer | None]) -> None:
-        try:
-            found = await asked
-        except DspexError as error:
-            self.fail(error)
-            return
-        finally:
-            self._all.preparing -= 1
-        if self._record is not None:  # given up meanwhile
-            step.after(self, self._record)
-        elif self._goes_on(step, found):
-            self.go_on()
-
-    def _goes_on(self, step: CallStep, found: Answer | None) -> bool:
-        if found is not None:
-            self._over(found)
-            return False
-        self.passed.append(step)
-        return True
-
-    # -- what slots say
-    def begin(self, child: Child) -> None:
-        """It has its slots."""
-        self._child, self._started = child, time.time()
-        if not self.in_time():
-            return
-        if (model := self._all.models.needed(self.work, self.lms)) is None:
-            self._ask(child, None)
-        else:
-            self._all.tasks.start(self._ask_with(child, model), "local model")
-
-    def refuse(self, error: DspexError) -> None:
-        self.fail(error)
-
-    @property
-    def until(self) -> float:
-        """Its deadline, on the clock of the loop."""
-        return self._until
-
-    @property
-    def ran(self) -> float:
-        """Seconds since a child got it; 0 where none did."""
-        return 0.0 if self._started is None else time.time() - self._started
-
-    # -- what the child says
-    def answered(self, answer: Answer) -> None:
-        """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
-        if self._error is not None and answer.outputs is None:
-            answer = answer.given_up(self._error)
-        self._over(answer)
-
-    def lost(self, error: WorkerLost) -> None:
-        """The child has ended."""
-        self.fail(self._error or error)
-
-    def status(self, text: str) -> None:
-        """What the program says."""
-        log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=text)
-        if self.telling is not None:
-            self.telling.status(text)
-
-    def chunk(self, field: str, text: str) -> None:
-        """What the model writes."""
-        if self.telling is not None:
-            self.telling.chunk(field, text)
-
-    # -- the end
-    def fail(self, error: DspexError) -> None:
-        """End with an error."""
-        self._over(Answer.failed(error, self._all.children.hello.dspy_version, started=self._started))
-
-    def in_time(self) -> bool:
-        """Whether its deadline is still to come; else it has failed."""
-        if self._loop.time() < self._until:
-            return True
-        self.fail(CallTimeout("its deadline passed before a worker was free", node=self.work.node))
-        return False
-
-    def _over(self, answer: Answer) -> None:
-        if self._record is not None:
-            return  # it has ended already
-        record = answer.record(self.work, self._all.worker, self.state.tag.name if self.state is not None else "")
-        self._record = record = replace(record, routing=[*self.routing, *record.routing]) if self.routing else record
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._child is not None:
-            self._all.children.slots.vacate(self._child, self.slots)
-        self._all.over(self, record)
-
-    def _ask(self, child: Child, local: str | None) -> None:
-        limit = min(self.work.timeout, self._until - self._loop.time())
-        self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self, self.lms, limit, self.state)
-
-    async def _ask_with(self, child: Child, model: str) -> None:
-        """The same with a local model, whose server may have to be started first."""
-        try:
-            url = await self._all.models.url(model)
-        except DspexError as error:
-            self.fail(error)
-        else:
-            if self._record is None:
-                self._ask(child, url)
-
-    def _late(self, limit: float) -> None:
-        self.give_up(CallTimeout(f"no answer within {limit:.1f} s", node=self.work.node))
-
-    def give_up(self, error: DspexError) -> None:
-        """Stop it: it ends with this error, unless its answer is on its way.
-
-        The child is asked to, and killed if it does not react, which ends its other calls in WorkerLost.
-        """
-        if self._child is None or not self._number:
-            self._all.children.slots.leave(self)
-            self.fail(error)
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._error is None:
-            self._error = error
-            self._child.cancel(self._number)
-        self._timer = self._loop.call_later(REACT_WITHIN, self._unmoved, self._child)
-
-    def _unmoved(self, child: Child) -> None:
-        log.error("worker does not react, killing it", pool=self._all.pool, pid=child.pid, calls=child.busy)
-        child.kill()

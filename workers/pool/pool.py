@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.errors import WorkerLost
+from dspex.bus.errors import Fenced, WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
@@ -22,6 +22,7 @@ from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.config import PoolConfig, check_keys
+from dspex.workers.journal.keeping import Journals
 from dspex.workers.limits.step import Limits
 from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
@@ -53,6 +54,8 @@ class Pool:
         id: of this pool process. `worker`: the name that goes into its records.
         children, executions, models: who answers calls. steps: what is asked before them.
         saved: the first one, which finds the saved state of a program. routing: the one that chooses the models.
+        routing: the one that chooses the models.
+        journals: of the requests inside calls.
         work: the loop that serves durable calls; `interactive` serves the others.
         limits: of profiles, and budgets: the last one, which knows what was chosen.
         status: answers questions about the pool. service: those that any NATS service is asked.
@@ -69,7 +72,8 @@ class Pool:
         self.routing = Routing(config, asyncio.get_running_loop().time)
         self.saved = SavedPrograms(bus, config.app)
         self.steps: list[CallStep] = [self.saved, self.routing]
-        self.executions = Executions(self.children, self.models, self.worker, self.steps)
+        self.journals = Journals(bus, config.app, config.name, config.claim_check_above)
+        self.executions = Executions(self.children, self.models, self.worker, self.steps, self.journals)
         keys = keys_of(config.name, config.hmac_key_env)
         self.records = RecordStore(bus, config.app, config.name, config.claim_check_above, keys)
         self.work = WorkLoop(
@@ -126,6 +130,7 @@ class Pool:
         await self.service.stop()
         await self.limits.stop()
         await self.children.stop()
+        await self.journals.tasks.stop()
         await self.models.stop()
         log.info("pool stopped", pool=self.config.name, served=self.work.served)
 
@@ -164,17 +169,25 @@ class _Answering:
     def __init__(self, executions: Executions, work: CallRequest, delivery: Delivery, age: float) -> None:
         self._over = asyncio.Event()
         self._record: CallRecord | None = None
-        self._execution = executions.start(work, delivery.message.data, self._ended, delivered=delivery.delivered, age=age)
+        message, delivered = delivery.message, delivery.delivered
+        at = message.sequence
+        self._execution = executions.start(work, message.data, self._ended, delivered=delivered, age=age, at=at)
 
     async def record(self) -> CallRecord | None:
-        """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that."""
+        """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that.
+
+        None where a later request for the call is served: nobody waits for this one. Raises Fenced where the same request is,
+        by somebody else: this process must not ack it.
+        """
         try:
             await self._over.wait()
         except asyncio.CancelledError:
             self._execution.give_up(WorkerLost("the pool was stopped"))
             await self._over.wait()
             raise
-        return self._record
+        if (outdone := self._execution.outdone) is not None and not outdone.later:
+            raise Fenced("somebody else serves this request")
+        return self._record if outdone is None else None
 
     def _ended(self, record: CallRecord) -> None:
         self._record = record

@@ -17,7 +17,7 @@ from dspex.workers.frames import StateTag
 from dspex.workers.pool.children.child_process import GivenState
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.executions import Execution
+    from dspex.workers.pool.execution import Execution
 
 FRESH: Final = 2.0  # seconds for which it is believed what a name means that may come to mean something else
 MOST_KEPT: Final = 64 << 20  # bytes of states that the parent keeps; a child has its own

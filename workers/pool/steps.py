@@ -15,7 +15,7 @@ from dspex.bus.records import CallRecord
 from dspex.workers.answer import Answer
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.executions import Execution
+    from dspex.workers.pool.execution import Execution
 
 
 class CallStep(Protocol):

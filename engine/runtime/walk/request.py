@@ -102,6 +102,7 @@ def request(
         invalid=row.invalid,
         alone=row.alone,
         record=record,
+        opened=row.deadline - call.deadline,
     )
     band = subjects.band(call.priority)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)

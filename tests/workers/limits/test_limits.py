@@ -22,7 +22,7 @@ from dspex.bus.serving.limits import MINUTE, Budget, Ledger
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.limits.step import Limits
-from dspex.workers.pool.executions import Execution
+from dspex.workers.pool.execution import Execution
 
 APP = "test"
 START = 1_767_225_600.0  # a full minute, and a full day

@@ -22,7 +22,7 @@ from dspex.workers.pool.cache.kept import CachedAnswer, KeptAnswers
 from dspex.workers.pool.cache.shared import SharedAnswers
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.executions import Execution
+    from dspex.workers.pool.execution import Execution
 
 BY_SPEC: Final = frozenset({"predict", "chain_of_thought"})  # kinds whose version the spec tells: no code of users is in them
 VERSIONS: Final = 256  # of programs, that are remembered

@@ -25,6 +25,8 @@ from dspex.workers.frames import (
     FatalFrame,
     Frame,
     HelloFrame,
+    JournalFrame,
+    JournalledFrame,
     Link,
     StartFrame,
     StateFrame,
@@ -59,6 +61,7 @@ class Caller(Protocol):
     def status(self, text: str) -> None: ...
 
     def chunk(self, field: str, text: str) -> None: ...
+    def journal(self, frame: JournalFrame) -> None: ...
 
 
 class Child:
@@ -154,6 +157,10 @@ class Child:
         """Ask the child to give a call up."""
         self._link.send(CancelFrame(number))
 
+    def tell(self, frame: JournalledFrame) -> None:
+        """Say what came of what a call asked of its journal."""
+        self._link.send(frame)
+
     @property
     def open(self) -> int:
         """Calls that it runs."""
@@ -190,6 +197,8 @@ class Child:
                 self._open[number].status(text)
             case ChunkFrame(id=number, field=field, text=text) if number in self._open:
                 self._open[number].chunk(field, text)
+            case JournalFrame(id=number) if number in self._open:
+                self._open[number].journal(frame)
             case HelloFrame() if not self._greeting.done():
                 self._greeting.set_result(frame)
             case FatalFrame(error=error) if not self._greeting.done():

@@ -19,7 +19,7 @@ from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
 from dspex.workers.pool.routing.measured import Measured
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.executions import Execution
+    from dspex.workers.pool.execution import Execution
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 

@@ -1,0 +1,107 @@
+"""Tools and programs whose requests are journaled. What they do is noted in `done`, or at the address of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+from pydantic import BaseModel
+
+from dspex.workers import context, tool
+
+done: list[tuple[str, str]] = []  # what was done in this process: tool, idempotency key
+meanwhile: list[Callable[[str], None]] = []  # called with the name of each tool that runs
+
+
+def _do(name: str) -> str:
+    done.append((name, context().idempotency_key()))
+    for call in meanwhile:
+        call(name)
+    return f"{name} {len(done)}"
+
+
+def step(text: str = "") -> str:
+    """Not marked, and nothing is noted of it."""
+    return text
+
+
+def look_up(city: str = "") -> str:
+    """Not marked: it counts as having effects."""
+    return _do("look_up")
+
+
+@tool(effect=False)
+def read(city: str = "") -> str:
+    return _do("read")
+
+
+@tool(once=True)
+async def pay(city: str = "") -> str:
+    return _do("pay")
+
+
+@tool(record=False)
+def clock(city: str = "") -> str:
+    done.append(("clock", ""))
+    return f"clock {len(done)}"
+
+
+class Fare(BaseModel):
+    price: int
+
+
+@tool
+async def fare(city: str) -> Fare:
+    _do("fare")
+    return Fare(price=7)
+
+
+class Trip(dspy.Module):
+    """Marked functions, called as any other; and a question behind them."""
+
+    async def aforward(self, text: str) -> Any:
+        found = await fare(text)
+        paid = await pay(text)
+        return dspy.Prediction(reply=f"{paid}, {found.price}, {(await dspy.Predict('text -> reply').acall(text=text)).reply}")
+
+
+class Wide(dspy.Module):
+    """Sixteen requests side by side."""
+
+    async def aforward(self, text: str) -> Any:
+        ask = dspy.Predict("text -> reply")
+        found = await asyncio.gather(*(ask.acall(text=f"{text} {n % 8}") for n in range(16)))
+        return {"reply": " ".join(f.reply for f in found)}
+
+
+class Threads(dspy.Module):
+    """Four requests in threads of DSPy's, and a marked function in each."""
+
+    def forward(self, text: str) -> Any:
+        found = dspy.Parallel(num_threads=4)([(self._one, {"number": n, "text": text}) for n in range(4)])
+        return {"reply": " ".join(found)}
+
+    def _one(self, number: int, text: str) -> str:
+        return str(dspy.Predict("text, number: int -> reply")(text=text, number=number).reply) + read(str(number))
+
+
+async def told(text: str) -> Any:
+    """Says what is the same in every attempt, and asks with what is not, where it is told to."""
+    mine, made = context(), dspy.Predict("text, drawn -> reply")
+    drawn = [str(mine.now), str(mine.random.random()), str(mine.uuid()), str(mine.uuid())]
+    with_chance = drawn if text != "by chance" else [str(len(done))]
+    done.append(("told", ""))
+    reply = (await made.acall(text=text, drawn=" ".join(with_chance))).reply
+    for call in meanwhile:
+        call("told")
+    await made.acall(text=text, drawn="end")
+    return {"reply": " ".join([*drawn, reply])}
+
+
+def visit(url: str) -> str:
+    """An effect in another system, which knows a key again."""
+    with urllib.request.urlopen(f"{url}/{context().idempotency_key()}") as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,53 @@
+"""Agents and programs in a process that is killed go on where they were, in another one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pool_bench import APP, POOL, Bench, work
+from waiting import until
+
+from dspex.bus import subjects
+from dspex.bus.records import CallRequest
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.workers.journal.entries import JournalPart
+
+AGENTS, STEPS = 3, 7  # an agent asks once for each step, and once for what it has found: eight requests
+AGENT = CallSpec("react", "text -> reply", "text -> reply", tools=("journaled:step",), max_iters=STEPS)
+WIDE = CallSpec("program", "journaled:Wide", "text -> reply")  # sixteen requests side by side
+
+
+async def _answered(bench: Bench, item: CallRequest, count: int) -> bool:
+    """Whether so many answers of a call are stored."""
+    subject = subjects.request(APP, POOL, item.call)
+    found = await bench.bus.scan(subjects.requests(APP), [subject], start=1, stop=10_000)
+    return sum(len(JournalPart.unpack(message.data).entries) for message in found) == count
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_a_kill_only_the_requests_that_were_open_are_made_again(mortal: Bench, shared_model: Any) -> None:
+    model = shared_model
+    model.answers = {"next_tool_name": "step", "next_tool_args": {"text": "on"}}
+    items = [*(work(f"agent {n}", spec=AGENT, opened=1.0) for n in range(AGENTS)), work("wide", spec=WIDE, opened=1.0)]
+    for item in items[:AGENTS]:
+        model.fault(item.inputs["text"], "hang@5")
+    model.fault("wide 3", "hangx2")
+    asked = asyncio.create_task(mortal.ask(*items))
+    await until(lambda: model.running == AGENTS + 2 and model.requests == AGENTS * 5 + 16)
+    await until(lambda: _answered(mortal, items[-1], 14))  # an agent asks only when its last answer is stored
+    child = mortal.pool.children.children[0]
+    os.kill(child.pid, signal.SIGKILL)
+    lost = await asked
+    assert {record.error and record.error["type"] for record in lost} == {"WorkerLost"}
+    assert all(record.usage["input_tokens"] > 0 for record in lost)  # nobody else would count what was paid
+    again = [replace(i, try_number=2, attempt=2, record=i.record and i.record._replace(id=f"{i.call}.2")) for i in items]
+    done = await mortal.ask(*again)
+    assert [record.error for record in done] == [None] * len(items)
+    assert model.requests == AGENTS * (STEPS + 1) + 16 + AGENTS + 2
+    assert [record.requests for record in done[:AGENTS]] == [{"made": 4 + 3, "journal": 4 + 4, "missed": 0}] * AGENTS
+    assert done[-1].requests == {"made": 2, "journal": 14, "missed": 0}

@@ -1,0 +1,269 @@
+"""The model and tool requests of one attempt at a call: which are answered from the journal, and which are made.
+
+A request is found by what it asks (its digest) and by how often the same was asked before. Each is stored before the next
+thing happens, so a death pays for what was under way, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar, cast
+
+import orjson
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus.codecs.plain import OPTIONS
+from dspex.bus.codecs.plain import checked as plain_data
+from dspex.bus.errors import DspexError, InvalidInput, OutcomeUnknown, ProgramError
+from dspex.bus.records import Usage
+from dspex.workers.journal.entries import JournalEntry, RequestPlace
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+T = TypeVar("T")
+
+
+class StopCall(BaseException):
+    """Ends a call from within its program. Not an Exception: an agent takes one of those for what its tool said, and goes on.
+
+    Attributes:
+        error: what the call ends with.
+    """
+
+    def __init__(self, error: DspexError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Journaling(Protocol):
+    """The journal of the call. Both raise DspexError where another attempt has it."""
+
+    async def open(self) -> list[JournalEntry]:
+        """What earlier attempts left."""
+        ...
+
+    async def append(self, entry: JournalEntry) -> None:
+        """Returns when the entry is stored. Raises InvalidInput for what is no plain data."""
+        ...
+
+
+class WhatIsAsked(NamedTuple):
+    """What is about to be asked.
+
+    Attributes:
+        name: of the tool; "" for a model.
+        about: plain data that says what is asked; equal for what is the same request.
+        effect: it changes something elsewhere, so that it begins is stored first. once: it is never begun twice.
+    """
+
+    kind: Literal["model", "tool"]
+    name: str
+    about: Mapping[str, Any]
+    effect: bool = False
+    once: bool = False
+
+
+@dataclass
+class OpenRequest:
+    """A request that is being made. `found`: what an earlier attempt left of it. `key`: its idempotency key."""
+
+    asking: WhatIsAsked
+    place: RequestPlace
+    key: str
+    found: JournalEntry | None = None
+    kept: bool = True  # what comes of it is stored
+
+    @property
+    def answered(self) -> bool:
+        """Whether it need not be made."""
+        return self.found is not None and not self.found.begun
+
+
+_inside: ContextVar[str] = ContextVar("dspex_tool", default="")  # the key of the tool that runs now
+_requests: ContextVar[Requests | None] = ContextVar("dspex_requests", default=None)
+
+
+class Requests:
+    """The requests of one attempt. Made on the loop of its process; asked in any thread.
+
+    Args:
+        call: id of the call.
+        journal: None where the call has none: then each request is made.
+
+    Attributes:
+        lm: the profile that is asked now.
+        priced: adds what tokens cost.
+        ending: why the call ends, whatever its program makes of it.
+        context: what `dspex.workers.context()` gives, for threads that only DSPy knows.
+    """
+
+    def __init__(self, call: str, journal: Journaling | None) -> None:
+        self.call, self._journal = call, journal
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._opening = asyncio.Lock()
+        self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
+        self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
+        self._occurrences: Counter[tuple[str, str]] = Counter()
+        self._made = self._answered = 0
+        self.lm = ""
+        self.priced: Callable[[Usage], Usage] = lambda used: used
+        self.ending: DspexError | None = None
+        self.context: object = None
+
+    def __deepcopy__(self, memo: object) -> Requests:
+        return self
+
+    def begin(self, lm: str) -> None:
+        """The program begins, with this profile; also where it began before in this attempt, with another one."""
+        self.lm = lm
+        self._occurrences.clear()
+        _requests.set(self)
+
+    def counts(self, ended: bool) -> dict[str, int]:
+        """How many requests were "made", answered from the "journal", and "missed", which are answered there. {} for none.
+        `ended`: the program has come to its end: what it has missed it would have asked by then, unless what it asks
+        depends on a clock, or on chance.
+        """
+        missed = len(self._unasked) if ended and self._made else 0
+        if missed:
+            why = "what is asked depends on a clock or on chance; take context().now, random and uuid()"
+            log.warning("requests of earlier attempts were not made again", call=self.call, missed=missed, why=why)
+        counts = {"made": self._made, "journal": self._answered, "missed": missed}
+        return counts if any(counts.values()) else {}
+
+    # -- one request
+    async def before(self, asking: WhatIsAsked) -> OpenRequest:
+        """To be awaited before a request is made. Raises StopCall where it must not be."""
+        turn = self._turn(asking)
+        if self._journal is None:
+            return turn
+        found = (await self._open(self._journal)).get(turn.place)
+        self._unasked.discard(turn.place)
+        if found is not None and not found.begun:
+            self._made, self._answered = self._made - 1, self._answered + 1
+        elif asking.once and found is not None:
+            why = f"{asking.name} was begun, and its worker died: what came of it is not known"
+            self._end(OutcomeUnknown(why, node=asking.name))
+        elif asking.effect and found is None:
+            await self._append(self._entry(turn, begun=True))
+        turn.found = found
+        return turn
+
+    async def after(self, turn: OpenRequest, answer: object, used: Usage | None = None) -> None:
+        """To be awaited when a request has been made, before anything else happens. Raises StopCall."""
+        if self._journal is None or not turn.kept:
+            return
+        cost = None if used is None else dict(vars(self.priced(used)))
+        try:
+            await self._append(self._entry(turn, answer=answer, usage=cost))
+        except InvalidInput as error:  # after a death it is asked again
+            log.warning("an answer is not journaled", call=self.call, tool=turn.asking.name, why=error.message)
+
+    def blocking(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, in a thread of the program's."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def before_blocking(self, asking: WhatIsAsked) -> OpenRequest:
+        """`before` where nothing can be awaited. On the loop, where nothing can be waited for either, a request of a model is
+        made without the journal. Raises ProgramError for a tool with effects.
+        """
+        if threading.get_ident() != self._thread:
+            return self.blocking(self.before(asking))
+        if self._journal is not None and asking.effect:
+            fix = "await it (acall), give it a thread (asyncio.to_thread), or mark it: tool(effect=False)"
+            raise ProgramError(f"{asking.name} has effects, and was called where it holds up its process", fix=fix)
+        turn = self._turn(asking)
+        turn.kept = False
+        return turn
+
+    def after_blocking(self, turn: OpenRequest, answer: object, used: Usage | None = None) -> None:
+        """`after` where nothing can be awaited."""
+        if turn.kept:
+            self.blocking(self.after(turn, answer, used))
+
+    def _turn(self, asking: WhatIsAsked) -> OpenRequest:
+        if self.ending is not None:
+            raise StopCall(self.ending)
+        scope = _inside.get()
+        digest = _digest([asking.kind, asking.name, asking.about, scope])
+        self._occurrences[asking.kind, digest] += 1
+        occurrence = self._occurrences[asking.kind, digest]
+        self._made += 1
+        return OpenRequest(asking, (asking.kind, digest, occurrence), _digest([self.call, digest, occurrence]))
+
+    async def _open(self, journal: Journaling) -> dict[RequestPlace, JournalEntry]:
+        async with self._opening:
+            if self._found is None:
+                try:
+                    found = {entry.place: entry for entry in await journal.open()}
+                except DspexError as error:
+                    self._end(error)
+                self._unasked = {place for place, entry in found.items() if not entry.begun and not entry.within}
+                self._found = found
+            return self._found
+
+    async def _append(self, entry: JournalEntry) -> None:
+        assert self._journal is not None
+        assert self._found is not None
+        try:
+            await self._journal.append(entry)
+        except InvalidInput:
+            raise
+        except DspexError as error:
+            self._end(error)
+        self._found[entry.place] = entry._replace(asked=None)
+
+    def _entry(
+        self, turn: OpenRequest, *, begun: bool = False, answer: object = None, usage: Mapping[str, Any] | None = None
+    ) -> JournalEntry:
+        _, digest, occurrence = turn.place
+        name, within = turn.asking.name or self.lm, bool(_inside.get())
+        return JournalEntry(turn.asking.kind, digest, occurrence, name, turn.asking.about, begun, answer, usage, within)
+
+    def _end(self, error: DspexError) -> NoReturn:
+        self.ending = self.ending or error
+        raise StopCall(self.ending)
+
+
+def _digest(what: object) -> str:
+    return sha256(orjson.dumps(what, option=OPTIONS | orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def plain_arguments(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a tool, as what says which request it is. Raises ProgramError where they have no plain form."""
+    try:
+        return cast("Mapping[str, Any]", plain_data(dict(given), binary=False, name=name))
+    except InvalidInput as error:
+        fix = "give it plain data or models, or let it run each time: tool(record=False)"
+        raise ProgramError(f"the arguments of {name} cannot be journaled: {error.message}", fix=fix) from error
+
+
+@contextmanager
+def running(turn: OpenRequest) -> Iterator[None]:
+    """While the tool of this request runs: `context().idempotency_key()` is its key, and what it asks itself is its own."""
+    token = _inside.set(turn.key)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def key_now() -> str:
+    """The idempotency key of the tool that runs now; "" for none."""
+    return _inside.get()
+
+
+FINDERS: list[Callable[[], Requests | None]] = [_requests.get]
+"""Where `current` looks. DSPy adds its own settings: its threads have those, and no context variables."""
+
+
+def current() -> Requests | None:
+    """The requests of the call that this code serves; None where it serves none."""
+    return next((found for find in FINDERS if (found := find()) is not None), None)
