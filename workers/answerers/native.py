@@ -77,11 +77,12 @@ class Native:
         form = adapter_of(profile, adapter)
         params = {**(LOCAL_DEFAULTS if profile.local else {}), **profile.params, **(json.loads(config) if config else {})}
         own = own_server(profile.base_url)
-        why = why_not_native(kind, signature, form, profile.model, params, own_server=own) or self._unreachable(profile)
-        if why is not None:
+        followed = self.dspy_version
+        why = why_not_native(kind, signature, form, profile.model, params, own_server=own, version=followed)
+        if why := why or self._unreachable(profile):
             return why
         endpoint = self._endpoint(profile, local)
-        return KINDS[kind](signature, endpoint, model=profile.model, adapter=form, params=params, version=self.dspy_version)
+        return KINDS[kind](signature, endpoint, model=profile.model, adapter=form, params=params, version=followed)
 
     def _unreachable(self, profile: Profile) -> str | None:
         if profile.local:

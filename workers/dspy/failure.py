@@ -5,41 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError
-from dspy.utils import exceptions as dspy_errors
-
 from dspex.bus import errors
 from dspex.bus.errors import DspexError, ProgramError
-from dspex.operators.native.lm.provider_errors import NOT_NOW, asks_to_wait, wait
+from dspex.operators.native.lm.provider_errors import NOT_NOW, asks_to_wait, class_of, retry_after_of, wait, word
 from dspex.workers.answerers.attempt import as_error, short
+from dspex.workers.dspy import installed
 
+_MEANING: Mapping[str, type[DspexError]] = {
+    "LMRateLimitError": errors.RateLimited,
+    "LMTimeoutError": errors.CallTimeout,
+    "LMTransportError": errors.LMUnavailable,
+    "LMServerError": errors.LMUnavailable,
+    "LMLockTimeoutError": errors.LMUnavailable,
+    "LMStreamAssemblyError": errors.LMUnavailable,
+    "LMUnexpectedError": errors.LMUnavailable,  # the server said something that is not an answer
+    "LMCollectionLimitError": errors.InvalidOutput,  # the answer is larger than DSPy takes
+    "AdapterParseError": errors.InvalidOutput,
+    "LMAuthError": errors.LMRefused,
+    "LMBillingError": errors.LMRefused,
+    "LMInvalidRequestError": errors.LMRefused,
+    "ContextWindowExceededError": errors.LMRefused,
+    "LMUnsupportedModelError": errors.LMRefused,
+    "LMUnsupportedFeatureError": errors.LMRefused,
+    "LMConfigurationError": errors.LMRefused,
+    "LMNotConfiguredError": errors.LMRefused,
+    "LMProviderError": errors.LMRefused,  # a status that has no class of its own
+    "LMError": errors.LMUnavailable,
+    "DSPyError": ProgramError,
+    "CodeInterpreterError": ProgramError,
+    "CodeExecutionError": ProgramError,
+}
 TABLE: Mapping[type[BaseException], type[DspexError]] = {
-    dspy_errors.LMRateLimitError: errors.RateLimited,
-    dspy_errors.LMTimeoutError: errors.CallTimeout,
-    dspy_errors.LMTransportError: errors.LMUnavailable,
-    dspy_errors.LMServerError: errors.LMUnavailable,
-    dspy_errors.LMLockTimeoutError: errors.LMUnavailable,
-    dspy_errors.LMStreamAssemblyError: errors.LMUnavailable,
-    dspy_errors.LMUnexpectedError: errors.LMUnavailable,  # the server said something that is not an answer
-    dspy_errors.LMCollectionLimitError: errors.InvalidOutput,  # the answer is larger than DSPy takes
-    dspy_errors.AdapterParseError: errors.InvalidOutput,
-    dspy_errors.LMAuthError: errors.LMRefused,
-    dspy_errors.LMBillingError: errors.LMRefused,
-    dspy_errors.LMInvalidRequestError: errors.LMRefused,
-    dspy_errors.ContextWindowExceededError: errors.LMRefused,
-    dspy_errors.LMUnsupportedModelError: errors.LMRefused,
-    dspy_errors.LMUnsupportedFeatureError: errors.LMRefused,
-    dspy_errors.LMConfigurationError: errors.LMRefused,
-    dspy_errors.LMNotConfiguredError: errors.LMRefused,
-    dspy_errors.LMProviderError: errors.LMRefused,  # a status that has no class of its own
-    dspy_errors.LMError: errors.LMUnavailable,
-    dspy_errors.DSPyError: ProgramError,
-    CodeInterpreterError: ProgramError,
-    CodeExecutionError: ProgramError,
+    known: _MEANING[name] for name in _MEANING if (known := installed.error(name)) is not None
 }
 
 # Begins what DSPy adds to what the server said: it names options that dspex has not, and retries that dspex makes itself.
 _ADVICE = re.compile(r"\n\n  (?:To fix:|credential came from: )")
+_LITELLM = re.compile(r"\Alitellm\.\w+: (?:\w+: )?(?:\w+Exception - )?", re.ASCII)  # begins what LiteLLM makes of it
 
 
 def to_error(error: BaseException, node: str, target: str) -> DspexError:
@@ -47,17 +49,19 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
     if isinstance(error, DspexError):
         return error
     cls = next((TABLE[c] for c in type(error).__mro__ if c in TABLE), ProgramError)
-    status = getattr(error, "status", None) or 0
-    if type(error) is dspy_errors.LMProviderError and not 400 <= status < 500:
+    status, retry_after = getattr(error, "status", None) or 0, getattr(error, "retry_after", None)
+    name = type(error).__name__
+    if name == "LMProviderError" and not 400 <= status < 500:
         cls = errors.LMUnavailable  # the response is not one of its API: a proxy's page, or a body that was cut off
-    if type(error) in (dspy_errors.LMProviderError, dspy_errors.LMInvalidRequestError) and status in NOT_NOW:
+    if name in ("LMProviderError", "LMInvalidRequestError") and status in NOT_NOW:
         cls = errors.LMUnavailable
-    retry_after = getattr(error, "retry_after", None)
+    if installed.by_litellm(error):
+        cls, retry_after = _of_litellm(error)
     if cls is errors.InvalidOutput:
         return errors.InvalidOutput(_unparsed(error), node=node)
     if issubclass(cls, errors.CallError) and cls is not ProgramError:
         after = _seconds(retry_after)
-        said = _ADVICE.split(str(error), maxsplit=1)[0]
+        said = _LITELLM.sub("", _ADVICE.split(str(error), maxsplit=1)[0])
         return cls(short(said) + asks_to_wait(after), node=node, retry_after=after)
     return as_error(error, node, target)
 
@@ -69,6 +73,13 @@ def _unparsed(error: BaseException) -> str:
         return short(str(error))
     wanted = ", ".join(signature.output_fields)
     return f"the model's answer has not the fields {wanted} as the signature wants them: {short(said)!r}"
+
+
+def _of_litellm(error: BaseException) -> tuple[type[DspexError], float | None]:
+    """What an error of LiteLLM's means, by its status and code, and how long the server asks to wait."""
+    codes = {word(getattr(error, name, None)) for name in ("code", "type")}
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    return class_of(getattr(error, "status_code", None) or 0, codes), retry_after_of(headers)
 
 
 def _seconds(value: object) -> float | None:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import dspy
-from dspy import lm15
 
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
-
-ADAPTERS: Mapping[str, Any] = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
+from dspex.workers.dspy import installed
 
 
 class Models:
@@ -32,18 +30,15 @@ class Models:
         return self._made[key].copy(timeout=timeout + SPARE, **params)
 
     def adapter(self, name: str | None, wanted: str | None) -> dspy.Adapter:
-        """The adapter of a call (`adapter_of`).
-
-        The chat adapter's own second try with JSON is off: retries belong to the engine, which counts and records them.
-        """
-        kind = adapter_of(self.profile(name) if name else None, wanted)
-        return ADAPTERS[kind]() if kind == "json" else ADAPTERS[kind](use_json_adapter_fallback=False)
+        """The adapter of a call (`adapter_of`). Raises ProgramError where the installed DSPy has none."""
+        profile = self.profile(name) if name else None
+        return installed.adapter(adapter_of(profile, wanted), schema=profile is not None and profile.local)
 
     def _make(self, profile: Profile, local: str | None) -> dspy.LM:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
         if profile.local:
-            _declare_local()
-            return dspy.LM(profile.model, api_base=need_local(profile, local), **{**LOCAL_DEFAULTS, **profile.params, **shared})
+            known = {**LOCAL_DEFAULTS, **profile.params, **shared, "api_key": "none"}
+            return dspy.LM(installed.local_model(profile.model), api_base=need_local(profile, local), **known)
         key = key_of(profile, self._config)
         if profile.base_url:
             # a server that wants no key still gets one: without it the client refuses to call
@@ -51,14 +46,3 @@ class Models:
         elif key:
             shared["api_key"] = key
         return dspy.LM(profile.model, **{**profile.params, **shared})
-
-
-def _declare_local() -> None:
-    """Register models called `local/…` with DSPy as following a JSON schema; without it the JSON adapter would not send one."""
-    access = lm15.AccessPolicy(
-        provider="local",
-        supports=lm15.EndpointSupport(complete=True, stream=True),
-        base_url="http://127.0.0.1/v1",  # required, and not used: each LM has its own api_base
-    )
-    definition = lm15.ProviderDefinition.chat(access, compat=lm15.OpenAIChatCompat(), placeholder_key="none")
-    lm15.register_provider(definition, supports=lm15.ModelSupport(response_schema=True))

@@ -24,7 +24,7 @@ from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
-from dspex.workers.dspy import modules, replies, requests, values
+from dspex.workers.dspy import installed, modules, replies, requests, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
@@ -48,7 +48,7 @@ class _Program(NamedTuple):
 class Programs:
     """The programs that a child has made. One instance of a program serves all slots of the child, at the same time."""
 
-    dspy_version: str = dspy.__version__
+    dspy_version: str = installed.VERSION
 
     def __init__(self, pool: PoolConfig, refs: Refs) -> None:
         self._refs = refs
@@ -56,6 +56,7 @@ class Programs:
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, _Program] = {}
+        installed.separate_calls()
         replies.look()
         look()
         requests.look()
@@ -86,10 +87,10 @@ class Programs:
                 dspy.context(
                     lm=lm,
                     adapter=self._models.adapter(name or None, spec.adapter),
-                    max_trace_size=0,
                     warn_on_type_mismatch=False,  # the engine has checked the inputs
                     usage_tracker=(tracker := replies.Spent()),
                     **asked,
+                    **installed.settings(),
                 ),
             ):
                 try:
@@ -102,7 +103,7 @@ class Programs:
                         ),
                         profile,
                     )
-        except dspy.utils.exceptions.DSPyError as error:
+        except installed.ERRORS as error:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
 

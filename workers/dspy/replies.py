@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex.operators.native.lm.finish import incomplete
+from dspex.workers.dspy import installed
 
 _ENDS: Final = (
     "dspex_ends"  # beside DSPy's own settings, so it goes wherever those go: into tasks, threads and copies of models
 )
-_DSPYS: Final = dspy.BaseLM.update_history
 
 
+@cache
 def look() -> None:
     """Have every `dspy.LM` look at its replies in calls that `asking` runs, also one that a program makes itself.
 
     A call of it raises InvalidOutput where the reply was cut, and LMRefused where there is none. A program may catch that, as
     any other error of a model.
     """
-    if dspy.BaseLM.update_history is not _update_history:
-        dspy.BaseLM.update_history = _update_history  # nothing else of DSPy's sees what the server answered
+    installed.watch(_look, lambda: dspy.settings.get(_ENDS) is not None)
 
 
 class Spent(UsageTracker):  # type: ignore[misc]  # DSPy has no types
@@ -40,7 +41,7 @@ class Spent(UsageTracker):  # type: ignore[misc]  # DSPy has no types
 
 def asking() -> dict[str, Any]:
     """What `dspy.context` needs for one call, with its own list of finish reasons: one of each reply, in order."""
-    return {"disable_history": False, _ENDS: []}  # `_update_history` keeps none
+    return {"disable_history": False, _ENDS: []}  # `_look` keeps none
 
 
 def last(context: Mapping[str, Any]) -> str:
@@ -48,12 +49,9 @@ def last(context: Mapping[str, Any]) -> str:
     return next(reversed(context[_ENDS]), "")
 
 
-def _update_history(self: Any, entry: Mapping[str, Any]) -> None:
+def _look(entry: Mapping[str, Any]) -> None:
     """Look at what DSPy is about to return."""
     ends = dspy.settings.get(_ENDS)
-    if ends is None:
-        _DSPYS(self, entry)
-        return
     answered = entry["response"]
     for one in answered if isinstance(answered, tuple) else (answered,):
         for end, text, refusal in _ends(one):

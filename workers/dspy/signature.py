@@ -21,11 +21,11 @@ from dspex.operators.native.fields.fields import MISSING, Field
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.user_types import unfolded
 from dspex.operators.native.user_types.described import CODE, leaves
+from dspex.workers.dspy import installed
 
-_OWN = ("Image", "Audio", "File", "History", "Tool", "ToolCalls", "Code", "Reasoning")
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (date, datetime, time, timedelta)},
-    **{f"dspy.{name}": getattr(dspy, name) for name in _OWN if hasattr(dspy, name)},
+    **{f"dspy.{name}": known for name, known in installed.TYPES.items()},
 }
 
 
@@ -33,9 +33,20 @@ def read(plain: Mapping[str, Any]) -> Signature:
     """The signature that `Signature.plain` wrote, with DSPy's own types in it. Raises ProgramError, InvalidInput (a marker)."""
     check_text(dict(plain), "signature")
     try:
-        return Signature.from_plain(plain, types={**_TYPES, **_codes(plain)})
+        made = Signature.from_plain(plain, types={**_TYPES, **_codes(plain)})
     except TopologyError as error:
         raise ProgramError(f"signature {plain['signature']!r}: {error.message}", fix=error.fix) from error
+    for field in made.fields:
+        _need_types(field.annotation)
+    return made
+
+
+def _need_types(hint: Any) -> None:
+    """Raise ProgramError where a class stands for a type that the installed DSPy has not."""
+    if getattr(hint, "__module__", "") == "dspy":  # DSPy's own are defined in its modules
+        installed.need_type(hint.__name__)
+    for inner in typing.get_args(hint):
+        _need_types(inner)
 
 
 def _codes(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +54,9 @@ def _codes(plain: Mapping[str, Any]) -> dict[str, Any]:
     classes = (plain.get("types") or {}).get("classes")
     found = classes.items() if isinstance(classes, Mapping) else ()
     languages = {n: known.get("language") for n, known in found if isinstance(known, Mapping) and known.get("kind") == CODE}
-    code: Any = dspy.Code
+    if languages:
+        installed.need_type("Code")
+    code: Any = installed.TYPES.get("Code")
     return {name: code[language] for name, language in languages.items() if isinstance(language, str)}
 
 
@@ -82,7 +95,8 @@ def _info(field: Field) -> Any:
     if field.role == "output":
         info = dspy.OutputField(**said)
     else:
-        info = dspy.InputField(**said, IS_TYPE_UNDEFINED=not field.typed)
+        info = dspy.InputField(**said)
+        info.json_schema_extra["IS_TYPE_UNDEFINED"] = not field.typed  # older versions do not know it as an argument
     more = {"constraints": field.limits, "prefix": field.own_prefix}  # DSPy warns of the latter as an argument
     info.json_schema_extra |= {k: v for k, v in more.items() if v}
     return info

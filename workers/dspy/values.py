@@ -14,18 +14,20 @@ from pydantic import TypeAdapter, ValidationError
 from dspex.bus.errors import InvalidInput
 from dspex.operators.native.fields.types import explain, hints_of
 from dspex.operators.native.user_types.stand_in import START, Definitions
+from dspex.workers.dspy import installed
 from dspex.workers.dspy import signature as signatures
 
-_FORMS: Mapping[type, str] = {
-    dspy.Image: '{"url": "https://… or data:image/…"}',
-    dspy.Audio: '{"data": "base64 …", "audio_format": "wav"}',
-    dspy.File: '{"file_data": "data:…"}, with "file_id" or "filename" if there are any',
-    dspy.History: '{"messages": [{"question": "…", "answer": "…"}]}',
-    dspy.ToolCalls: '{"tool_calls": [{"name": "…", "args": {}}]}',
-    dspy.Code: "text",
-    dspy.Reasoning: "text",
+_FORMS: Mapping[str, str] = {
+    "Image": '{"url": "https://… or data:image/…"}',
+    "Audio": '{"data": "base64 …", "audio_format": "wav"}',
+    "File": '{"file_data": "data:…"}, with "file_id" or "filename" if there are any',
+    "History": '{"messages": [{"question": "…", "answer": "…"}]}',
+    "ToolCalls": '{"tool_calls": [{"name": "…", "args": {}}]}',
+    "Code": "text",
+    "Reasoning": "text",
 }
-_TEXTS = (dspy.Code, dspy.Reasoning)
+_TEXTS = tuple(known for name, known in installed.TYPES.items() if name in ("Code", "Reasoning"))
+_AWAY = ("data:", "http://", "https://", "gs://")  # begin addresses; before 3.4, DSPy reads any other as a file of its own
 # What the classes of DSPy raise for data that they do not take.
 _REFUSALS = (ValueError, TypeError, AttributeError, LookupError, RecursionError, ImportError)
 
@@ -86,9 +88,14 @@ class Filler:
         """An object of one of DSPy's types. Raises InvalidInput."""
         if issubclass(kind, dspy.Tool):
             raise InvalidInput(f"{where}: a dspy.Tool is code, and no data makes one", fix="name tools in react(tools=[…])")
-        fix = f"give {next((form for known, form in _FORMS.items() if issubclass(kind, known)), 'its fields')}"
+        form = next(
+            (_FORMS[n] for n, known in installed.TYPES.items() if n in _FORMS and issubclass(kind, known)), "its fields"
+        )
+        fix = f"give {form}"
         if not _can_be(kind, value):
             raise InvalidInput(f"{where}: {type(value).__name__} is no dspy.{kind.__name__}", fix=fix)
+        if issubclass(kind, dspy.Image) and not str(value.get("url")).startswith(_AWAY):
+            raise InvalidInput(f"{where}: the data is no dspy.{kind.__name__}: its url is no address", fix=fix)
         if issubclass(kind, dspy.History):
             value = value | {"messages": self._messages(value.get("messages"), where)}
         try:
@@ -124,6 +131,7 @@ class _Walk:
             name = self._definitions.of_dspy(key)
             if name is None:
                 return self.filled(self._definitions.given[key].get("by_name") or self._definitions.given[key]["schema"], value)
+            installed.need_type(name)
             kind = signatures.own_type(name)
             return value if kind is None else self._filler.made(kind, value, self._where)
         for choice in ("anyOf", "oneOf", "allOf"):
@@ -170,7 +178,7 @@ def _fits(hints: list[Any], value: Any) -> bool:
 
 
 def _is_dspys(hint: Any) -> bool:
-    return inspect.isclass(hint) and issubclass(hint, (dspy.Type, dspy.History))
+    return inspect.isclass(hint) and issubclass(hint, (installed.TYPE, dspy.History))
 
 
 def as_annotated(program: Any, inputs: dict[str, Any], signature: type[dspy.Signature]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
-from dspex.operators.native.lm.openai_models import json_mode_known, reasons
+from dspex.operators.native.lm.openai_models import json_mode, json_mode_known, reasons
 from dspex.operators.native.prompts.values import has_a_known_form
+from dspex.operators.native.prompts.versions import version_of
 from dspex.operators.native.signature import Signature
 
 _KINDS = ("predict", "chain_of_thought")
@@ -27,14 +28,18 @@ def why_not_native(
     params: Mapping[str, object],
     *,
     own_server: bool = False,
+    version: str | None = None,
 ) -> str | None:
     """None where native Predict can answer, else the reason, as the end of a sentence.
 
     Args:
         kind: the kind of the call. model: its name in DSPy, "openai/gpt-4.1-mini".
         params: those of the profile and of the call together. own_server: see the function of this name.
+        version: the version of DSPy whose requests are sent; None: the newest known one.
     """
-    return why_not_native_signature(kind, signature) or why_not_native_model(model, adapter, params, own_server=own_server)
+    return why_not_native_signature(kind, signature) or why_not_native_model(
+        model, adapter, params, own_server=own_server, version=version
+    )
 
 
 def why_not_native_signature(kind: str, signature: Signature) -> str | None:
@@ -49,16 +54,26 @@ def why_not_native_signature(kind: str, signature: Signature) -> str | None:
     return None
 
 
-def why_not_native_model(model: str, adapter: str, params: Mapping[str, object], *, own_server: bool = False) -> str | None:
+def why_not_native_model(
+    model: str,
+    adapter: str,
+    params: Mapping[str, object],
+    *,
+    own_server: bool = False,
+    version: str | None = None,
+) -> str | None:
     """The reason that depends on the model: its provider, its family, its parameters. None if there is none."""
-    name = model_name(model)
+    name, followed = model_name(model), version_of(version)
     if name is None:
         return f"{model} is not called by OpenAI's chat API: openai/… and local/… are"
     if not model.startswith(LOCAL):
         if reasons(name):
             return f"{model} is a reasoning model"
+        if adapter == "json" and not followed.own_client and json_mode(name) is not None:
+            return f"how DSPy {followed.name} asks for JSON is known only to LiteLLM's catalog of models"
         if adapter == "json" and not json_mode_known(name, own_server):
             return f"whether {model} takes a JSON schema is known only to DSPy's catalog of models"
+    params = {**dict(followed.unasked), **params}
     for key, value in params.items():
         if value is not None and (key not in _PARAMS or not _PARAMS[key](value)):
             return f"{key}={value!r} is given to DSPy as it is"
@@ -120,9 +135,13 @@ _PARAMS: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-def body_params(params: Mapping[str, object]) -> dict[str, object]:
-    """Parameters that `why_not_native` allows, as DSPy writes them into a request."""
-    known = {k: v for k, v in params.items() if v is not None and k not in ("n", "rollout_id")}
+def body_params(params: Mapping[str, object], version: str | None = None) -> dict[str, object]:
+    """Parameters that `why_not_native` allows, as DSPy writes them into a request. `version`: of DSPy; None: the newest."""
+    followed = version_of(version)
+    known = {k: v for k, v in {**dict(followed.unasked), **params}.items() if v is not None and k != "rollout_id"}
+    if not followed.own_client:
+        return known
+    known.pop("n", None)
     limit = known.pop("max_tokens", None)
     if limit is not None:
         known["max_completion_tokens"] = limit

@@ -23,6 +23,7 @@ from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import LOCAL, REASONING, body_params, model_name, own_server, why_not_native
 from dspex.operators.native.lm.openai_models import json_mode
 from dspex.operators.native.problems import listed, problem
+from dspex.operators.native.prompts.versions import version_of
 from dspex.operators.native.signature import Signature, as_signature
 
 _JSON_OBJECT = {"type": "json_object"}
@@ -70,7 +71,7 @@ class Predict:
         adapter: "chat", "json" or "xml".
         demos: examples, with inputs and outputs by name.
         params: temperature, max_tokens, top_p, stop, seed, frequency_penalty, presence_penalty.
-        version: the version of DSPy whose prompts are sent, "3.4"; None: the newest known one.
+        version: the version of DSPy whose requests are sent, "3.4"; None: the newest known one.
 
     Raises TopologyError: DX236 for a call that only DSPy can answer; DX209 and DX210 for the signature.
     """
@@ -89,14 +90,15 @@ class Predict:
         version: str | None = None,
     ) -> None:
         given = as_signature(signature)
-        if why := why_not_native(self.kind, given, adapter, model, params, own_server=own_server(endpoint.base_url)):
+        own = own_server(endpoint.base_url)
+        if why := why_not_native(self.kind, given, adapter, model, params, own_server=own, version=version):
             raise problem("DX236", f"native {self.kind} cannot answer: {why}", "ask DSPy")
         self.signature = self._extended(given)
         self._endpoint, self._version = endpoint, version
         self._adapter: Adapter = adapter
         self._demos = tuple(demos)
         self._needed = [f.name for f in self.signature.inputs.values() if f.required]
-        self._constant = {"model": model_name(model), **body_params(params), **self._format(model)}
+        self._constant = {"model": model_name(model), **body_params(params, version), **self._format(model)}
         self._end = b"," + orjson.dumps(self._constant)[1:]
 
     def _extended(self, signature: Signature) -> Signature:
@@ -105,6 +107,8 @@ class Predict:
     def _format(self, model: str) -> dict[str, object]:
         """`response_format` of the request, as the JSON adapter chooses it for the model."""
         mode = "schema" if model.startswith(LOCAL) else json_mode(model_name(model) or "")
+        if mode is None and not version_of(self._version).own_client:
+            mode = "object"  # LiteLLM takes every server for one that knows this
         if self._adapter != "json" or mode is None:
             return {}
         if mode == "object":

@@ -33,8 +33,8 @@ def of_status(status: int, body: bytes, headers: Mapping[str, str], where: str) 
     """The error for an answer whose status is not 200. `where`: the server's name in the message."""
     message, codes = _message_and_codes(body)
     text = short(f"{where} answered {status}: {message}" if message else f"{where} answered {status}")
-    after = _retry_after(headers)
-    return _class(status, codes)(text + asks_to_wait(after), retry_after=after)
+    after = retry_after_of(headers)
+    return class_of(status, codes)(text + asks_to_wait(after), retry_after=after)
 
 
 def of_body(error: object, where: str) -> CallError:
@@ -81,7 +81,8 @@ def wait(seconds: float) -> float | None:
     return float(min(seconds, LONGEST_WAIT)) if seconds >= 0 else None
 
 
-def _class(status: int, codes: set[str]) -> type[CallError]:
+def class_of(status: int, codes: set[str]) -> type[CallError]:
+    """What an answer of this status means. `codes`: "code" and "type" of the error in it."""
     if codes & _REFUSED_CODES:
         return LMRefused
     if status == 429 or codes & _RATE_CODES:
@@ -106,7 +107,7 @@ def _message_and_codes(body: bytes) -> tuple[str, set[str]]:
     return word(error.get("message")), {word(error.get(k)) for k in ("code", "type")}
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: a number or a date, or milliseconds in a header of its own."""
     value = headers.get("Retry-After", "")
     if (seconds := _number(value)) is not None:

@@ -1,4 +1,4 @@
-"""The differences between the prompts of DSPy's versions.
+"""The differences between the prompts, and the requests, of DSPy's versions.
 
 They were found by comparing the sources. A file of prompts that each version made itself checks them
 (tests/operators/native/golden).
@@ -7,7 +7,7 @@ They were found by comparing the sources. A file of prompts that each version ma
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 
@@ -19,7 +19,7 @@ _PACKAGES = ("dspy", "dspy-ai")  # one library under two names
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The prompts of a minor version of DSPy. Each flag is True from the version in its comment on."""
+    """The prompts and requests of a minor version of DSPy. Each flag is True from the version in its comment on."""
 
     name: str
     completed: bool = True  # 3.0: the answers of chat examples end with the marker `completed`
@@ -32,14 +32,17 @@ class Version:
     items_as_text: bool = (
         True  # 3.4: a value that pydantic cannot serialize becomes text by itself; before, the whole value around it
     )
+    own_client: bool = True  # 3.4: asks a model itself; before, LiteLLM did, which sends parameters as they were given
+    unasked: tuple[tuple[str, float], ...] = ()  # parameters that are sent where nobody gave them; none since 3.0
 
 
 _V34 = Version("3.4")
-_V33 = Version("3.3", unions=False, items_as_text=False)
-_V32 = Version("3.2", unions=False, items_as_text=False, nested_xml=False)
-_V31 = Version("3.1", unions=False, items_as_text=False, nested_xml=False, letters=False)
-_V30 = Version("3.0", unions=False, items_as_text=False, nested_xml=False, letters=False, xml_inputs=False)
-_V26 = Version("2.6", *(False,) * 8)
+_V33 = replace(_V34, name="3.3", unions=False, items_as_text=False, own_client=False)
+_V32 = replace(_V33, name="3.2", nested_xml=False)
+_V31 = replace(_V32, name="3.1", letters=False)
+_V30 = replace(_V31, name="3.0", xml_inputs=False)
+_DEFAULTS = (("temperature", 0.0), ("max_tokens", 4000))
+_V26 = replace(_V30, name="2.6", completed=False, enum_values=False, xml=False, unasked=_DEFAULTS)
 
 VERSIONS: dict[tuple[int, int], Version] = {
     (2, 6): _V26,
