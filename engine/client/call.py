@@ -132,6 +132,8 @@ async def _call(
 ) -> Result[V]:
     known = asked.call
     given = _with_history(asked.spec, data, speaking.turns) if speaking is not None else data
+    if not known and not isinstance(given, Mapping):
+        raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = dict(known.inputs(given)) if known else dict(given)
     record, elapsed = await ask(bus, app, asked, inputs, timeout=timeout, session=session, told=told, speaking=speaking)
     outputs = record.outputs or {}

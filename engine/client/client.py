@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec, encode
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import ConfigError, DspexError
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
@@ -25,6 +25,7 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
 from dspex.engine.client.following.follower import RunProgress
@@ -186,6 +187,23 @@ class Client(Planned, names=METHODS["Client"]):
         limit = None if timeout is None else seconds(timeout)
         bus, nodes = self.bus, self._nodes
         return Answer(lambda told: interactive.call(bus, nodes, what, data, timeout=limit, session=session, told=told))
+
+    async def batch(
+        self, what: HasCall[V] | str, items: Iterable[Any], /, *, concurrency: int = 16, timeout: Duration | None = None
+    ) -> AsyncIterator[Result[V] | DspexError]:
+        """`call` for each of many items: their results in the order of the items, each as soon as it is there.
+
+        An item whose call fails gives its error, in its place, and the others go on. Leaving the loop and closing the iterator
+        ends the calls that are open.
+
+        Args:
+            what: as of `call`.
+            items: the inputs of each call. Taken as calls begin, so there may be any number of them.
+            concurrency: how many calls are open at a time. Those that find no free slot wait for one.
+            timeout: of each call, from when it begins.
+        """
+        async for result in in_order(lambda data: self.call(what, data, timeout=timeout), items, concurrency):
+            yield result
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

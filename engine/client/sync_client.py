@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec
+from dspex.bus.errors import DspexError
 from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.serving.sessions.state import Policy
@@ -302,6 +303,22 @@ class Client(Planned, names=METHODS["Client"]):
         `timeout` and `deadline` of a Spec that has one of them, else 10 minutes. Reading raises what `call` raises.
         """
         return Answer(self._of.stream(what, data, timeout=timeout, session=session))
+
+    def batch(
+        self, what: HasCall[V] | str, items: Iterable[Any], /, *, concurrency: int = 16, timeout: Duration | None = None
+    ) -> Iterator[Result[V] | DspexError]:
+        """`call` for each of many items: their results in the order of the items, each as soon as it is there.
+
+        An item whose call fails gives its error, in its place, and the others go on. Leaving the loop and closing the iterator
+        ends the calls that are open.
+
+        Args:
+            what: as of `call`.
+            items: the inputs of each call. Taken as calls begin, so there may be any number of them.
+            concurrency: how many calls are open at a time. Those that find no free slot wait for one.
+            timeout: of each call, from when it begins.
+        """
+        return background.each(self._of.batch(what, items, concurrency=concurrency, timeout=timeout))
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

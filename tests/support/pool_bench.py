@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, DspexError, WorkerLost
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
-from dspex.bus.message import new_id
+from dspex.bus.message import Message, new_id
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import DEFAULT_POOL, CallRecord, CallRequest, RecordTo
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
 from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.engine.client.client import Client
 from dspex.workers.answer import Answer
@@ -231,3 +232,27 @@ def talks() -> Iterator[Talks]:
         yield one
     finally:
         one.loop.close()
+
+
+class Worker:
+    """A worker that has one request, of which a test says what it answers, frame by frame: on the wire, in place of a pool."""
+
+    def __init__(self, bus: Any, asked: Message) -> None:
+        self.bus, self.reply, self.request = bus, asked.reply, CallRequest.unpack(asked.data)
+        self.number = 0
+
+    def accept(self, name: str = "w1") -> None:
+        said = {"kind": ACCEPTED, "call": self.request.call, "worker": name, "free": 0, "waiting": 0}
+        self.tell(ACCEPTED, codecs.msgpack_bytes(said))
+
+    def say(self, *said: tuple[str, int, str]) -> None:
+        self.number += 1
+        self.tell(SAID, Saying(self.number, [Said(*one) for one in said]).pack())
+
+    def answer(self, error: Any = None, **outputs: Any) -> None:
+        failed = None if error is None else error.as_dict()
+        record = CallRecord(self.request.call, 1, 1, "", "", outputs=None if failed else outputs, error=failed, worker="w1")
+        self.tell(RESULT, record.pack())
+
+    def tell(self, kind: str, data: bytes) -> None:
+        self.bus.tell(self.reply, data, headers={subjects.KIND: kind})

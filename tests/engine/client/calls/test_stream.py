@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pool_bench import Worker
 from waiting import until
 
 import dspex
@@ -16,8 +17,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallTimeout, ConfigError, ProgramError
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
-from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
+from dspex.bus.serving.sayings import SAID
 from dspex.engine.client import background
 from dspex.engine.client.calls import asking
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
@@ -27,30 +27,6 @@ from dspex.engine.client.sync_client import Client as SyncClient
 
 APP, POOL = "app", "lightweight"
 SPEC = dspex.predict("text -> reply, urgency: int, note")
-
-
-class Worker:
-    """One request on its way through a worker: what is said of it, frame by frame."""
-
-    def __init__(self, bus: Any, asked: Message) -> None:
-        self.bus, self.reply, self.request = bus, asked.reply, CallRequest.unpack(asked.data)
-        self.number = 0
-
-    def accept(self, name: str = "w1") -> None:
-        said = {"kind": ACCEPTED, "call": self.request.call, "worker": name, "free": 0, "waiting": 0}
-        self.tell(ACCEPTED, codecs.msgpack_bytes(said))
-
-    def say(self, *said: tuple[str, int, str]) -> None:
-        self.number += 1
-        self.tell(SAID, Saying(self.number, [Said(*one) for one in said]).pack())
-
-    def answer(self, error: Any = None, **outputs: Any) -> None:
-        failed = None if error is None else error.as_dict()
-        record = CallRecord(self.request.call, 1, 1, "", "", outputs=None if failed else outputs, error=failed, worker="w1")
-        self.tell(RESULT, record.pack())
-
-    def tell(self, kind: str, data: bytes) -> None:
-        self.bus.tell(self.reply, data, headers={subjects.KIND: kind})
 
 
 async def client_of(serve: Callable[[Worker], Awaitable[None]]) -> Client:
