@@ -175,7 +175,6 @@ class CallRequest(_Packed):
         alone: run by itself in a process, because workers died of it.
         record: where the record is stored; None for an interactive call, whose caller waits for the reply.
         tenant: on whose behalf; None: nobody said so.
-        cost: slots that it takes.
         stream: the caller is told of the answer while it is made.
         turn: the name of the turn of `session` that its answer is to be; None: of none.
         opened: when the call was, in seconds since the epoch: the same in every execution. 0: not known.
@@ -196,7 +195,6 @@ class CallRequest(_Packed):
     alone: bool = False
     record: RecordTo | None = None
     tenant: str | None = None
-    cost: int = 1
     stream: bool = False
     turn: str | None = None
     opened: float = 0.0
@@ -214,8 +212,6 @@ class CallRequest(_Packed):
         found = cls._read(raw | {"spec": CallSpec.unpack(raw["spec"])})
         if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
-        if found.cost < 1:
-            raise DecodeError("not a CallRequest of dspex: a call takes one slot at least")
         return found
 
     def called_on(self, app: str, pool: str) -> str:

@@ -237,12 +237,17 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-BANDS: Final = (0, 1, 2)  # of work, the most urgent first
+BANDS: Final = (0, 3, 1, 4, 2, 5)  # of work, the most urgent first; those from 3 on are of tenants that have a lot of it
 
 
-def band(priority: int) -> int:
-    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9."""
-    return 0 if priority < 4 else 1 if priority < 7 else 2
+def band(priority: int, *, behind: bool = False) -> int:
+    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9. `behind`: behind the calls of other tenants."""
+    return (0 if priority < 4 else 1 if priority < 7 else 2) + 3 * behind
+
+
+def is_behind(band: int) -> bool:
+    """Whether it is one of calls behind those of other tenants."""
+    return band >= 3
 
 
 def work_consumer(pool: str, band: int) -> str:

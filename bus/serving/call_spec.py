@@ -55,6 +55,7 @@ class CallSpec:
         arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments.
         effect: the function that enriches changes something elsewhere, and is called with an idempotency key.
         reconcile: ref of the function that tells what such a call did whose worker died; None for none.
+        cost: slots that a call takes.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class CallSpec:
     arguments: Mapping[str, object] = field(default_factory=dict)
     effect: bool = False
     reconcile: str | None = None
+    cost: int = 1
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -154,6 +156,8 @@ class CallSpec:
         known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
         try:
             found = cls(**checked(cls, "a spec of a call", known))
+            if found.cost < 1:
+                raise DecodeError("not a spec of a call: it takes one slot at least")
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
         if not is_seconds(found.cache):

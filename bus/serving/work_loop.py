@@ -124,7 +124,8 @@ class WorkLoop:
 
     def _free_for(self, band: int) -> int:
         """How many calls of a band may start: none while more urgent work is known to wait."""
-        return self._free() if all(queue.dry for other, queue in self._queues.items() if other < band) else 0
+        urgent = subjects.BANDS[: subjects.BANDS.index(band)]
+        return self._free() if all(queue.dry for other, queue in self._queues.items() if other in urgent) else 0
 
     async def _take_from(self, queue: WorkQueue, band: int) -> None:
         """Take work until the queue fails, and close it then: what it holds goes to others now, not after `ack_wait`."""

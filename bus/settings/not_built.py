@@ -40,7 +40,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("affinity", "cost", "tenant", "lane", "first_token_timeout", "hedge"),
+    "call": ("affinity", "lane", "first_token_timeout", "hedge"),
     "enrich": ("effect", "reconcile"),
     "source": ("codec",),
 }
@@ -54,6 +54,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "calls": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
+    "defaults.call.tenant": "set it at the operator whose data says whose call it is",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
     "pools.*.cpu": _LEAVE_OUT,

@@ -105,6 +105,7 @@ class CallDefaults(SettingsTable):
     on_error: OnError | None = None
     order: Order | None = None
     priority: Annotated[int | None, Field(ge=0, le=9)] = None
+    cost: Annotated[int | None, Field(ge=1)] = None
     route: Route | None = None
     cache: PositiveSeconds | None = None
 

@@ -135,7 +135,10 @@ async def _call(
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = dict(known.inputs(given)) if known else dict(given)
-    record, elapsed = await ask(bus, app, asked, inputs, timeout=timeout, session=session, told=told, speaking=speaking)
+    tenant = known.tenant(data) if known and known.tenant is not None else None
+    record, elapsed = await ask(
+        bus, app, asked, inputs, timeout=timeout, session=session, told=told, speaking=speaking, tenant=tenant
+    )
     outputs = record.outputs or {}
     if told is not None:
         told.ended(outputs)
@@ -173,6 +176,7 @@ async def ask(
     session: str | None = None,
     told: Meanwhile | None = None,
     speaking: Speaking | None = None,
+    tenant: str | None = None,
 ) -> tuple[CallRecord, float]:
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took. `told`: of what comes before.
 
@@ -193,6 +197,7 @@ async def ask(
         left=timeout,
         stream=told is not None,
         turn=None if speaking is None else speaking.turn,
+        tenant=tenant,
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

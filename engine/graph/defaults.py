@@ -14,7 +14,7 @@ from typing import Any
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, Retry
 
-_OF_SPEC = ("lm", "adapter", "config", "route", "cache")  # of these the worker must know; the others concern the engine alone
+_OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost")  # the worker must know these; the others the engine alone
 
 
 def with_defaults(graph: Graph, defaults: Mapping[str, object]) -> Graph:
@@ -37,5 +37,5 @@ def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
         unset["retry"] = Retry(**unset["retry"])
     spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
     if not node.call.spec.asks_a_model:
-        spec = {name: value for name, value in spec.items() if name == "cache"}
+        spec = {name: value for name, value in spec.items() if name in ("cache", "cost")}
     return replace(node.call, spec=replace(node.call.spec, **spec), **unset)

@@ -65,6 +65,7 @@ class Call(Generic[R_co]):
         priority: 0 (first) to 9; decides the band of work in which its requests wait.
         order: "any": as they finish; "key": released in the order of their key (None is a key too).
         on_error: "dead_letter" or "skip".
+        tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
     """
 
     spec: CallSpec
@@ -78,6 +79,7 @@ class Call(Generic[R_co]):
     order: Order = "any"
     on_error: OnError = "dead_letter"
     priority: int = 5
+    tenant: Callable[[Any], str | None] | None = None
 
 
 MOST_PARTITIONS: Final = 1024

@@ -71,6 +71,7 @@ class OpenCall(NamedTuple):
         held: sequence of its record, which waits; 0: none.
         band: of priority, in which the request waits, whatever the operator's priority is now.
         time: event time of what the call was made for: its outputs will have it, so it holds the watermark behind the call.
+        tenant: on whose behalf; None: nobody said so.
     """
 
     node: str
@@ -88,6 +89,7 @@ class OpenCall(NamedTuple):
     held: int = 0
     band: int = 1
     time: float = 0.0
+    tenant: str | None = None
 
     @property
     def alone(self) -> bool:

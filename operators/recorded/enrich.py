@@ -94,7 +94,7 @@ class Enrich(Spec[T_co]):
         return iter(())
 
     def _work(self, o: Mapping[str, Any]) -> CallSpec:
-        return CallSpec(self.kind, self.target, "", route="auto", cache=float(o.get("cache", 0)))
+        return CallSpec(self.kind, self.target, "", route="auto", cache=float(o.get("cache", 0)), cost=o["cost"])
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
         read = {name: expressions.compile(text).function for name, text in mapped.items()}

@@ -22,6 +22,7 @@ from dspex.operators.parameters import (
     Arguments,
     ChoiceParameter,
     DurationParameter,
+    ExpressionParameter,
     ExpressionsParameter,
     IntegerParameter,
     Parameter,
@@ -44,6 +45,8 @@ class EnrichOptions(TypedDict, total=False):
     order: Order
     priority: int
     cache: Duration
+    tenant: str
+    cost: int
 
 
 class CallOptions(EnrichOptions, total=False):
@@ -121,6 +124,17 @@ class InputsParameter(ExpressionsParameter):
                     'copy it before: .set({"key": "event.key"})',
                 )
         return dict(texts)
+
+
+@dataclass(frozen=True)
+class TenantParameter(ExpressionParameter):
+    """An expression that says on whose behalf a call is. It sees the data only."""
+
+    def check(self, name: str, value: object) -> object:
+        if value is not self.default and expressions.compile(cast("str", value)).uses_event:
+            fix = 'copy it before: .set({"tenant": "event.key"})'
+            raise problem("DX208", f"{name} reads `event`, which a call does not see", fix)
+        return value
 
 
 @dataclass(frozen=True)
@@ -233,6 +247,12 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             zero=False,
             doc="for so long an equal call is given the answer again; default: never",
         ),
+        "tenant": TenantParameter(
+            None,
+            doc="on whose behalf: a pool takes calls of a tenant with few open ones before those of one that has many, "
+            "and budgets may count it",
+        ),
+        "cost": IntegerParameter(1, least=1, doc="slots that a call takes; no more than a process of its pool has"),
         "route": ChoiceParameter(
             "auto",
             of=Route,

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, cast
 from typing_extensions import Unpack
 
 from dspex.bus.codecs.copied import copied
-from dspex.bus.errors import InvalidOutput, TopologyError
+from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import MAX_ITERS as MAX_ITERS
 from dspex.bus.serving.call_spec import CallSpec
@@ -42,6 +42,7 @@ from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
 
 NOTHING = Arguments()
+MOST_TENANT = 200  # characters of the name of a tenant
 _REASONING: Mapping[str, object] = {"reasoning": str}  # the field that DSPy adds to these signatures
 
 
@@ -146,6 +147,7 @@ class Spec(Generic[T_co]):
             order=o["order"],
             on_error=o["on_error"],
             priority=o["priority"],
+            tenant=_tenant(o.get("tenant")),
         )
 
     def contradictions(self) -> Iterator[TopologyError]:
@@ -183,6 +185,7 @@ class Spec(Generic[T_co]):
             route=o["route"],
             cache=float(o.get("cache", 0)),
             arguments=self.arguments,
+            cost=o["cost"],
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
@@ -231,6 +234,27 @@ def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
         return result if typed is None else typed(result)
 
     return accept
+
+
+def _tenant(text: str | None) -> Callable[[object], str | None] | None:
+    """data → on whose behalf. Raises InvalidInput, ExpressionError."""
+    if text is None:
+        return None
+    read = expressions.compile(text).function
+
+    def tenant(data: object) -> str | None:
+        found = read(data)
+        if found is None or isinstance(found, str):
+            said: str | None = found
+        elif isinstance(found, int) and not isinstance(found, bool):
+            said = str(found)
+        else:
+            raise InvalidInput(f"tenant is a text or a whole number, and {text!r} gives {type(found).__name__}")
+        if said is not None and not 0 < len(said) <= MOST_TENANT:
+            raise InvalidInput(f"tenant has {len(said):,} characters, of which 1 to {MOST_TENANT} are allowed")
+        return said
+
+    return tenant
 
 
 def _fallback(value: object) -> Callable[[object], Outputs] | None:

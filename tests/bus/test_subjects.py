@@ -138,8 +138,15 @@ def test_workers_of_a_pool_get_the_work_of_that_pool_only() -> None:
 def test_priorities_fall_into_three_bands_and_each_has_work_of_its_own() -> None:
     assert [subjects.band(priority) for priority in range(10)] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     mine = subjects.work("shop", "gpu", "t", "draft", 0)
-    assert [matches(subjects.work_pattern("shop", "gpu", band), mine) for band in subjects.BANDS] == [True, False, False]
-    assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == 3
+    taken = [band for band in subjects.BANDS if matches(subjects.work_pattern("shop", "gpu", band), mine)]
+    assert taken == [0]
+    assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == len(subjects.BANDS)
+
+
+def test_a_band_for_tenants_with_many_calls_comes_right_behind_its_own() -> None:
+    in_order = [(subjects.band(priority), subjects.band(priority, behind=True)) for priority in (0, 5, 9)]
+    assert [band for pair in in_order for band in pair] == list(subjects.BANDS)
+    assert [subjects.is_behind(band) for band in subjects.BANDS] == [False, True] * 3
 
 
 def test_the_work_of_an_operator_in_a_group_is_still_one_token() -> None:

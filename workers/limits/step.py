@@ -105,7 +105,7 @@ class Limits:
             return
         work, used = execution.work, granted.estimate
         if not record.usage:
-            used = granted.estimate if execution.begun else {}  # a child that died has said nothing
+            used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
             usage = Usage.read(record.usage)
             used = _used(usage, granted.estimate)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dspex.bus.errors import CallError
+from dspex.bus.errors import CallError, ConfigError, DspexError
 from dspex.workers.pool.children.child_process import Child
 
 
@@ -19,7 +19,7 @@ class Taker(Protocol):
         """It has them, in this child, until `Slots.vacate`."""
         ...
 
-    def refuse(self, error: CallError) -> None:
+    def refuse(self, error: DspexError) -> None:
         """It never gets any."""
         ...
 
@@ -65,11 +65,13 @@ class Slots:
         """
         if self._refusal is not None:
             return self.total
-        return sum(self.per_child - c.busy for c in self.usable) - len(self._waiting)
+        return sum(self.per_child - c.busy for c in self.usable) - sum(call.slots for call in self._waiting)
 
     def take(self, call: Taker) -> None:
         """Have the call begin: at once where there is room, else behind those that wait."""
-        if self._refusal is not None:
+        if call.slots > self.per_child:
+            call.refuse(self._too_many(call.slots))
+        elif self._refusal is not None:
             call.refuse(self._refusal())
         elif not self._waiting and (child := self._pick(call.slots)) is not None:
             child.busy += call.slots
@@ -109,6 +111,13 @@ class Slots:
     def allow(self) -> None:
         """The end of `refuse`."""
         self._refusal = None
+
+    def _too_many(self, slots: int) -> ConfigError:
+        return ConfigError(
+            f"a call takes {slots} slots, and each process of this pool has {self.per_child}",
+            code="DX105",
+            fix="lower cost= of the operator, or raise pools.*.slots",
+        )
 
     def _pick(self, slots: int) -> Child | None:
         open_ = [c for c in self.usable if c.busy + slots <= self.per_child]

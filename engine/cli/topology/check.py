@@ -88,6 +88,9 @@ def _refused_by_pool(settings: Settings, call: Call) -> Iterator[tuple[str, str,
         elif name in settings.pools and lm not in settings.lms_of(name):
             yield "DX113", f"pool {name} may not use lm.{lm}", f'pools.{name}.lms = ["{lm}"]'
     if name in settings.pools:
+        if call.spec.cost > (slots := settings.pools[name].slots):
+            said = f"cost={call.spec.cost} is more slots than a process of pool {name} has: {slots}"
+            yield "DX105", said, f"lower cost, or raise pools.{name}.slots"
         allowed = settings.pools[name].programs
         for ref in [ref for ref in call.spec.refs if not allows(allowed, ref)]:
             yield "DX138", *not_allowed(name, allowed, ref)

@@ -138,7 +138,9 @@ async def _stores(bus: Bus, app: str) -> frozenset[str]:
 
 def used_by(graphs: Sequence[Graph]) -> list[tuple[str, int]]:
     """The pools, with the bands of priority, that the calls of the graphs go to."""
-    return sorted({(n.call.pool, subjects.band(n.call.priority)) for g in graphs for n in g.calls})
+    calls = [n.call for g in graphs for n in g.calls]
+    found = {(call.pool, subjects.band(call.priority)) for call in calls}
+    return sorted(found | {(call.pool, subjects.band(call.priority, behind=True)) for call in calls if call.tenant is not None})
 
 
 def consumers_of(graphs: Sequence[Graph]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from dspex.engine.log.rows import OpenCall, Timer
 
 DIGEST = 16  # bytes: what an open call keeps of its event, salted with the nonce of its record's id: a record must have both
 SALT = 16  # bytes of the nonce: all that it has
+TENANT = 16  # open calls of a tenant in one partition; those beyond them are taken when no other tenant waits
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
@@ -103,8 +105,9 @@ def request(
         alone=row.alone,
         record=record,
         opened=row.deadline - call.deadline,
+        tenant=row.tenant,
     )
-    band = subjects.band(call.priority)
+    band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
     headers = {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id}
     if event.origin.session is not None:
@@ -134,12 +137,21 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         digest=b"",
         key=origin.key if node.call.order == "key" else None,
         time=origin.time,
+        tenant=node.call.tenant(data) if node.call.tenant is not None else None,
     )
+    if row.tenant is not None and _has_enough(walk.tables.calls.rows, row):
+        row = row._replace(band=subjects.band(node.call.priority, behind=True))
     asked = request(address, walk.number, row, node.call, inputs, event, walk.clock)
     if (size := len(asked.message.data) - len(body)) > address.limit:  # expressions may make more of the data
         raise too_large(f"the inputs of {node.name}", size, address.limit)
     walk.outputs.append(asked)
     walk.number += 1
+
+
+def _has_enough(rows: Mapping[int, OpenCall], row: OpenCall) -> bool:
+    """Whether calls of its tenant are open that a pool would take before it: those of others shall not wait behind it, too."""
+    same = (one for one in rows.values() if one.tenant == row.tenant and one.pool == row.pool)
+    return sum(1 for _ in islice(same, TENANT)) == TENANT
 
 
 def cloud_event(

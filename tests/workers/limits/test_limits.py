@@ -35,7 +35,7 @@ class Asked:
 
     work: CallRequest
     lms: list[str] | None = None
-    begun: bool = True
+    ran: float = 1.0
     routing: list[Tried] = field(default_factory=list[Tried])
 
 
