@@ -60,7 +60,7 @@ class PoolConfig:
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
     `budgets`: all of the settings.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
-    hears of it. `zygote`: see `forks`; None: where it has no GPUs, whose drivers do not work in a fork.
+    hears of it. `cpu`: cores of each process. `zygote`: see `forks`; None: where it has no GPUs, which do not work in a fork.
     """
 
     app: str
@@ -86,6 +86,7 @@ class PoolConfig:
     keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     budgets: tuple[Budget, ...] = ()
     zygote: bool | None = None
+    cpu: float | None = None
 
     @property
     def forks(self) -> bool:
@@ -172,6 +173,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         hmac_key_env=p.hmac_key_env,
         budgets=tuple(_budget(name, budget) for name, budget in settings.budgets.items()),
         zygote=p.zygote,
+        cpu=p.cpu,
     )
 
 

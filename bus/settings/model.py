@@ -101,6 +101,11 @@ class Settings(SettingsTable):
         """Every value by dotted key."""
         return {".".join(key): value for key, value in layers.flatten(self.model_dump(mode="json"))}
 
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """Seconds that calls have, by their pool, where they say nothing themselves."""
+        return {name: pool.timeout for name, pool in self.pools.items() if pool.timeout is not None}
+
     def lm_of(self, pool: str) -> str:
         """The profile that a pool uses: its own, else `main`, else the only one. Raises ConfigError (DX113)."""
         if (settings := self.pools.get(pool)) and settings.lm:

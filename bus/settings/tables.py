@@ -239,6 +239,8 @@ class PoolSettings(SettingsTable):
         env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
         hmac_key_env: the variable with the key that signs its records. "NEW,OLD": NEW signs, and OLD is right too.
         zygote: whether its processes are forked from one that has imported its programs. None: where it has no `gpus`.
+        timeout: of a call of a topology that says nothing itself.
+        cpu: cores that each of its processes may use, with all that it starts.
     """
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -256,6 +258,8 @@ class PoolSettings(SettingsTable):
     hmac_key_env: Variables | None = None
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
     zygote: bool | None = None
+    timeout: PositiveSeconds | None = None
+    cpu: Annotated[float, Field(ge=0.01)] | None = None
 
     @model_validator(mode="after")
     def _no_program_gets_the_key_that_signs(self) -> Self:
@@ -271,14 +275,9 @@ class PoolSettings(SettingsTable):
 
     @model_validator(mode="after")
     def _gpus_are_of_devices(self) -> Self:
-        if self.gpus > len(self.devices):
-            raise custom_error(
-                ConfigError(
-                    f"gpus is {self.gpus}, and `devices`, of which each process gets so many, has {len(self.devices)}",
-                    code="DX105",
-                    fix="list the devices, or lower gpus",
-                )
-            )
+        if (needed := self.gpus * max(self.size, 1)) > len(self.devices):
+            said = f"each process gets {self.gpus} GPUs of its own, which makes {needed}, and `devices` has {len(self.devices)}"
+            raise custom_error(ConfigError(said, code="DX105", fix="list the devices, or lower size or gpus"))
         if len(set(self.devices)) < len(self.devices):
             raise custom_error(ConfigError("devices names one twice", code="DX105", fix="list each device once"))
         if self.devices and not self.gpus:

@@ -95,6 +95,14 @@ MORE = {
         "A test file has mistakes, cannot be read, or is not there; all mistakes of a file are listed at once.",
         "correct the lines that the message names",
     ),
+    "DX140": (
+        "Each process of a pool gets GPUs of its own, and not so many of those that it lists are free on this machine.",
+        "lower the pool's `size`, list other `devices`, or stop who holds them: the message says who",
+    ),
+    "DX141": (
+        "A pool has a share of the CPU, and the system does not let its parent hold processes to one.",
+        "start it in a cgroup v2 of its own (systemd: `Delegate=yes`), or leave `cpu` out",
+    ),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
     "DX203": ("An operator keeps something for each key, and its stream has none.", '`.key_by("…")` before it'),

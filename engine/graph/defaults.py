@@ -1,14 +1,15 @@
-"""Call options that a deployment sets for every recorded operator: `[defaults.call]` in dspex.toml.
+"""Call options that a deployment sets for every recorded operator: `[defaults.call]` and `pools.*.timeout` in dspex.toml.
 
-An option at the operator wins over a default, and a default over what is built in; `retry` and `config` count as a whole. The
-options of the nodes stay as they were written, and with them the digest of the topology: it says what the topology is, and
-defaults belong to the place where it runs.
+An option at the operator wins over a default, and a default over what is built in; the timeout of a pool wins over that of
+`[defaults.call]`. `retry` and `config` count as a whole. The options of the nodes stay as they were written, and with them the
+digest of the topology: it says what the topology is, and defaults belong to the place where it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from dspex.engine.graph.graph import Graph
@@ -17,16 +18,27 @@ from dspex.engine.graph.nodes import Call, CallNode, Retry
 _OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost")  # the worker must know these; the others the engine alone
 
 
-def with_defaults(graph: Graph, defaults: Mapping[str, object]) -> Graph:
+def with_defaults(graph: Graph, defaults: Mapping[str, object], timeouts: Mapping[str, float] = MappingProxyType({})) -> Graph:
     """The graph, its calls with these options where their operators set none. The same digest.
 
     Args:
         defaults: checked call options as plain data, durations in seconds.
+        timeouts: of calls, by pool. A default deadline that is shorter becomes as long.
     """
-    if not defaults:
+    if not defaults and not timeouts:
         return graph
-    nodes = dict(graph.nodes) | {n.name: replace(n, call=_call(n, defaults)) for n in graph.calls}
+    nodes = dict(graph.nodes) | {
+        n.name: replace(n, call=_timed(n, _call(n, defaults), defaults, timeouts)) for n in graph.calls
+    }
     return replace(graph, nodes=nodes)
+
+
+def _timed(node: CallNode, call: Call, defaults: Mapping[str, object], timeouts: Mapping[str, float]) -> Call:
+    if "timeout" in node.options or call.pool not in timeouts:
+        return call
+    limit = timeouts[call.pool]
+    said = "deadline" in node.options or "deadline" in defaults
+    return replace(call, timeout=limit, deadline=call.deadline if said else max(call.deadline, limit))
 
 
 def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:

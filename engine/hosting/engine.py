@@ -79,7 +79,7 @@ class Engine:
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
-        self.graphs: list[Graph] = [with_defaults(g, defaults) for g in graphs_of(topologies)]
+        self.graphs: list[Graph] = [with_defaults(g, defaults, self.settings.timeouts) for g in graphs_of(topologies)]
         self.id = engine_id()
         self._running: RunningEngine | None = None
         self._wanted = pools

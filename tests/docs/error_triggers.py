@@ -22,6 +22,8 @@ ELSEWHERE = {
     "DX134": "workers/answerers/test_native.py::test_an_environment_without_dspy_serves_native_calls",
     "DX135": "engine/cli/test_topology.py::test_a_topology_module_that_raises_is_reported_as_the_users_error",
     "DX136": "engine/cli/test_dlq.py::test_all_letters_are_taken_only_when_all_are_asked_for",
+    "DX140": "workers/pool/test_resources.py::test_two_pools_of_a_machine_never_share_a_gpu",
+    "DX141": "workers/pool/test_resources.py::test_a_share_of_the_cpu_holds_or_the_pool_says_why_it_cannot",
     "DX200": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
     "DX203": "engine/keyed/test_stateful.py::test_a_stream_without_a_key_has_no_state_and_the_fix_is_said",
     "DX211": "operators/recorded/test_specs.py::test_a_type_that_cannot_travel_to_a_worker_is_refused",

@@ -149,14 +149,15 @@ class Zygote:
             end.close()
         for fd in self._fds:
             os.close(fd)
-        sock, out, err, *_ = fds  # the others stay open, and that is what they are for
+        sock, out, err, *kept = fds
         os.dup2(out, _STDOUT)
         os.dup2(err, _STDERR)
         os.close(out)
         os.close(err)
+        for fd in (sock, *kept):
+            os.set_inheritable(fd, not self._fork)  # by what programs start it is not
         adopt()
         if not self._fork:
-            os.set_inheritable(sock, True)
             command = [sys.executable, "-m", "dspex.workers.child.main", str(sock)]
             os.execve(sys.executable, command, {**os.environ, **env})
         return Newborn(socket.socket(fileno=sock), env)

@@ -103,7 +103,10 @@ class PoolStatus:
             "python": hello.python,
             "programs": {"found": hello.found, "failed": hello.failed},
             "children": [{"pid": c.pid, "rss": resident(c.pid), "calls": c.calls} for c in children.children],
-            "memory": {"allowed": pool.config.memory, "by": memory_limit(pool.config.memory, hello.limited)},
+            "memory": {
+                "allowed": pool.config.memory,
+                "by": memory_limit(pool.config.memory, hello.limited, children.in_groups),
+            },
             "model_servers": pool.models.pids,
             "cache": pool.cache.figures(),
             "lms": pool.routing.rows(),
@@ -111,6 +114,10 @@ class PoolStatus:
         }
 
 
-def memory_limit(allowed: int | None, limited: bool) -> str | None:
-    """What holds a worker process to its memory: "system" refuses it more, "watch" looks at it every second; None: nothing."""
-    return None if allowed is None else "system" if limited else "watch"
+def memory_limit(allowed: int | None, limited: bool, in_groups: bool) -> str | None:
+    """What holds a worker process to its memory; None: nothing.
+
+    "system" refuses it more; "cgroup" ends it, and counts what its programs start; "watch" looks at both every second. All that
+    can be done is done; the first is told.
+    """
+    return None if allowed is None else "system" if limited else "cgroup" if in_groups else "watch"

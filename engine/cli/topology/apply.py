@@ -83,8 +83,9 @@ def _history(text: str | None) -> Backfill | None:
 def _graphs(t: Terminal, targets: Sequence[str] | None) -> list[Graph]:
     from dspex.engine.graph.defaults import with_defaults
 
-    defaults = t.settings().defaults.call.options()
-    return [with_defaults(topology.graph, defaults) for topology in load(t, targets)]
+    settings = t.settings()
+    defaults, timeouts = settings.defaults.call.options(), settings.timeouts
+    return [with_defaults(topology.graph, defaults, timeouts) for topology in load(t, targets)]
 
 
 async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str], backfill: Backfill | None) -> tuple[ApplyPlan, There]:

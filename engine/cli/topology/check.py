@@ -66,7 +66,7 @@ def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     """Pools and language models that the settings do not have, what a pool may not use, and what an order means."""
     settings = t.settings()
     has_keys = keyed(graph)
-    for node in with_defaults(graph, settings.defaults.call.options()).calls:
+    for node in with_defaults(graph, settings.defaults.call.options(), settings.timeouts).calls:
         file, line = node.place or (None, None)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)

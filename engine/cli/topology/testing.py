@@ -97,7 +97,7 @@ def _loaded(t: Terminal, path: Path) -> TestFile:
     defaults = settings.defaults.call.options()
 
     def topologies(targets: Sequence[str]) -> list[Graph]:
-        return [with_defaults(load_one(target).graph, defaults) for target in targets]
+        return [with_defaults(load_one(target).graph, defaults, settings.timeouts) for target in targets]
 
     return load(path, topologies)
 

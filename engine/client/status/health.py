@@ -77,6 +77,9 @@ def _partitions(s: StageRow) -> str:
 def _pools(found: Status) -> Iterator[Fault]:
     ready, calls = Counter[str](), Counter[str]()
     for p in found["pools"]:
+        if p.get("failed"):
+            fix = "its log says what its workers die of; it tries again by itself"
+            yield Fault("pool", f"pool {p['pool']} ({p['id']}) has failed: its workers die, and its calls fail at once", fix)
         ready[p["pool"]] += 0 if p.get("draining") else p["ready"]
     for s in found["stages"]:
         calls.update(s["calls"])

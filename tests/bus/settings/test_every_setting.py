@@ -62,6 +62,8 @@ ACTS: dict[str, str] = {
     **{f"pools.*.{name}": "bus/settings/model.py" for name in ("lm", "lms")},
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
     "pools.*.zygote": "workers/config.py",
+    "pools.*.cpu": "workers/config.py",
+    "pools.*.timeout": "bus/settings/model.py",
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
     "engine.max_bytes": "engine/hosting/engine.py",
     "telemetry.log": "engine/cli/terminal/terminal.py",
@@ -100,6 +102,7 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
     [
         ({"pools": {"gpu": {"devices": [0, 1]}}}, "pools.gpu", "DX108"),
         ({"pools": {"gpu": {"gpus": 2, "devices": [0]}}}, "pools.gpu", "DX105"),
+        ({"pools": {"gpu": {"gpus": 1, "devices": [0, 1], "size": 3}}}, "pools.gpu", "DX105"),
         ({"pools": {"a": {"memory": "0"}}}, "pools.a.memory", "DX103"),
         ({"pools": {"a": {"recycle": {"age": "0s"}}}}, "pools.a.recycle.age", "DX102"),
         ({"pools": {"a": {"restart": {"within": 0}}}}, "pools.a.restart.within", "DX102"),

@@ -23,6 +23,7 @@ from waiting import until
 from dspex.bus import nats, subjects
 from dspex.bus.port import StreamConfig
 from dspex.bus.serving.work_consumers import WorkConsumers
+from dspex.engine.client.status.health import faults
 
 CONFIG = """
 app = "{app}"
@@ -194,6 +195,28 @@ async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats
         worker.process.stdin.close()
         assert await asyncio.to_thread(worker.process.wait, 60) == 0
         await expect_gone(children)
+    finally:
+        worker.end()
+
+
+@pytest.mark.asyncio
+async def test_a_pool_whose_workers_keep_dying_takes_no_other_with_it(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    """That is where it ends: its calls fail at once, and it tries again later. What runs both pools goes on."""
+    (tmp_path / "deadly.py").write_text("import os\nos._exit(3)\n")
+    more = f'path = ["{tmp_path}"]\npools.bad = {{ programs = ["deadly:*"], restart = {{ max = 1, within = "1h" }} }}\n'
+    settings = (tmp_path / "dspex.toml").read_text().replace("path = [", "# [") + more
+    (tmp_path / "dspex.toml").write_text(settings.replace('["sample:*"]', "[]"))
+    worker = Worker(tmp_path, nats_url, "bad")
+    try:
+        ready = [await asyncio.to_thread(worker.ready) for _ in range(2)]
+        assert {said["pool"]: said["size"] for said in ready} == {POOL: 1, "bad": 0}
+        status = json.loads((await bench.bus.request(subjects.control(APP, "bad"), b'{"kind":"status"}', timeout=10)).data)
+        assert (status["failed"], status["ready"], status["restarts"]) == (True, 0, 2)
+        whole: Any = {"server": {"app": APP, "stream": {}}, "engines": [], "stages": [], "pools": [status]}
+        assert "pool bad" in next(fault.message for fault in faults(whole) if fault.check == "pool")
+        (record,) = await bench.ask(work())
+        assert record.error is None
+        assert worker.process.poll() is None
     finally:
         worker.end()
 

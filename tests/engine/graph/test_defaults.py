@@ -44,6 +44,18 @@ def test_a_default_call_option_holds_where_the_operator_sets_none() -> None:
     assert plain.deadline == 600.0
 
 
+def test_the_timeout_of_a_pool_wins_over_the_default_of_all_and_the_operators_over_both() -> None:
+    graph = topology().graph
+    plain, own = (
+        call(with_defaults(graph, {"pool": "gpu", "timeout": 5.0}, {"gpu": 7200.0}), name) for name in ("plain", "own")
+    )
+    assert (plain.timeout, plain.deadline) == (7200.0, 7200.0), "a deadline that nobody has set does not cut it off"
+    assert (own.timeout, own.deadline) == (9.0, 600.0)
+    other = call(with_defaults(graph, {"deadline": 60.0}, {"lightweight": 7200.0, "gpu": 1.0}), "plain")
+    assert (other.timeout, other.deadline) == (7200.0, 60.0)
+    assert with_defaults(graph, {}, {"gpu": 7200.0}).digest == graph.digest
+
+
 def test_defaults_do_not_change_the_digest_of_a_topology() -> None:
     graph = topology().graph
     assert with_defaults(graph, settings().defaults.call.options()).digest == graph.digest
@@ -53,3 +65,5 @@ def test_defaults_do_not_change_the_digest_of_a_topology() -> None:
 def test_an_engine_runs_with_the_defaults_of_its_settings() -> None:
     (graph,) = Engine(topology(), settings=settings()).graphs
     assert call(graph, "plain").pool == "gpu"
+    (graph,) = Engine(topology(), settings=Settings.load(pools={"lightweight": {"timeout": "4h"}})).graphs
+    assert call(graph, "plain").timeout == 4 * 3600.0

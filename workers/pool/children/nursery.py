@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Mapping
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -15,7 +16,9 @@ from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
 from dspex.workers.frames import StartFrame
 from dspex.workers.pool.children.child_process import Child
+from dspex.workers.pool.children.groups import WorkerGroups
 from dspex.workers.pool.children.zygote_process import Spawned, Stale, UnfitToFork, ZygoteProcess
+from dspex.workers.processes.devices import GpuLease, lease
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -30,11 +33,13 @@ class Nursery:
 
     Attributes:
         generation: how often it was renewed.
+        groups: what the system holds the children to.
     """
 
     def __init__(self, config: PoolConfig) -> None:
         self._config = config
         self._fork = config.forks and sys.platform == "linux"
+        self.groups = WorkerGroups(config)
         self.generation = 0
         self._zygote: ZygoteProcess | None = None
         self._old: list[ZygoteProcess] = []
@@ -42,19 +47,25 @@ class Nursery:
         self._tasks = Tasks(f"zygotes of {config.name}")
 
     async def child(self, index: int) -> Child:
-        """A new child, which is not ready yet. `index`: of its place in the pool. Raises WorkerLost."""
+        """A new child, which is not ready yet. `index`: of its place in the pool.
+
+        Raises WorkerLost; ConfigError where no GPU is free (DX140), or no process can be held to its share of the CPU (DX141).
+        """
+        gpus = self._lease()
         ours, theirs = socket.socketpair()
         pipes = {name: os.pipe() for name in ("stdout", "stderr")}
         handed = [theirs.fileno(), *(write for _, write in pipes.values())]
         try:
             async with self._one_at_a_time:
-                spawned = await self._spawn(handed)
+                spawned = await self._spawn(gpus.env, [*handed, *gpus.descriptors])
+            self.groups.hold(spawned)
         except BaseException:
             ours.close()
             for read, _ in pipes.values():
                 os.close(read)
             raise
         finally:
+            gpus.close()
             theirs.close()
             for descriptor in handed[1:]:
                 os.close(descriptor)
@@ -63,10 +74,16 @@ class Nursery:
         await child.begin(ours, {name: read for name, (read, _) in pipes.items()}, start)
         return child
 
-    async def _spawn(self, handed: list[int]) -> Spawned:
+    def _lease(self) -> GpuLease:
+        c = self._config
+        if not c.gpus:
+            return GpuLease()
+        return lease(c.devices, c.gpus, f"a worker of pool {c.name} of {c.app} (its parent is process {os.getpid()})")
+
+    async def _spawn(self, env: Mapping[str, str], handed: list[int]) -> Spawned:
         for _ in range(MOST_CHANGES):
             try:
-                return await (await self._alive()).birth({}, handed)
+                return await (await self._alive()).birth(env, handed)
             except Stale as changed:
                 log.info("programs have changed, importing them anew", pool=self._config.name, file=str(changed))
                 self.renew()
@@ -93,6 +110,7 @@ class Nursery:
         if self._zygote is not None:
             self._tasks.start(self._outlive(self._zygote), "old")
             self._zygote = None
+        self.groups.remove()
 
     async def _outlive(self, zygote: ZygoteProcess) -> None:
         """Stop a zygote when its last child has ended."""
@@ -106,3 +124,4 @@ class Nursery:
         await self._tasks.stop()
         await asyncio.gather(*(z.stop() for z in (self._zygote, *self._old) if z is not None))
         self._zygote = None
+        self.groups.remove()

@@ -28,47 +28,15 @@ from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import HelloFrame
 from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.nursery import Nursery
+from dspex.workers.pool.children.seat import Seat
 from dspex.workers.pool.slots import Slots
-from dspex.workers.processes.usage import resident
+from dspex.workers.processes.usage import taken
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 START_TIMEOUT = 120.0  # seconds until a child must have said hello: importing a user's programs can be slow
 WATCH_EVERY = 1.0  # seconds between two checks of memory and age
 BACKOFF, BACKOFF_CAP = 0.2, 10.0
-
-
-class Seat:
-    """A place for one child.
-
-    Attributes:
-        child: who sits there; None while nobody does.
-        wanted: there shall be somebody. False: whoever sits there finishes and goes.
-        why: a successor is wanted, for this reason; "": none is.
-        told: set when any of that has changed.
-        renewed: of whoever waits for the successor.
-    """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.child: Child | None = None
-        self.wanted, self.why = True, ""
-        self.told = asyncio.Event()
-        self.renewed: asyncio.Future[None] | None = None
-
-    def renew(self, why: str) -> None:
-        """Ask for a successor. Whoever sits there takes calls until that is ready."""
-        self.why = self.why or why
-        self.told.set()
-
-    def renewal(self, error: DspexError | None = None) -> None:
-        """Tell whoever waits what has become of it."""
-        waiting, self.renewed = self.renewed, None
-        if waiting is not None and not waiting.done():
-            if error is None:
-                waiting.set_result(None)
-            else:
-                waiting.set_exception(error)
 
 
 class Supervisor:
@@ -98,6 +66,7 @@ class Supervisor:
         self._tasks = Tasks(f"supervisor of {config.name}", lambda name, error: failed(error))
         self._fatal: DspexError | None = None
         self._settled = asyncio.Event()
+        self._started = False
 
     # -- life ------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -106,6 +75,7 @@ class Supervisor:
         if self._fatal:
             await self.stop()
             raise self._fatal
+        self._started = True
 
     async def stop(self) -> None:
         """End every child: asked first, then killed."""
@@ -149,6 +119,11 @@ class Supervisor:
             await seat.renewed
 
     @property
+    def in_groups(self) -> bool:
+        """Whether the system ends a child, with what that has started, that has too much memory."""
+        return self._nursery.groups.memory
+
+    @property
     def ready(self) -> int:
         """Children that take calls."""
         return len(self.slots.usable)
@@ -157,6 +132,8 @@ class Supervisor:
         """Keep a child in this place for as long as one is wanted there."""
         tries = 0
         while seat.wanted:
+            if self.config.gpus and seat.child is not None:  # a successor needs the devices that it has
+                await self._vacate(seat, seat.child)
             if (child := await self._start(seat)) is None:
                 await self._pause(seat, tries)
                 tries += 1
@@ -201,7 +178,7 @@ class Supervisor:
     async def _not_started(self, seat: Seat, child: Child | None, error: DspexError | OSError) -> None:
         said = error.message if isinstance(error, DspexError) else str(error)
         log.error("worker did not start", pool=self.config.name, error=said)
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError) and not self._started:
             self._fatal = error
         if child is not None:
             await child.stop()
@@ -241,7 +218,7 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_EVERY):
                     await child.gone.wait()
-            allowed, has = self.config.memory, resident(child.pid) if self.config.memory else 0
+            allowed, has = self.config.memory, taken(child.pid) if self.config.memory else 0
             if allowed and has > allowed * OVER:
                 log.error("worker ended over its memory", pool=self.config.name, pid=child.pid, has=has, allowed=allowed)
                 child.kill()
@@ -266,6 +243,12 @@ class Supervisor:
         if c.memory and has > c.memory:
             return f"{has >> 20} MiB resident, allowed {c.memory >> 20}"
         return None
+
+    async def _vacate(self, seat: Seat, child: Child) -> None:
+        log.info("worker ends, to be replaced", pool=self.config.name, pid=child.pid, why=seat.why)
+        child.retiring = True
+        await self._finish(child)
+        seat.child = None
 
     def _retire(self, child: Child) -> None:
         """Give it no more calls, let it finish those it has, and stop it."""
