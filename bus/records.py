@@ -178,6 +178,7 @@ class CallRequest(_Packed):
         stream: the caller is told of the answer while it is made.
         turn: the name of the turn of `session` that its answer is to be; None: of none.
         opened: when the call was, in seconds since the epoch: the same in every execution. 0: not known.
+        describe: what is asked for is what the program is made of: see `Client.describe`. Nothing is called.
     """
 
     call: str
@@ -198,6 +199,7 @@ class CallRequest(_Packed):
     stream: bool = False
     turn: str | None = None
     opened: float = 0.0
+    describe: bool = False
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -212,13 +214,15 @@ class CallRequest(_Packed):
         found = cls._read(raw | {"spec": CallSpec.unpack(raw["spec"])})
         if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
+        if found.describe and (found.record is not None or found.topology or found.stream or found.turn is not None):
+            raise DecodeError("not a CallRequest of dspex: a description is of no call")
         return found
 
     def called_on(self, app: str, pool: str) -> str:
         """The subject that an interactive call with this request belongs on."""
         if self.topology:
             return subjects.call(app, pool, self.topology, self.node)
-        return subjects.ad_hoc_call(app, pool, self.spec.kind)
+        return subjects.ad_hoc_call(app, pool, subjects.DESCRIBE if self.describe else self.spec.kind)
 
 
 @dataclass(frozen=True)

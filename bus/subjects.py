@@ -372,6 +372,9 @@ def redriven(app: str) -> str:
 AD_HOC: Final = "adhoc"  # stands for the topology in the subjects of calls of none, so none can have this name
 
 
+DESCRIBE: Final = "describe"  # stands for the kind in the subject of who asks what a program is made of
+
+
 def call(app: str, pool: str, topology: str, operator: str) -> str:
     """Interactive calls of a deployed node (core NATS)."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}.{topology}.{operator.replace('/', '-')}"
@@ -380,6 +383,11 @@ def call(app: str, pool: str, topology: str, operator: str) -> str:
 def ad_hoc_call(app: str, pool: str, kind: str) -> str:
     """Interactive calls of what is deployed nowhere, by the kind of operator; so permissions can tell callers apart."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}.{AD_HOC}.{kind}"
+
+
+def described_pattern(app: str) -> str:
+    """Questions of what programs are made of, to every pool."""
+    return f"{prefix(app)}.call.*.{AD_HOC}.{DESCRIBE}"
 
 
 def call_pattern(app: str, pool: str) -> str:

@@ -149,6 +149,7 @@ def _operator(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Se
         yield from _api(("STREAM.DELETE.{}",), name)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))
     yield "$SRV.>"
+    yield subjects.described_pattern(app)
 
 
 def _speaks(app: str) -> Iterator[str]:

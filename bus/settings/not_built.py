@@ -25,7 +25,7 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("submit", "runs", "replay", "fork", "diff", "describe"),
+        *("submit", "runs", "replay", "fork", "diff"),
         *("scale", "score", "evaluate"),
     ),
     "Run": ("result", "steps", "cancel", "export"),

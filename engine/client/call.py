@@ -177,8 +177,10 @@ async def ask(
     told: Meanwhile | None = None,
     speaking: Speaking | None = None,
     tenant: str | None = None,
+    describe: bool = False,
 ) -> tuple[CallRecord, float]:
-    """One call, sent until a worker takes it. Returns its record, and the seconds that it took. `told`: of what comes before.
+    """One call, sent until a worker takes it. Returns its record, and the seconds that it took. `told`: of what comes before;
+    `describe`: see CallRequest.
 
     Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
     """
@@ -198,6 +200,7 @@ async def ask(
         stream=told is not None,
         turn=None if speaking is None else speaking.turn,
         tenant=tenant,
+        describe=describe,
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

@@ -35,6 +35,7 @@ from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
 from dspex.engine.client.status import approvals, programs, state, status
 from dspex.engine.client.status.approvals import Approval
+from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, listed
 from dspex.engine.graph import manifest
@@ -334,6 +335,22 @@ class Client(Planned, names=METHODS["Client"]):
         known = self._settings
         pools, replicas = (known.pools, known.server.replicas) if known is not None else ((), 1)
         return (await programs.ProgramStore(self.bus, self.app, pools, replicas).put(name, state))[0].name
+
+    async def promote_program(self, name: str, version: int, alias: str) -> None:
+        """Have an alias of a saved program point to a version: the next calls with `state="name@alias"` use it.
+
+        Raises RunError: DX627, there is no such version.
+        """
+        pools = self._settings.pools if self._settings is not None else ()
+        await programs.ProgramStore(self.bus, self.app, pools).promote(name, version, alias)
+
+    async def describe(self, what: HasCall[Any] | str, *, timeout: Duration = "60s") -> ProgramInfo:
+        """What a program is made of, as a worker has it: predictors, signatures, demonstrations, saved state, versions.
+
+        Nothing is called and no model is asked; a worker imports and builds the program. `what`: as for `call`. Needs the right
+        to ask its pool what is deployed nowhere (`call.<pool>.adhoc.describe`). Raises as `call`.
+        """
+        return await programs.describe(self.bus, self.app, await self.resolve(what), seconds(timeout))
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

@@ -27,6 +27,7 @@ from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.status.approvals import Approval
+from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, Turn
 from dspex.engine.graph.manifest import Manifest
@@ -431,6 +432,21 @@ class Client(Planned, names=METHODS["Client"]):
         Raises InvalidInput (DX518) for what is no state of predictors as JSON. The language models in it are left out.
         """
         return background.run(self._of.put_program(name, state))
+
+    def promote_program(self, name: str, version: int, alias: str) -> None:
+        """Have an alias of a saved program point to a version: the next calls with `state="name@alias"` use it.
+
+        Raises RunError: DX627, there is no such version.
+        """
+        background.run(self._of.promote_program(name, version, alias))
+
+    def describe(self, what: HasCall[Any] | str, *, timeout: Duration = "60s") -> ProgramInfo:
+        """What a program is made of, as a worker has it: predictors, signatures, demonstrations, saved state, versions.
+
+        Nothing is called and no model is asked; a worker imports and builds the program. `what`: as for `call`. Needs the right
+        to ask its pool what is deployed nowhere (`call.<pool>.adhoc.describe`). Raises as `call`.
+        """
+        return background.run(self._of.describe(what, timeout=timeout))
 
     def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""

@@ -42,6 +42,11 @@ class Functions:
         run, read, attempt.program = self._function(ref)
         return _fields(await run(read(attempt.work.inputs)), ref)
 
+    async def describe(self, attempt: Attempt) -> Outputs:
+        """What it is: a function has no predictors."""
+        run, _, attempt.program = self._function(attempt.spec.target)
+        return {"module": getattr(run, "__name__", type(run).__name__), "tools": [], "predictors": []}
+
     async def close(self) -> None:
         """Nothing is open: what a function keeps is its own."""
 

@@ -51,6 +51,12 @@ class LazyDspy:
         attempt.dspy_version = programs.dspy_version
         return await programs.ask(attempt)
 
+    async def describe(self, attempt: Attempt) -> Outputs:
+        """What the program of a call is made of."""
+        programs = self._programs or await self._load("it describes what programs are made of")
+        attempt.dspy_version = programs.dspy_version
+        return programs.describe(attempt)
+
     async def close(self) -> None:
         """Nothing is open: DSPy keeps its own connections."""
 

@@ -89,6 +89,8 @@ class Router:
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
         try:
             enter_context(attempt, status)
+            if work.describe:
+                return attempt.answer(await self._describe(attempt))
             attempt.work = checked(work)
             outputs = await self._first_available(attempt, lms, work.timeout if limit is None else limit)
             if attempt.requests.ending is not None:  # whatever the program made of it
@@ -101,6 +103,13 @@ class Router:
             failure = ending if ending is not None else as_error(error, work.node, attempt.spec.target)
             raised = "".join(traceback.format_exception(error)) if isinstance(failure, ProgramError) else ""
             return attempt.answer(error=self._told(error_map(failure, bounded(self._without_keys(raised)))))
+
+    async def _describe(self, attempt: Attempt) -> Outputs:
+        """What its program is made of; see ProgramInfo of the client."""
+        spec, default = attempt.spec, self._pool.default_profile()
+        names = spec.lm or ((default.name,) if default is not None and spec.asks_a_model else ())
+        own = await (self._dspy if spec.asks_a_model else self._functions).describe(attempt)
+        return {"lms": {name: self._pool.profile(name).model for name in names}, **own}
 
     async def close(self) -> None:
         """Close what is open."""

@@ -26,6 +26,7 @@ from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
 from dspex.workers.dspy import installed, modules, replies, requests, values
 from dspex.workers.dspy import signature as signatures
+from dspex.workers.dspy.described import described
 from dspex.workers.dspy.failure import to_error
 from dspex.workers.dspy.models import Models
 from dspex.workers.dspy.states import version_warning, with_state
@@ -106,6 +107,13 @@ class Programs:
         except installed.ERRORS as error:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec)
+
+    def describe(self, attempt: Attempt) -> Outputs:
+        """What the program is made of, with its saved state. Raises ProgramError as `ask`."""
+        spec = attempt.spec
+        program, attempt.program, _ = self._program(spec, self._signature(spec, "chat"), attempt.state)
+        attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
+        return described(program)
 
     async def _call(self, program: Any, inputs: dict[str, Any], threads: Threads) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""

@@ -48,9 +48,8 @@ def _load(predictor: Any, saved: Mapping[str, Any], state: LoadedState, where: s
     if len(fields) != has:
         shown = listed([str(field["prefix"]) for field in fields])
         raise _misfit(state, where, f"it has {len(fields)} fields ({shown}), and the signature {has}")
-    inputs, outputs = predictor.signature.input_fields, predictor.signature.output_fields
     for demo in saved["demos"]:
-        if not demo.keys() & outputs.keys() or not demo.keys() & inputs.keys():
+        if not demo.keys() & predictor.signature.fields.keys():
             raise _misfit(state, where, f"a demonstration of it has the fields {listed(demo)}, and none of the signature's")
     whole = {"traces": [], "train": [], "lm": None, **copy.deepcopy(dict(saved))}
     try:

@@ -63,7 +63,7 @@ class Execution:
         self.passed: list[CallStep] = []
         self.telling: Telling | None = None
         self.state: GivenState | None = None
-        self._to_ask: Iterator[CallStep] = iter(executions.steps)
+        self._to_ask: Iterator[CallStep] = iter(executions.steps[:1] if work.describe else executions.steps)
 
     @property
     def begun(self) -> bool:

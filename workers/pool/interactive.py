@@ -153,6 +153,8 @@ class Interactive:
         if telling is not None:
             telling.end()
         self._reply(reply, record, work.session)
+        if work.describe:
+            return
         self._pool.records.put(record, work)
         self._pool.service.heard(record)
 

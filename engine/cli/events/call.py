@@ -55,7 +55,7 @@ def call(
 
     async def main() -> None:
         async with client(t, "call") as c:
-            spec = await _spec(c, what, signature, pool, more)
+            spec = await spec_of(c, what, signature, pool, more)
             calls = 0
             try:
                 for inputs in records(data or [], sys.stdin):
@@ -74,7 +74,7 @@ def call(
 
 
 @dataclass(frozen=True)
-class _Spec:
+class AskedSpec:
     """What is called, with the options of the command line."""
 
     call: Call
@@ -84,7 +84,8 @@ class _Spec:
         return self.call
 
 
-async def _spec(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> _Spec | str:
+async def spec_of(c: Client, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> AskedSpec | str:
+    """What is called, and what `describe` is asked about. Raises ConfigError, TopologyError."""
     from dspex.bus.records import DEFAULT_POOL
     from dspex.engine.graph.nodes import Call
     from dspex.operators.native.signature import Signature
@@ -100,7 +101,7 @@ async def _spec(c: Client, what: str, signature: str | None, pool: str | None, m
         spec, its_pool, *_ = await c.resolve(what)
         if (pool or its_pool, replace(spec, **more)) == (its_pool, spec):
             return what  # as it is, and by its name: who may call a deployed node need not be allowed to call anything else
-    return _Spec(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
+    return AskedSpec(Call(replace(spec, **more), pool or its_pool, _inputs, _outputs))
 
 
 def _program(what: str, signature: str) -> CallSpec:

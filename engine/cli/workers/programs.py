@@ -10,12 +10,13 @@ import orjson
 import typer
 
 from dspex.bus.errors import ConfigError, Fenced
-from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.bus.serving.programs.form import ProgramState
     from dspex.bus.serving.programs.states import SavedProgram, SavedVersion
+    from dspex.engine.client.status.programs import ProgramInfo
 
 _DIGITS = 12  # of a digest in a table
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the saved program.")]
@@ -44,13 +45,20 @@ def ls(
 
 def show(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="draft, draft@4, draft@prod.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help='draft@prod, or as for call: topology/node, "text -> lang", …')],
+    signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="Pool that is asked.")] = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
 ) -> None:
-    """Show what a saved state has: for each predictor its instructions, its fields and its demonstrations."""
+    """Show what a saved state has, or what a program is made of: predictors, instructions, fields, demonstrations."""
     t = terminal(context)
-    program, version, state = t.run(_one(t, what))
-    plain = _plain(program, version)
-    t.emit({**plain, "predictors": dict(state.predictors)}, *_shown(plain, state))
+    if not (":" in what or "/" in what or "->" in what):
+        program, version, saved = t.run(_one(t, what))
+        plain = _plain(program, version)
+        t.emit({**plain, "predictors": dict(saved.predictors)}, *_shown(plain, saved))
+        return
+    info = t.run(_described(t, what, signature, pool, {"state": state} if state is not None else {}))
+    t.emit(info.as_dict(), *_lines(info))
 
 
 def put(
@@ -98,6 +106,18 @@ def _state_in(file: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{file} holds no state of a program", code="DX120", fix='program.save("state.json") writes one')
     return found
+
+
+async def _described(t: Terminal, what: str, signature: str | None, pool: str | None, more: Mapping[str, Any]) -> ProgramInfo:
+    from dspex.bus.serving.programs.names import StateName
+    from dspex.engine.cli.events.call import spec_of
+    from dspex.engine.cli.topology.targets import search
+
+    search(t.settings())
+    if "state" in more:
+        StateName.read(more["state"])
+    async with client(t, "programs") as c:
+        return await c.describe(await spec_of(c, what, signature, pool, more))
 
 
 async def _listing(t: Terminal) -> dict[str, SavedProgram]:
@@ -174,6 +194,20 @@ def _row(program: SavedProgram, version: SavedVersion) -> dict[str, Any]:
     }
 
 
+def _lines(info: ProgramInfo) -> list[str]:
+    models = ", ".join(f"{name} ({model})" for name, model in info.lms.items()) or "none"
+    lines = [
+        f"{info.program}  {info.module}  {info.state}".rstrip(),
+        f"pool {info.pool}  lm {models}  DSPy {info.dspy_version}",
+    ]
+    lines += [f"tools {', '.join(info.tools)}"] if info.tools else []
+    for one in info.predictors:
+        inputs, outputs = (", ".join(f"{n}: {t}" for n, t in fields.items()) for fields in (one.inputs, one.outputs))
+        lines.append(f"  {one.name}: {inputs} -> {outputs}; {count(len(one.demos), 'demonstration')}")
+        lines += [f"    {line}" for line in one.instructions.splitlines()]
+    return lines + ([f"warning: {info.warning}"] if info.warning else [])
+
+
 def _shown(plain: Mapping[str, Any], state: ProgramState) -> list[str]:
     aliases = f"  {' '.join(plain['aliases'])}" if plain["aliases"] else ""
     lines = [f"{plain['program']}@{plain['version']}{aliases}  {plain['digest'][:_DIGITS]}  {plain['size']:,} bytes"]
@@ -182,6 +216,6 @@ def _shown(plain: Mapping[str, Any], state: ProgramState) -> list[str]:
     )
     for name, of in state.predictors.items():
         fields = ", ".join(str(field["prefix"]).rstrip(":") for field in of["signature"]["fields"])
-        lines.append(f"  {name}: {fields}; {len(of['demos'])} demonstration{'' if len(of['demos']) == 1 else 's'}")
+        lines.append(f"  {name}: {fields}; {count(len(of['demos']), 'demonstration')}")
         lines += [f"    {line}" for line in of["signature"]["instructions"].splitlines()]
     return lines

@@ -115,6 +115,12 @@ def test_a_program_is_saved_promoted_called_and_rolled_back_from_the_shell(proje
     shown = project.here("programs", "show", "pirate@prod")
     assert "Answer as a pirate." in shown.out
     assert "self: Text, Reply; 1 demonstration" in shown.out
+    made = project.here("programs", "show", "triage/classify")
+    assert "self: text: str -> intent: Literal" in made.out, made.err
+    (info,) = project.here("--json", "programs", "show", "text -> reply", "--state", "pirate").objects()
+    assert (info["state"], info["lms"], info["predictors"][0]["instructions"]) == (
+        "pirate@2", {"main": "openai/stand-in"}, "Answer as a pirate."
+    )  # fmt: skip
     unknown = project.here("--json", "call", "text -> reply", "text=hello", "--state", "pirate@9")
     assert (unknown.code, unknown.error()["code"]) == (1, "DX627")
     told = [one["verb"] for one in project.here("--json", "audit", "ls").objects()]

@@ -32,7 +32,13 @@ OPTIONS: Mapping[str, list[str]] = {
 }
 ROLES = tuple(OPTIONS)
 PAUSING = (["pause", "triage", "--until", "1h"], ["resume", "triage"])
-SAVING = (["put", "reply", "state.json"], ["promote", "reply", "1", "prod"], ["ls"], ["show", "reply@prod"])
+SAVING = (
+    ["put", "reply", "state.json"],
+    ["promote", "reply", "1", "prod"],
+    ["ls"],
+    ["show", "reply@prod"],
+    ["show", "triage/classify"],
+)
 STATE = {
     "demos": [],
     "signature": {"instructions": "x", "fields": [{"prefix": p, "description": p} for p in ("Text:", "Reply:")]},
@@ -81,6 +87,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.request.lightweight.one": set(),
     "dspex.shop.call.lightweight.triage.classify": {"caller"},
     "dspex.shop.call.lightweight.adhoc.predict": {"caller"},
+    "dspex.shop.call.lightweight.adhoc.describe": {"caller", "operator"},
     "dspex.shop.call.gpu.triage.classify": set(),
     "dspex.shop.control.lightweight": {"caller", "operator"},
     "dspex.shop.control.gpu": {"operator"},
@@ -275,17 +282,8 @@ def _run_all(project: Project, url: str) -> str:
             assert called.code == 0, called.err
         # an engine says what it owns with its next heartbeat
         assert eventually(lambda: run("operator", "status", "--health").code == 0)
-        for verb in (
-            ["status"],
-            ["status", "--health"],
-            ["dlq", "ls"],
-            ["approvals", "ls"],
-            ["doctor"],
-            ["plan"],
-            ["apply"],
-            *PAUSING,
-            *(["programs", *verb] for verb in SAVING),
-        ):
+        plain = (["status"], ["status", "--health"], ["dlq", "ls"], ["approvals", "ls"], ["doctor"], ["plan"], ["apply"])
+        for verb in (*plain, *PAUSING, *(["programs", *verb] for verb in SAVING)):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
         saved = run("caller", "--json", "call", "text -> reply", "text=hello", "--state", "reply@prod")

@@ -60,6 +60,15 @@ class Slow(dspy.Module):
         return self.write(text=text)
 
 
+class Keyed(dspy.Module):
+    """Has a model of its own, with a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write = dspy.Predict("text -> reply")
+        self.write.lm = dspy.LM("openai/own", api_key="SECRET", api_base="http://127.0.0.1:9/SECRET")
+
+
 def interpreter() -> Any:
     """Where code that a model wrote runs in the tests: DSPy's own sandbox needs Deno."""
     return dspy.LocalInterpreter()

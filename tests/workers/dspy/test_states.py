@@ -10,9 +10,14 @@ import pytest
 from pool_bench import APP, POOL, SIGNATURE, Bench, program, work
 
 from dspex.bus import subjects
+from dspex.bus.errors import DecodeError, ProgramError
+from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
 from dspex.bus.serving.programs.states import SavedStates
+from dspex.engine.client.resolve import Resolved
+from dspex.engine.client.status import programs
+from dspex.engine.client.status.programs import ProgramInfo
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -127,3 +132,40 @@ async def test_more_states_than_a_child_keeps_are_sent_again(shared: Bench) -> N
     for order in (range(1, 21), range(20, 0, -1)):
         records = await shared.ask(*(work(spec=program("Slow", state=f"many@{n}")) for n in order))
         assert [record.state for record in records] == [f"many@{n}" for n in order], [r.error for r in records if r.error]
+
+
+async def test_a_worker_describes_a_program_and_asks_no_model_and_tells_no_key(shared: Bench, shared_model: Any) -> None:
+    await SavedStates(shared.bus, APP).put(
+        "told", dumped(dspy.ChainOfThought("text, intent -> reply"), "As a pirate.", text="a")
+    )
+    asked, records = shared_model.requests, len(shared.seen)
+
+    async def info(spec: CallSpec) -> ProgramInfo:
+        return await programs.describe(shared.bus, APP, Resolved(spec, POOL), 30.0)
+
+    draft = await info(program("Draft", signature="text, intent -> reply"))
+    (predictor,) = draft.predictors
+    assert (draft.kind, draft.module, draft.lms, draft.state) == ("program", "Draft", {"main": "openai/stand-in"}, "")
+    assert (predictor.name, list(predictor.inputs), list(predictor.outputs)) == (
+        "write.predict",
+        ["text", "intent"],
+        ["reasoning", "reply"],
+    )
+    assert draft.program.startswith("sample:Draft#")
+    state = await info(CallSpec("chain_of_thought", "text, intent -> reply", "text, intent -> reply", state="told@1"))
+    assert (state.state, state.predictors[0].instructions) == ("told@1", "As a pirate.")
+    assert [dict(demo) for demo in state.predictors[0].demos] == [{"text": "a"}]
+    agent = await info(CallSpec("react", "text -> reply", "text -> reply", tools=("sample:echo",)))
+    assert (agent.tools, len(agent.predictors)) == (["echo", "finish"], 2)
+    keyed = await info(program("Keyed"))
+    assert keyed.predictors[0].lm == "openai/own"
+    assert "SECRET" not in json.dumps(keyed.as_dict(), default=str)
+    with pytest.raises(ProgramError, match="allow-list"):
+        await info(CallSpec("program", "os:system", "text -> reply"))
+    assert shared_model.requests == asked, "no model was asked"
+    assert len(shared.seen) == records
+    durable = work(spec=program("Draft"), describe=True)
+    with pytest.raises(DecodeError, match="of no call"):
+        CallRequest.unpack(durable.pack())
+    elsewhere = work(spec=program("Draft"), record=None, describe=True)
+    assert elsewhere.called_on(APP, POOL) == subjects.ad_hoc_call(APP, POOL, "describe")

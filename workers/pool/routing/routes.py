@@ -35,6 +35,8 @@ class Routes:
 
     def count(self, work: CallRequest, record: CallRecord) -> None:
         """One more."""
+        if work.describe:
+            return
         taken = RouteTaken(work.topology, work.node, record.route, record.lm, _reason(record))
         if taken not in self._counts and len(self._counts) >= MOST:
             taken = RouteTaken("", "", record.route, "", taken.reason if taken.reason == "ok" else "other")
