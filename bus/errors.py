@@ -19,7 +19,7 @@
     ├── CallError                    → retried if .retryable, then fallback, then dead letter
     │   ├── Saturated · RateLimited · CallTimeout · LMUnavailable · CircuitOpen · WorkerLost    (retryable)
     │   ├── InvalidOutput            retried once
-    │   └── ProgramError · LMRefused · BudgetExceeded · Cancelled                              not retried
+    │   └── ProgramError · LMRefused · BudgetExceeded · Cancelled · OutcomeUnknown             not retried
     ├── RunError                     RunFailed, RunNotFound
     ├── SessionError                 SessionConflict, SessionEnded, SessionBusy, AffinityLost
     ├── ReplayError                  Divergence, RecordingIncomplete

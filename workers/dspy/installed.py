@@ -22,7 +22,7 @@ VERSION: str = dspy.__version__
 _FOUND = re.match(r"(\d+)\.(\d+)", VERSION)
 MINOR = (int(_FOUND[1]), int(_FOUND[2])) if _FOUND else (0, 0)
 if MINOR < (2, 6):
-    raise ImportError(f"DSPy {VERSION} is too old: the oldest that dspex can use is 2.6", name="dspy")
+    raise ImportError(f"DSPy {VERSION} is too old: workers need 2.6 or newer", name="dspy")
 
 _BY_LITELLM = MINOR < (3, 3)  # models are asked, and fail, by LiteLLM, without errors of DSPy's own
 _ASKS_TWICE = MINOR < (3, 4)  # an adapter asks the model again by itself where a reply does not fit

@@ -106,7 +106,8 @@ class Requests:
 
     def __init__(self, call: str, journal: Journaling | None) -> None:
         self.call, self._journal = call, journal
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which the program was begun, and its thread
+        self._thread = 0
         self._opening = asyncio.Lock()
         self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
         self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
@@ -123,6 +124,7 @@ class Requests:
     def begin(self, lm: str) -> None:
         """The program begins, with this profile; also where it began before in this attempt, with another one."""
         self.lm = lm
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._occurrences.clear()
         _requests.set(self)
 
@@ -167,7 +169,8 @@ class Requests:
             log.warning("an answer is not journaled", call=self.call, tool=turn.asking.name, why=error.message)
 
     def blocking(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives, in a thread of the program's."""
+        """What `work` gives, in a thread of the program's, which has begun."""
+        assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def before_blocking(self, asking: WhatIsAsked) -> OpenRequest:

@@ -37,7 +37,7 @@ def tree(cls: type[e.DspexError]) -> Iterator[type[e.DspexError]]:
 
 OUTAGES = {e.Saturated, e.RateLimited, e.LMUnavailable, e.CircuitOpen}
 RETRIED = {e.CallTimeout, e.InvalidOutput}
-AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.CallError}
+AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.OutcomeUnknown, e.CallError}
 
 
 def row(attempts: int = 1, *, id: str = "id", try_number: int | None = None, invalid: int = 0, deaths: int = 0) -> OpenCall:

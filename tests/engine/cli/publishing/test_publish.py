@@ -38,7 +38,8 @@ def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native
     assert list(run) == [*RECEIPT, "status", "outputs", "calls", "usage"]
     assert run["outputs"] == [{"subject": native.output, "data": {"text": "hello", "size": 5}}]
     assert (run["status"], run["calls"]) == ("done", 0)
-    assert run["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost": None, "cached_tokens": 0, "finish": ""}
+    none = {"input_tokens": 0, "output_tokens": 0, "cost": None, "cached_tokens": 0, "finish": "", "requests": 0}
+    assert run["usage"] == none
     bad = native.here("publish", native.input, "text=x", "--wait", "15s")
     assert bad.code == 1
     assert "failed in" in bad.out
