@@ -65,6 +65,7 @@ class CallFrame:
         lms: the profiles to try, in order; None: those of the request, or the pool's.
         limit: seconds after which the parent gives it up; None: those of the request.
         state: the saved state of its program; None for none.
+        hedge: by profile, seconds after which a second request may be made; None: none may.
     """
 
     id: int
@@ -73,6 +74,7 @@ class CallFrame:
     lms: list[str] | None = None
     limit: float | None = None
     state: StateTag | None = None
+    hedge: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

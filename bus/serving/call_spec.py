@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
 
 from typing_extensions import TypedDict
 
@@ -51,6 +51,8 @@ class CallSpec:
             dspex that do not know it; descriptions and defaults of class forms are then left out.
         types: of the signature, the user's own: their names, kinds and JSON Schemas. Absent: there are none.
         cache: seconds for which the answer to an equal call may be given again; 0: it never is.
+        hedge: a Hedge; "" for none.
+        first_token_timeout: seconds that a model may take until it begins to answer; 0: as long as it may take in all.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
         arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments.
         effect: the function that enriches changes something elsewhere, and is called with an idempotency key.
@@ -76,6 +78,8 @@ class CallSpec:
     effect: bool = False
     reconcile: str | None = None
     cost: int = 1
+    hedge: str = ""
+    first_token_timeout: float = 0.0
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -84,7 +88,9 @@ class CallSpec:
     @cached_property
     def identity(self) -> bytes:
         """A digest of all that an answer depends on: not of how long it may be used again, nor of who gives it."""
-        return hashlib.blake2b(replace(self, cache=0.0, route="").packed, digest_size=16).digest()
+        return hashlib.blake2b(
+            replace(self, cache=0.0, route="", cost=1, hedge="", first_token_timeout=0.0).packed, digest_size=16
+        ).digest()
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -160,8 +166,10 @@ class CallSpec:
                 raise DecodeError("not a spec of a call: it takes one slot at least")
         except TypeError as e:
             raise DecodeError(f"not a spec of a call: {e}") from None
-        if not is_seconds(found.cache):
-            raise DecodeError("not a spec of a call: cache is no number of seconds")
+        if not is_seconds(found.cache) or not is_seconds(found.first_token_timeout):
+            raise DecodeError("not a spec of a call: cache and first_token_timeout are numbers of seconds")
+        if found.hedge and found.hedge not in get_args(Hedge):
+            raise DecodeError(f"not a spec of a call: hedge is one of {', '.join(get_args(Hedge))}")
         return found
 
 
@@ -200,8 +208,15 @@ class Usage:
         )
 
 
+Hedge: TypeAlias = Literal["p50", "p75", "p90", "p95", "p99"]
+"""Of the time that answers of a model took lately, the percentage that took no longer; then it is asked a second time."""
+
 ANSWERED = "answered"
 """Why nothing more was tried: see `Tried`."""
+
+
+HEDGED = "hedged"
+"""It was asked twice, since it took longer than usual: see `Tried`."""
 
 
 class Tried(NamedTuple):
@@ -209,8 +224,8 @@ class Tried(NamedTuple):
 
     Attributes:
         lm: the profile.
-        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; or "behind",
-            another one was asked first because it does better lately; or "limited", it had no room in a limit or budget.
+        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; "behind",
+            another one was asked first because it does better lately; "limited", it had no room in a limit or budget; HEDGED.
         ms: milliseconds that it took.
         wait: seconds that its provider asked to wait.
     """

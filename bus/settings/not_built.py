@@ -40,7 +40,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("affinity", "lane", "first_token_timeout", "hedge"),
+    "call": ("affinity", "lane"),
     "enrich": ("effect", "reconcile"),
     "source": ("codec",),
 }

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
+from dspex.bus.serving.call_spec import Hedge
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
 from dspex.bus.settings.duration import seconds
@@ -108,6 +109,8 @@ class CallDefaults(SettingsTable):
     cost: Annotated[int | None, Field(ge=1)] = None
     route: Route | None = None
     cache: PositiveSeconds | None = None
+    hedge: Hedge | None = None
+    first_token_timeout: PositiveSeconds | None = None
 
     @model_validator(mode="after")
     def _an_attempt_ends_before_the_deadline(self) -> Self:

@@ -15,7 +15,9 @@ from typing import Any
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, Retry
 
-_OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost")  # the worker must know these; the others the engine alone
+# of these the worker must know; the others concern the engine alone
+_OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost", "hedge", "first_token_timeout")
+_OF_ONE_REQUEST = ("hedge", "first_token_timeout")  # of these where no code of users runs
 
 
 def with_defaults(graph: Graph, defaults: Mapping[str, object], timeouts: Mapping[str, float] = MappingProxyType({})) -> Graph:
@@ -48,6 +50,8 @@ def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
     if "retry" in unset:
         unset["retry"] = Retry(**unset["retry"])
     spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
+    if node.call.spec.kind not in ("predict", "chain_of_thought"):
+        spec = {name: value for name, value in spec.items() if name not in _OF_ONE_REQUEST}
     if not node.call.spec.asks_a_model:
         spec = {name: value for name, value in spec.items() if name in ("cache", "cost")}
     return replace(node.call, spec=replace(node.call.spec, **spec), **unset)

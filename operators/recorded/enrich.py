@@ -90,8 +90,9 @@ class Enrich(Spec[T_co]):
             yield from _OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
 
     def contradictions(self) -> Iterator[TopologyError]:
-        """None: what it gets and gives is for the function to say."""
-        return iter(())
+        """What it gets and gives is for the function to say."""
+        if self.options.get("cache") and self.options.get("effect"):
+            yield problem("DX205", "cache= would leave out what effect=True says must happen", "leave out one of the two")
 
     def _work(self, o: Mapping[str, Any]) -> CallSpec:
         return CallSpec(self.kind, self.target, "", route="auto", cache=float(o.get("cache", 0)), cost=o["cost"])

@@ -28,7 +28,7 @@ from dspex.operators.parameters import (
     Parameter,
 )
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
-from dspex.operators.typing.names import Adapter, OnError, Order, Route
+from dspex.operators.typing.names import Adapter, Hedge, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
 
@@ -56,6 +56,8 @@ class CallOptions(EnrichOptions, total=False):
     config: ModuleConfig
     adapter: Adapter
     route: Route
+    hedge: Hedge
+    first_token_timeout: Duration
 
 
 _CONFIG: Mapping[str, tuple[type, ...]] = {
@@ -253,6 +255,18 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             "and budgets may count it",
         ),
         "cost": IntegerParameter(1, least=1, doc="slots that a call takes; no more than a process of its pool has"),
+        "hedge": ChoiceParameter(
+            None,
+            of=Hedge,
+            doc="the model is asked once more when its answer takes longer than so many percent of the last ones took; "
+            "the first answer counts; default: never; of `predict` and `chain_of_thought`",
+        ),
+        "first_token_timeout": DurationParameter(
+            None,
+            zero=False,
+            doc="until the model begins to answer; then the next of `lm` is asked; of native `predict` and `chain_of_thought`; "
+            "default: no limit but `timeout`",
+        ),
         "route": ChoiceParameter(
             "auto",
             of=Route,

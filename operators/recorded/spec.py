@@ -162,7 +162,12 @@ class Spec(Generic[T_co]):
         if self.kind == "program" and (why := refusal(self.target, self.arguments, self.tools, tuple(self.signature.inputs))):
             yield problem("DX247", *why)
         if self.options.get("route") == "native" and error is None:
-            yield from _uncovered(self)
+            yield from _uncovered(self, 'route="native"', 'leave it out, or route="worker": DSPy answers')
+        if "first_token_timeout" in self.options and error is None:
+            yield from _uncovered(self, "first_token_timeout=", "leave it out: timeout= limits the whole answer")
+        if "hedge" in self.options and self.kind in ("react", "program"):
+            message, fix = "hedge= would run code of yours twice at once", "leave it out: it is of predict and chain_of_thought"
+            yield problem("DX205", message, fix)
         constant = self.options.get("fallback")
         if isinstance(constant, Mapping) and error is None:
             try:
@@ -186,6 +191,8 @@ class Spec(Generic[T_co]):
             cache=float(o.get("cache", 0)),
             arguments=self.arguments,
             cost=o["cost"],
+            hedge=o.get("hedge", ""),
+            first_token_timeout=float(o.get("first_token_timeout", 0)),
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
@@ -283,12 +290,9 @@ def _travels(signature: Signature) -> TopologyError | None:
     return None
 
 
-def _uncovered(spec: Spec[V]) -> list[TopologyError]:
-    """The error where native Predict cannot answer, as far as that is known without a model."""
+def _uncovered(spec: Spec[V], what: str, fix: str) -> list[TopologyError]:
+    """The error where native Predict cannot answer, as far as that is known without a model. `what`: asks for it."""
     from dspex.operators.native.lm.native_support import why_not_native_signature
 
-    if spec.state is not None:
-        return [problem("DX236", 'route="native" cannot be: DSPy loads saved states', 'leave it out, or route="worker"')]
-    why = why_not_native_signature(spec.kind, spec.signature)
-    fix = 'leave it out, or route="worker": DSPy answers'
-    return [problem("DX236", f'route="native" cannot be: {why}', fix)] if why else []
+    why = "DSPy loads saved states" if spec.state is not None else why_not_native_signature(spec.kind, spec.signature)
+    return [problem("DX236", f"{what} cannot be: {why}", fix)] if why else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
@@ -56,6 +56,7 @@ class Attempt:
         state: the saved state of its program; None for none.
         warning: see `Answer`.
         journal: of the call; None for one that has none. requests: those of models and tools, which are asked by it.
+        hedge: see CallFrame.
     """
 
     work: CallRequest
@@ -70,6 +71,9 @@ class Attempt:
     routing: list[Tried] = field(default_factory=list[Tried])
     chunk: Callable[[str, str], None] | None = None
     streamed: bool = False
+    state: LoadedState | None = None
+    warning: str = ""
+    hedge: Mapping[str, float] = field(default_factory=dict[str, float])
     journal: InitVar[Journaling | None] = None
     requests: Requests = field(init=False)
 
@@ -88,9 +92,6 @@ class Attempt:
             raise
         finally:
             self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3), wait))
-
-    state: LoadedState | None = None
-    warning: str = ""
 
     @property
     def spec(self) -> CallSpec:

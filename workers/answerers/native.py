@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import CallTimeout, TopologyError
 from dspex.bus.records import Outputs, Usage
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import own_server, why_not_native
-from dspex.operators.native.lm.predict import KINDS, Predict
+from dspex.operators.native.lm.predict import KINDS, Predict, Prediction
 from dspex.operators.native.prompts import versions
 from dspex.operators.native.signature import Signature
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain
@@ -51,11 +53,28 @@ class Native:
             attempt.spend(replace(usage, requests=1), profile)
 
         limit = work.timeout + SPARE
-        if attempt.chunk is None:
+        if attempt.chunk is None and not attempt.spec.first_token_timeout:
             found = await predict.ask(work.inputs, timeout=limit, retry=False, spent=spent)
         else:
-            found = await predict.told(work.inputs, attempt.write, timeout=limit, spent=spent)
+            found = await self._streamed(predict, attempt, limit, spent)
         return {name: plain(name, value) for name, value in found.outputs.items()}
+
+    async def _streamed(self, predict: Predict, attempt: Attempt, limit: float, spent: Callable[[Usage], None]) -> Prediction:
+        """The prediction, told to who wants to know while it is made. Raises CallTimeout where it does not begin in time."""
+        first = attempt.spec.first_token_timeout
+        try:
+            async with asyncio.timeout(first or None) as clock:
+
+                def write(name: str, text: str) -> None:
+                    if not clock.expired():
+                        clock.reschedule(None)
+                    attempt.write(name, text)
+
+                return await predict.told(attempt.work.inputs, write, timeout=limit, spent=spent)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise CallTimeout(f"lm.{attempt.lm} did not begin to answer within {first:g} s") from error
 
     def _predict_of(self, attempt: Attempt) -> Predict | str:
         """What answers the call; why it cannot be answered here."""
@@ -103,7 +122,7 @@ class Native:
             url = profile.base_url or _OPENAI
         at = f"{url} {profile.key_env}"
         if at not in self._endpoints:
-            self._endpoints[at] = Endpoint(url, key, connections=self._pool.slots)
+            self._endpoints[at] = Endpoint(url, key, connections=2 * self._pool.slots)  # some calls ask twice
         return self._endpoints[at]
 
     async def close(self) -> None:

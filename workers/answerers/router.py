@@ -6,9 +6,9 @@ import asyncio
 import time
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
 
 import structlog
 
@@ -30,6 +30,7 @@ from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, LoadedState, as_error, checked, enter_context
 from dspex.workers.answerers.context import enter_again
 from dspex.workers.answerers.functions import Functions
+from dspex.workers.answerers.hedging import Hedging
 from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import Refs, bounded
@@ -50,7 +51,9 @@ class Router:
         refs = Refs(pool.name, pool.programs, pool.path)
         self._found, self._failed = refs.scan()
         self._dspy = LazyDspy(pool, refs, self._failed)
-        self._answerers: list[Answerer] = [Native(pool), self._dspy]
+        self._native = Native(pool)
+        self._answerers: list[Answerer] = [self._native, self._dspy]
+        self._hedging = Hedging()
         self._functions = Functions(refs)
 
     @property
@@ -73,6 +76,7 @@ class Router:
         chunk: Callable[[str, str], None] | None = None,
         state: LoadedState | None = None,
         journal: Journaling | None = None,
+        hedge: Mapping[str, float] | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -84,9 +88,11 @@ class Router:
             chunk: see `Attempt`.
             state: the saved state of its program; None for none.
             journal: that of the call; None where it has none.
+            hedge: see CallFrame.
         """
         program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
+        attempt.hedge = hedge or {}
         try:
             enter_context(attempt, status)
             if work.describe:
@@ -154,7 +160,14 @@ class Router:
         for answerer in self._answerers:
             if (why := answerer.refuses(attempt)) is None:
                 attempt.route, attempt.dspy_version = answerer.route, answerer.dspy_version
-                return await _asked(answerer, attempt)
+                after = attempt.hedge.get(lm)
+                if after is None or attempt.chunk is not None:
+                    return await _asked(answerer, attempt)
+                return await self._hedging.ask(partial(_asked, answerer), attempt, after, self._pool.profile(lm))
+            if attempt.spec.first_token_timeout and answerer is self._native:
+                raise ProgramError(
+                    f"first_token_timeout cannot be: {why}", fix="leave it out, or set timeout", node=attempt.work.node
+                )
             attempt.refusals.append(why)
         node = attempt.work.node
         raise ProgramError(

@@ -112,6 +112,7 @@ class Runner:
             lambda: call.id in self._given_up,
             lms=call.lms,
             limit=call.limit,
+            hedge=call.hedge,
             chunk=partial(self._chunk, call.id) if work.stream else None,
             state=LoadedState(*call.state, state) if call.state is not None and state is not None else None,
             journal=journal,

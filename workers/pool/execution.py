@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class Execution:
         slots: how many it takes.
         ended: gets the record.
         lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
-        routing: what the steps have decided about profiles.
+        routing: what the steps have decided about profiles. hedge: see CallFrame.
         passed: the steps that let it pass.
         telling: what its caller is told with, before its record; None: nothing is.
         outdone: another attempt at the call goes on: what is made of this one is not recorded.
@@ -60,6 +60,7 @@ class Execution:
         self.outdone: Outdone | None = None
         self.lms: Sequence[str] | None = None
         self.routing: list[Tried] = []
+        self.hedge: Mapping[str, float] | None = None
         self.passed: list[CallStep] = []
         self.telling: Telling | None = None
         self.state: GivenState | None = None
@@ -195,7 +196,7 @@ class Execution:
     def _ask(self, child: Child, local: str | None) -> None:
         limit = min(self.work.timeout, self._until - self._loop.time())
         self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self, self.lms, limit, self.state)
+        self._number = child.call(self._packed, local, self, self.lms, limit, self.state, self.hedge)
 
     async def _ask_with(self, child: Child, model: str) -> None:
         """The same with a local model, whose server may have to be started first."""

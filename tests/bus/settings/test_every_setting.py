@@ -40,7 +40,10 @@ ACTS: dict[str, str] = {
     "engine.max_open_calls": "engine/hosting/engine.py",
     "engine.claim_check_above": "engine/hosting/engine.py",
     "engine.encrypt_key_env": "bus/local/open.py",
-    **{f"defaults.call.{name}": "engine/graph/defaults.py" for name in ("lm", "adapter", "route", "cache", "cost")},
+    **{
+        f"defaults.call.{name}": "engine/graph/defaults.py"
+        for name in ("lm", "adapter", "route", "cache", "cost", "hedge", "first_token_timeout")
+    },
     **{
         f"defaults.call.{name}": "engine/graph/nodes.py"
         for name in ("pool", "timeout", "deadline", "on_error", "order", "priority")

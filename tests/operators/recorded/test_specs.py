@@ -119,6 +119,7 @@ def test_the_route_is_auto_and_leaving_it_out_changes_no_digest():
         (lambda: program("shop:Draft", "q -> a", route="native"), "program runs in DSPy only"),
         (lambda: chain_of_thought("q -> reasoning", route="native"), "a field reasoning of its own"),
         (lambda: react("q -> a", tools=["shop:find"]).with_options(route="native"), "react runs in DSPy only"),
+        (lambda: program("shop:Draft", "q -> a", first_token_timeout="2s"), "first_token_timeout= cannot be"),
     ],
 )
 def test_a_native_route_for_what_only_dspy_can_answer_is_refused_at_once(make, why):
@@ -241,3 +242,10 @@ def test_a_type_that_cannot_travel_to_a_worker_is_refused(tp, why):
         predict(Signature("a -> b").with_updated_fields("b", type=tp))
     assert e.value.code == "DX211"
     assert why in e.value.message
+
+
+def test_a_call_that_runs_code_of_users_is_not_made_twice_at_once() -> None:
+    assert predict("q -> a", hedge="p95", first_token_timeout="2s").to_call().spec.hedge == "p95"
+    for build in (lambda: program("shop:Draft", "q -> a", hedge="p95"), lambda: react("q -> a", tools=["a:b"], hedge="p95")):
+        with pytest.raises(TopologyError, match="run code of yours twice at once"):
+            build()

@@ -133,11 +133,12 @@ class Child:
         lms: Sequence[str] | None = None,
         limit: float | None = None,
         state: GivenState | None = None,
+        hedge: Mapping[str, float] | None = None,
     ) -> int:
         """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died.
 
-        `lms`: the profiles to try, where they are chosen already; `limit`: see CallFrame. `state`: of its program; sent once
-        to each process.
+        `lms`: the profiles to try, where they are chosen already; `limit`, `hedge`: see CallFrame. `state`: of its program;
+        sent once to each process.
         """
         number = next(self._ids)
         self._none_open.clear()
@@ -150,7 +151,9 @@ class Child:
                     self._link.send(StateFrame(state.tag.digest, state.body))
                 kept_states(self._states, state.tag.digest, None)
             tag = state.tag if state is not None else None
-            self._link.send(CallFrame(number, work, local, list(lms) if lms else None, limit, tag))
+            self._link.send(
+                CallFrame(number, work, local, list(lms) if lms else None, limit, tag, dict(hedge) if hedge else None)
+            )
         return number
 
     def cancel(self, number: int) -> None:

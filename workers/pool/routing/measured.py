@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-LAST: Final = 64  # outcomes that count: a few seconds of a busy profile
+LAST: Final = 128  # outcomes that count: a few seconds of a busy profile
 ENOUGH: Final = 10  # of them, below which nothing is said
 _NEW: Final = 4  # outcomes after which figures are computed anew: sorting them at each call would cost more than all else
 
@@ -16,17 +16,28 @@ class Measured:
     Attributes:
         calls, errors: since the pool's process was started.
         error_rate: among the last outcomes, 0 to 1; 0 while they are too few.
-        p50, p95: seconds of the last answers; None while they are too few.
     """
 
     def __init__(self) -> None:
         self.calls = self.errors = 0
         self.error_rate = 0.0
-        self.p50: float | None = None
-        self.p95: float | None = None
         self._seconds: deque[float] = deque(maxlen=LAST)
         self._failed: deque[bool] = deque(maxlen=LAST)
+        self._sorted: list[float] = []
         self._new = 0
+
+    @property
+    def p50(self) -> float | None:
+        return self.percentile(50)
+
+    @property
+    def p95(self) -> float | None:
+        return self.percentile(95)
+
+    def percentile(self, percent: int) -> float | None:
+        """Seconds that so many percent of the last answers took at most; None while they are too few."""
+        count = len(self._sorted)
+        return self._sorted[min(count - 1, count * percent // 100)] if count else None
 
     def add(self, seconds: float | None) -> None:
         """One more outcome. `seconds`: until the answer; None: there was none."""
@@ -43,6 +54,5 @@ class Measured:
         self._new = 0
         if len(self._failed) >= ENOUGH:
             self.error_rate = sum(self._failed) / len(self._failed)
-        if (count := len(self._seconds)) >= ENOUGH:
-            found = sorted(self._seconds)
-            self.p50, self.p95 = found[count // 2], found[min(count - 1, int(count * 0.95))]
+        if len(self._seconds) >= ENOUGH:
+            self._sorted = sorted(self._seconds)

@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
 from dspex.bus.errors import CircuitOpen
-from dspex.bus.records import ANSWERED, CallRecord, Tried
+from dspex.bus.records import ANSWERED, HEDGED, CallRecord, Tried
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
@@ -29,7 +29,7 @@ SLOWER: Final = 3.0  # times the median of another profile of the list: it is tr
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
-NOT_ASKED: Final = ("open", "behind", "limited")  # why a profile was not
+NOT_ASKED: Final = ("open", "behind", "limited", HEDGED)  # what is said of a profile besides what became of it
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
 
 
@@ -77,8 +77,15 @@ class Routing:
                 execution.lms = usable
             if (first := self.lms.get(usable[0])) is not None:
                 used.append(first.breaker)
+            if spec.hedge and spec.kind not in OF_USERS:
+                execution.hedge = self._usual(usable, int(spec.hedge[1:]))
         if probes := [breaker for breaker in used if breaker.begin(now)]:
             self._probes[execution] = probes
+
+    def _usual(self, names: Sequence[str], percent: int) -> dict[str, float]:
+        """How long each of them takes, where that is known."""
+        known = {name: found.measured.percentile(percent) for name in names if (found := self.lms.get(name)) is not None}
+        return {name: seconds for name, seconds in known.items() if seconds is not None}
 
     def _usable(self, names: Sequence[str], now: float, execution: Execution) -> Sequence[str]:
         """The names without those whose breaker is open. One that no profile has is kept: the child says what is wrong."""

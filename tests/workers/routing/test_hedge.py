@@ -1,0 +1,106 @@
+"""A second request where an answer takes longer than usual, and a limit for its beginning: on a pool with a real child."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pool_bench import SIGNATURE, Bench, config, running, work
+from waiting import until
+
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.workers.config import Profile
+
+NAMES = ("usual", "few", "late", "never", "other")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def many(shared_model: Any) -> AsyncIterator[Bench]:
+    """A pool with profiles that tests ask apart, so that each has measured what it measures."""
+    known = config(shared_model.url, programs=())
+    main = known.profiles["main"]
+    profiles: dict[str, Profile] = {"main": main, **{name: replace(main, name=name) for name in NAMES}}
+    async with running(replace(known, profiles=profiles)) as found:
+        yield found
+
+
+def call(text: str, *lms: str, timeout: float = 30.0, **of_spec: Any) -> CallRequest:
+    spec = CallSpec("predict", SIGNATURE, SIGNATURE, lm=lms, **{"route": "native", **of_spec})
+    return work(text, spec=spec, timeout=timeout)
+
+
+def routes(record: CallRecord) -> list[tuple[str, str]]:
+    assert record.error is None, record.error
+    return [(t.lm, t.why) for t in record.routing]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_call_that_takes_longer_than_usual_is_asked_twice_and_the_first_answer_counts(
+    many: Bench, shared_model: Any
+) -> None:
+    (before,) = await many.ask(call("nothing is measured yet", "usual", hedge="p95"))
+    assert routes(before) == []
+    await many.ask(*(call(f"usual {n}", "usual") for n in range(20)))
+    (found,) = await many.ask(call("standin:hangx1 longer", "usual", hedge="p95"))
+    assert routes(found) == [("usual", "hedged")]
+    assert found.elapsed < 5.0
+    assert shared_model.texts["standin:hangx1 longer"] == 2
+    await until(lambda: shared_model.running == 0)  # the request that hung was ended
+    (alone,) = await many.ask(call("it is paid for", "usual"))
+    assert found.usage["requests"] == 2
+    assert found.usage["input_tokens"] > 1.8 * alone.usage["input_tokens"], "the prompt was read twice"
+    assert found.usage["output_tokens"] < 1.5 * alone.usage["output_tokens"]
+    assert found.usage["cost"] == (found.usage["input_tokens"] + 2 * found.usage["output_tokens"]) / 1e6
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_second_request_that_fails_harms_nothing(many: Bench, shared_model: Any) -> None:
+    await many.ask(*(call(f"standin:slow=0.1 late {n}", "late") for n in range(12)))
+    text = "the second one fails"
+    shared_model.fault(text, "slow=0.4")
+    asked = asyncio.create_task(many.ask(call(text, "late", hedge="p50")))
+    await until(lambda: shared_model.texts[text] == 1)
+    shared_model.fault(text, "500")
+    (record,) = await asked
+    assert routes(record) == [("late", "hedged")]
+    assert shared_model.texts[text] == 2
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_few_calls_are_asked_twice_however_slow_the_model_has_become(many: Bench, shared_model: Any) -> None:
+    await many.ask(*(call(f"few {n}", "few") for n in range(20)))
+    calls = [call(f"standin:slow=0.2 now {n}", "few", hedge="p50") for n in range(40)]
+    records = await many.ask(*calls)
+    assert sum(bool(routes(r)) for r in records) <= 1 + 0.05 * len(calls) + 1
+    assert sum(shared_model.texts[c.inputs["text"]] for c in calls) <= len(calls) + 4
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_model_that_does_not_begin_in_time_is_left_for_the_next(many: Bench, shared_model: Any) -> None:
+    (found,) = await many.ask(call("standin:hangx1 begin", "never", "other", first_token_timeout=0.2))
+    assert routes(found) == [("never", "CallTimeout"), ("other", "answered")]
+    assert 200 <= found.routing[0].ms < 2000
+    (alone,) = await many.ask(call("standin:hang begin", "never", first_token_timeout=0.1))
+    assert (alone.error or {})["type"] == "CallTimeout"
+    assert "did not begin to answer" in (alone.error or {})["message"]
+    await until(lambda: shared_model.running == 0)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_model_that_began_in_time_may_take_as_long_as_the_call(many: Bench, shared_model: Any) -> None:
+    (found,) = await many.ask(call("standin:trickle=0.02 it takes its time", "other", first_token_timeout=0.3))
+    assert found.error is None
+    assert found.elapsed > 0.3
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_dspy_must_answer_has_no_limit_for_its_beginning_and_says_so(many: Bench) -> None:
+    spec = CallSpec("predict", "text, past: dspy.History -> reply", "text, past: dspy.History -> reply", route="auto")
+    asked = work(spec=replace(spec, first_token_timeout=1.0), inputs={"text": "a", "past": {"messages": []}})
+    (record,) = await many.ask(asked)
+    assert "first_token_timeout cannot be" in (record.error or {})["message"]
