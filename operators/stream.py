@@ -496,14 +496,20 @@ class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
 
     def enrich(
         self,
-        fn: Callable[[T_co], Awaitable[Any]] | str,
+        fn: Callable[[T_co], Awaitable[Any]] | Callable[[T_co, str], Awaitable[Any]] | str,
         *,
         name: str,
         into: type[V] | None = None,
+        effect: bool = False,
+        reconcile: Callable[[T_co, str], Awaitable[Any | None]] | str | None = None,
         **o: Unpack[EnrichOptions],
     ) -> Stream[V, K_co]:
-        """Add fields that an async function of yours finds: `async def fn(data)`, or its ref. It runs in a worker."""
-        return self._call("enrich", lambda: enrich(fn, into=into, **o), name)
+        """Add fields that an async function of yours finds: `async def fn(data)`, or its ref. It runs in a worker.
+
+        `effect`: it changes something elsewhere, and is called with (data, idempotency key). `reconcile`: async, tells for the
+        same arguments what was done by one whose worker died; None: nothing.
+        """
+        return self._call("enrich", lambda: enrich(fn, into=into, effect=effect, reconcile=reconcile, **o), name)
 
     # -- composition and ends
     def through(self, part: Callable[[Stream[T_co, K_co]], R], *, name: str) -> R:

@@ -41,7 +41,6 @@ NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": ("affinity", "lane"),
-    "enrich": ("effect", "reconcile"),
     "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""

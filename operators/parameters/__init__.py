@@ -15,6 +15,7 @@ from dspex.operators.parameters.parameter import Types as Types
 from dspex.operators.parameters.typed import INTO as INTO
 from dspex.operators.parameters.typed import SignatureParameter as SignatureParameter
 from dspex.operators.parameters.typed import TypeParameter as TypeParameter
+from dspex.operators.parameters.values import BooleanParameter as BooleanParameter
 from dspex.operators.parameters.values import ChoiceParameter as ChoiceParameter
 from dspex.operators.parameters.values import DurationParameter as DurationParameter
 from dspex.operators.parameters.values import FieldNameParameter as FieldNameParameter

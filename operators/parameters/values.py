@@ -94,6 +94,19 @@ class IntegerParameter(Parameter):
 
 
 @dataclass(frozen=True)
+class BooleanParameter(Parameter):
+    """Yes or no."""
+
+    noun: ClassVar[str] = "`true` or `false`"
+    form: ClassVar[JsonSchema] = {"type": "boolean"}
+
+    def check(self, name: str, value: object) -> object:
+        if not isinstance(value, bool):
+            raise wrong(name, value, "True or False")
+        return value
+
+
+@dataclass(frozen=True)
 class DurationParameter(Parameter):
     """A duration; checked, it is in seconds. `zero`: whether it may be 0."""
 

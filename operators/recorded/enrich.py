@@ -22,19 +22,27 @@ from dspex.operators.native.fields.types import declared_fields, fields_of, hint
 from dspex.operators.native.problems import all_of, nearest, problem
 from dspex.operators.native.prompts.values import plain_input
 from dspex.operators.native.signature import Signature
-from dspex.operators.parameters import INTO, Parameter, RefParameter
+from dspex.operators.parameters import INTO, BooleanParameter, Parameter, RefParameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
 from dspex.operators.recorded.calls import CallOperator
 from dspex.operators.recorded.options import CALL_OPTIONS, CallOptions, EnrichOptions
 from dspex.operators.recorded.spec import NOTHING, Spec, consistent
-from dspex.operators.typing.functions import function_name, takes_data_only
+from dspex.operators.typing.functions import function_name, takes_data_and_key, takes_data_only
 from dspex.operators.typing.names import T_co, V
 from dspex.operators.typing.shape import UNKNOWN, Shape, record_of, shape_of, validator
 from dspex.operators.typing.stream_checks import contradictions
 
 _OF_MODELS = CallOptions.__annotations__.keys() - EnrichOptions.__annotations__.keys()
 _OPTIONS: Mapping[str, Parameter] = {name: p for name, p in CALL_OPTIONS.items() if name not in _OF_MODELS}
+_EFFECT: Mapping[str, Parameter] = {
+    "effect": BooleanParameter(False, doc="it changes something elsewhere, and is called with (data, idempotency key)"),
+    "reconcile": RefParameter(
+        None,
+        what="a function that reconciles",
+        doc="an async function of (data, key) that tells what a call did whose worker died in the middle of it; None: nothing",
+    ),
+}
 _NO_FIELDS = (str, bytes, int, float, bool, list, tuple, set, frozenset, type(None))
 
 
@@ -50,18 +58,23 @@ class Enrich(Spec[T_co]):
     Attributes:
         wants: fields that the function cannot do without.
         adds: fields that it returns, with their types; None: that is known when it has run.
+        effect, reconcile: see CallSpec.
     """
 
     wants: tuple[str, ...] = ()
     adds: Mapping[str, object] | None = None
+    effect: bool = False
+    reconcile: str | None = None
 
     takes: ClassVar[Mapping[str, Parameter]] = _OPTIONS
-    not_built: ClassVar[tuple[str, ...]] = (*OPTIONS["call"], *OPTIONS["enrich"])
+    not_built: ClassVar[tuple[str, ...]] = OPTIONS["call"]
 
     def plain(self) -> dict[str, object]:
         """The spec as a node's options: the ref, then the rest."""
-        into = {} if self.into is None else {"into": type_option(self.into)}
-        return {"enrich": self.target, **into, **{n: _OPTIONS[n].plain(v, NOTHING) for n, v in self.options.items()}}
+        own: dict[str, object] = {} if self.into is None else {"into": type_option(self.into)}
+        own |= {"effect": True} if self.effect else {}
+        own |= {"reconcile": self.reconcile} if self.reconcile else {}
+        return {"enrich": self.target, **own, **{n: _OPTIONS[n].plain(v, NOTHING) for n, v in self.options.items()}}
 
     @property
     def outputs(self) -> dict[str, object]:
@@ -90,12 +103,16 @@ class Enrich(Spec[T_co]):
             yield from _OPTIONS[name].misfits(self.kind, value, shape, NOTHING)
 
     def contradictions(self) -> Iterator[TopologyError]:
-        """What it gets and gives is for the function to say."""
-        if self.options.get("cache") and self.options.get("effect"):
-            yield problem("DX205", "cache= would leave out what effect=True says must happen", "leave out one of the two")
+        """What it gets and gives is for the function to say; but an effect is more than an answer."""
+        if self.reconcile and not self.effect:
+            why = "reconcile tells what an effect did, and there is none"
+            yield problem("DX205", why, "effect=True, or leave reconcile out")
+        if self.effect and self.options.get("cache"):
+            yield problem("DX205", "an answer from the cache would have no effect", "leave cache out, or effect")
 
     def _work(self, o: Mapping[str, Any]) -> CallSpec:
-        return CallSpec(self.kind, self.target, "", route="auto", cache=float(o.get("cache", 0)), cost=o["cost"])
+        more: dict[str, Any] = {"effect": self.effect, "reconcile": self.reconcile, "cost": o["cost"]}
+        return CallSpec(self.kind, self.target, "", route="auto", cache=float(o.get("cache", 0)), **more)
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
         read = {name: expressions.compile(text).function for name, text in mapped.items()}
@@ -120,21 +137,44 @@ class Enrich(Spec[T_co]):
         return accept
 
 
-def enrich(fn: Callable[[Any], Awaitable[Any]] | str, *, into: type[V] | None = None, **o: Unpack[EnrichOptions]) -> Spec[V]:
-    """Fields that an async function finds: `async def fn(data) -> {...}`, or its ref. They are added to the data."""
-    given = {"enrich": fn, "into": into, **cast("Mapping[str, object]", o)}
+def enrich(
+    fn: Callable[..., Awaitable[Any]] | str,
+    *,
+    into: type[V] | None = None,
+    effect: bool = False,
+    reconcile: Callable[[Any, str], Awaitable[Any | None]] | str | None = None,
+    **o: Unpack[EnrichOptions],
+) -> Spec[V]:
+    """Fields that an async function finds: `async def fn(data) -> {...}`, or its ref. They are added to the data.
+
+    Args:
+        effect: it changes something elsewhere: `async def fn(data, key)`. The idempotency key is the same in every attempt.
+        reconcile: `async def reconcile(data, key)` is asked after a death in the middle of it: what it did, or None.
+    """
+    own = {"into": into, "effect": effect, "reconcile": reconcile}
+    given = {"enrich": fn, **own, **cast("Mapping[str, object]", o)}
     asks = "enrich asks no model: there is" if _OF_MODELS & given.keys() else "there is"
     found, errors = checked(ENRICH.parameters, given, has=asks, options=ENRICH.options, not_built=ENRICH.not_built)
-    wants, adds = ((), None) if isinstance(fn, str) or errors else _annotated(fn, errors)
+    wants, adds = ((), None) if isinstance(fn, str) or errors else _annotated(fn, effect, errors)
+    if callable(reconcile) and not errors:
+        _annotated(reconcile, True, errors)
     all_of(errors)
-    options = {name: found[name] for name in o}
-    return consistent(Enrich("enrich", found["enrich"], _any_fields(), found["into"], options, wants=wants, adds=adds))
+    options, more = {name: found[name] for name in o}, {"effect": found["effect"], "reconcile": found["reconcile"]}
+    return consistent(Enrich("enrich", found["enrich"], _any_fields(), found["into"], options, wants=wants, adds=adds, **more))
 
 
-def _annotated(fn: Callable[..., Any], errors: list[TopologyError]) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
-    """The fields that a function wants, and those that it gives; None: unknown. Notes why it cannot enrich."""
+def _annotated(
+    fn: Callable[..., Any], effect: bool, errors: list[TopologyError]
+) -> tuple[tuple[str, ...], Mapping[str, object] | None]:
+    """The fields that a function wants, and those that it gives; None: unknown. Notes why it cannot enrich.
+
+    `effect`: whether it gets a key too.
+    """
     try:
-        takes_data_only(fn, "enrich", awaited=True)
+        if effect:
+            takes_data_and_key(fn)
+        else:
+            takes_data_only(fn, "enrich", awaited=True)
     except TopologyError as e:
         errors.append(e)
         return (), None
@@ -155,6 +195,6 @@ def _annotated(fn: Callable[..., Any], errors: list[TopologyError]) -> tuple[tup
 ENRICH = CallOperator(
     "enrich",
     main=RefParameter(what="a function that enriches"),
-    options={"into": INTO, **_OPTIONS},
+    options={"into": INTO, **_EFFECT, **_OPTIONS},
     spec=enrich,
 )

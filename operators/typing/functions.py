@@ -48,6 +48,17 @@ def takes_data_only(fn: object, op: str, *, awaited: bool = False) -> None:
         )
 
 
+def takes_data_and_key(fn: Callable[..., Any]) -> None:
+    """Raise TopologyError (DX219) unless the function can be called with (data, key), as one that has an effect is."""
+    try:
+        inspect.signature(fn).bind("data", "key")
+    except ValueError:
+        return  # some builtins have no signature to read
+    except TypeError as e:
+        why = f"an effect is called with (data, key), and {function_name(fn)} does not take that: {e}"
+        raise problem("DX219", why, f"async def {function_name(fn)}(data, key): …; the key is the same in every attempt") from e
+
+
 def takes_so_many(fn: object, op: str, wanted: Sequence[str]) -> None:
     """Raise TopologyError (DX219) unless the function can be called with these arguments, by their places."""
     if not callable(fn):

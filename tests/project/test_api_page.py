@@ -124,7 +124,7 @@ def test_the_parameters_of_the_page_are_there_or_said_to_be_not_built() -> None:
         found = getattr(built(of), method, None) if method else built(of)
         if found is not None and callable(found) and name not in OTHERWISE:
             lacking.setdefault(name, set()).update(wanted - set(inspect.signature(found).parameters))
-    planned = {**not_built.PARAMETERS, "enrich": not_built.OPTIONS["enrich"]}
+    planned = not_built.PARAMETERS
     assert {name: names for name, names in lacking.items() if names} == {n: set(p) for n, p in planned.items()}
 
 

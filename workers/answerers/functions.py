@@ -13,12 +13,13 @@ from dspex.bus.serving.call_spec import is_async
 from dspex.operators.native.fields.types import declared_fields, explain, hints_of, modern, type_text
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain
 from dspex.workers.answerers.refs import Refs
+from dspex.workers.journal.requests import WhatIsAsked, plain_arguments, running
 
 
 class _Function(NamedTuple):
     """What is called, what it gets of the data, and its name with a digest of its file."""
 
-    run: Callable[[Any], Awaitable[object]]
+    run: Callable[..., Awaitable[object]]
     read: Callable[[Outputs], object]
     name: str
 
@@ -40,7 +41,23 @@ class Functions:
         """The fields that the function gives. Raises ProgramError, InvalidInput, and whatever the function raises."""
         ref = attempt.spec.target
         run, read, attempt.program = self._function(ref)
-        return _fields(await run(read(attempt.work.inputs)), ref)
+        data = read(attempt.work.inputs)
+        return await self._affect(attempt, run, data) if attempt.spec.effect else _fields(await run(data), ref)
+
+    async def _affect(self, attempt: Attempt, run: Callable[..., Awaitable[object]], data: object) -> Outputs:
+        """The fields that a function with an effect gives; or gave, as the journal knows, or who can find it out."""
+        spec, requests = attempt.spec, attempt.requests
+        asked = WhatIsAsked("tool", spec.target, plain_arguments(spec.target, attempt.work.inputs), effect=True)
+        turn = await requests.before(asked)
+        if turn.found is not None and turn.answered:
+            return cast("Outputs", turn.found.answer)
+        with running(turn):
+            done = None
+            if turn.found is not None and spec.reconcile is not None:
+                done = await self._function(spec.reconcile).run(data, turn.key)
+            found = _fields(await run(data, turn.key) if done is None else done, spec.target)
+        await requests.after(turn, found)
+        return found
 
     async def describe(self, attempt: Attempt) -> Outputs:
         """What it is: a function has no predictors."""

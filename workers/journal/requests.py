@@ -236,13 +236,14 @@ class Requests:
 
 
 def _digest(what: object) -> str:
-    return sha256(orjson.dumps(what, option=OPTIONS | orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+    """Equal for what is equal. Raises TypeError for what is no plain data."""
+    return sha256(orjson.dumps(what, bytes.hex, OPTIONS | orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:32]
 
 
 def plain_arguments(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a tool, as what says which request it is. Raises ProgramError where they have no plain form."""
     try:
-        return cast("Mapping[str, Any]", plain_data(dict(given), binary=False, name=name))
+        return cast("Mapping[str, Any]", plain_data(dict(given), binary=True, name=name))
     except InvalidInput as error:
         fix = "give it plain data or models, or let it run each time: tool(record=False)"
         raise ProgramError(f"the arguments of {name} cannot be journaled: {error.message}", fix=fix) from error

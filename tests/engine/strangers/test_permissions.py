@@ -115,7 +115,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     f"$JS.API.STREAM.MSG.GET.{S}": {*OWNERS, "worker", "approver"},
     f"$JS.API.STREAM.MSG.GET.{KV}": OWNERS,
     f"$JS.API.STREAM.MSG.GET.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
-    f"$JS.API.STREAM.MSG.GET.{OBJ}": {*OWNERS, "worker"},
+    **{f"$JS.API.STREAM.MSG.GET.{of}": {*OWNERS, "worker"} for of in (OBJ, f"{S}_requests")},
     f"$JS.API.DIRECT.GET.{S}": {*OWNERS, "approver"},
     f"$JS.API.DIRECT.GET.{S}.shop.out": {*OWNERS, "approver"},
     f"$JS.API.DIRECT.GET.{KV}": OWNERS,

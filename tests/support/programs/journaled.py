@@ -101,6 +101,28 @@ async def told(text: str) -> Any:
     return {"reply": " ".join([*drawn, reply])}
 
 
+@tool
+def book(city: str) -> str:
+    return _do("book")
+
+
+async def holds_the_loop(text: str) -> Any:
+    """Calls a tool that acts, where it holds up its process."""
+    return {"reply": book(text)}
+
+
+async def charge(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """An effect of `enrich`."""
+    assert key == context().idempotency_key()
+    return {"charged": _do("charge")}
+
+
+async def charged(data: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """What `charge` did, as the other system knows."""
+    done.append(("charged", key))
+    return {"charged": "before"} if data.get("known") else None
+
+
 def visit(url: str) -> str:
     """An effect in another system, which knows a key again."""
     with urllib.request.urlopen(f"{url}/{context().idempotency_key()}") as answer:

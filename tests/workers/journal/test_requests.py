@@ -302,3 +302,33 @@ async def test_an_execution_without_a_record_is_paid_for_in_the_next_one_of_its_
     parent, child = lab.journals(replace(item, try_number=2), at=2)
     await lab.router.run(item, None, print, journal=child)
     assert parent.inherited is None  # the first try has a record, which says it
+
+
+@pytest.mark.parametrize(
+    ("reconcile", "known", "steps", "said"),
+    [
+        (None, False, ["charge", "charge"], "charge 2"),
+        ("journaled:charged", False, ["charge", "charged", "charge"], "charge 3"),
+        ("journaled:charged", True, ["charge", "charged"], "before"),
+    ],
+)
+async def test_an_effect_of_enrich_has_one_key_and_is_asked_about_after_a_death(
+    lab: Lab, reconcile: str | None, known: bool, steps: list[str], said: str
+) -> None:
+    spec = CallSpec("enrich", "journaled:charge", "", effect=True, reconcile=reconcile)
+    item = replace(work("", spec=spec), inputs={"known": known, "sum": 7, "raw": b"\x00\xff"})
+    await _died_in_tool(lab, item)
+    answer = await lab.attempt(item)
+    assert outputs(answer) == {"charged": said}
+    assert [name for name, _ in journaled.done] == steps
+    assert len({key for _, key in journaled.done}) == 1
+    assert outputs(await lab.attempt(item)) == {"charged": said}  # it is known now
+    assert len(journaled.done) == len(steps)
+
+
+async def test_a_tool_with_effects_that_nobody_can_wait_for_is_refused(lab: Lab) -> None:
+    answer = await lab.attempt(work("here", spec=program("holds_the_loop")))
+    error = answer.error or {}
+    assert error["type"] == "ProgramError"
+    assert "book has effects" in error["message"]
+    assert journaled.done == []
