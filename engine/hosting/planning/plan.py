@@ -21,7 +21,7 @@ from dspex.engine.graph.nodes import CallNode, HopNode, StateNode
 from dspex.engine.graph.versions import changed_forms, described, gone, next_version, not_reset
 from dspex.engine.hosting.planning.layout import Layout, PlannedChange, of_consumers, of_stores, of_streams, wanted_subjects
 from dspex.engine.hosting.planning.lines import held_words, time_of
-from dspex.engine.hosting.planning.remarks import late, mixed, trimmed, unreadable
+from dspex.engine.hosting.planning.remarks import late, mixed, trimmed, unreadable, unsaved
 from dspex.engine.hosting.planning.there import NONE, Held, There, sources
 
 _RESETTABLE = (CallNode, HopNode, StateNode)  # what may have open calls, events on their way, or state
@@ -91,7 +91,7 @@ def plan(app: str, graphs: Sequence[Graph], there: There, *, again: bool = False
     wanted = wanted_subjects(app, graphs, streams)
     refused = refused or _on_the_way(graphs, nodes, there) or _not_reset(nodes, reset) or unreadable(streams, there)
     made = [*of_streams(wanted, there), *of_consumers(graphs, there), *of_stores(app, there)]
-    warnings = [*trimmed(graphs, streams, there), *mixed(there), *(w for g in graphs for w in late(g, there))]
+    warnings = [*trimmed(graphs, streams, there), *mixed(there), *unsaved(there), *(w for g in graphs for w in late(g, there))]
     return ApplyPlan([*made, *nodes], warnings, refused, streams, wanted, after)
 
 

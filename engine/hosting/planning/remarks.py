@@ -55,6 +55,12 @@ def mixed(there: There) -> Iterator[str]:
         yield f"sink {pattern!r}: somebody else publishes there, and who reads it gets their events among the outputs"
 
 
+def unsaved(there: There) -> Iterator[str]:
+    """Calls that name a saved state which is not there."""
+    for (topology, node), why in there.unsaved.items():
+        yield f"{node} of {topology} has a saved state, and {why}: its calls will fail until there is one"
+
+
 def late(graph: Graph, there: There) -> Iterator[str]:
     """New sources with a history that joins operators for which an event can be late."""
     before = there.last(graph.name)

@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from dspex.bus import subjects
+from dspex.bus.errors import RunError
 from dspex.bus.port import Bus, Kept, StreamInfo
+from dspex.bus.serving.programs.names import StateName
+from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.hops import regrouped
 from dspex.engine.graph.lanes import Backfill, follows_on, with_copies, with_lanes
@@ -49,6 +52,7 @@ class There:
         held: (topology, stage) → what it holds, where that decides something.
         strangers: subjects (patterns) of sinks whose last event nobody wrote who commits.
         history: subject of a new source → events that are stored for it already.
+        unsaved: (topology, node) → why the saved state that it names cannot be found now.
         graphs: as they run, with their lanes. lanes: new ones by topology and name, with what their sources will read.
     """
 
@@ -60,6 +64,7 @@ class There:
     held: Mapping[tuple[str, str], Held] = field(default_factory=dict)
     history: Mapping[str, int] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
+    unsaved: Mapping[tuple[str, str], str] = field(default_factory=dict)
     graphs: Sequence[Graph] = ()
     lanes: Mapping[tuple[str, str], tuple[Lane, Mapping[str, ToRead]]] = field(default_factory=dict)
 
@@ -117,7 +122,7 @@ async def look(
         there = replace(there, lanes={k: (g.lanes[k[1]], await to_read(bus, g, g.lanes[k[1]])) for k, g in new.items()})
     if remarks:
         history, strangers = await asyncio.gather(_history(bus, graphs, there), _strangers(bus, app, graphs, there))
-        there = replace(there, history=history, strangers=strangers)
+        there = replace(there, history=history, strangers=strangers, unsaved=await _unsaved(bus, app, graphs))
     lasts = {g.name: m for g in graphs if (m := there.last(g.name)) is not None}
     found = [await _held(bus, app, g, m, with_copies(g, m, reset)) for g in graphs if (m := lasts.get(g.name)) is not None]
     whole = {key: value for one in found for key, value in one.items()}
@@ -165,6 +170,18 @@ async def _strangers(bus: Bus, app: str, graphs: Sequence[Graph], there: There) 
     return frozenset(
         p for p, message in zip(patterns, last) if message is not None and subjects.EVENT_ID not in message.headers
     )
+
+
+async def _unsaved(bus: Bus, app: str, graphs: Sequence[Graph]) -> dict[tuple[str, str], str]:
+    """Of calls that name a saved state: why there is none of that name now."""
+    named = {(g.name, n.name): n.call.spec.state for g in graphs for n in g.calls if n.call.spec.state is not None}
+    found, states = dict[tuple[str, str], str](), SavedStates(bus, app)
+    for node, state in named.items():
+        try:
+            await states.find(StateName.read(state))
+        except RunError as e:
+            found[node] = e.message
+    return found
 
 
 async def _history(bus: Bus, graphs: Sequence[Graph], there: There) -> dict[str, int]:

@@ -12,6 +12,8 @@ from engine_lab import APP, SOURCES, STREAM, Cut, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, SubjectTaken, TopologyError
 from dspex.bus.port import NewMessage, StreamConfig, StreamInfo
+from dspex.bus.serving.programs import form
+from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.graph import pauses
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups
@@ -382,3 +384,15 @@ def test_state_that_was_dropped_does_not_come_back_with_its_name_wherever_an_eng
     one.advance(1)
     assert one.outputs("out") == [1, 2, 1]
     assert one.differences() == []
+
+
+def test_a_saved_state_that_is_not_there_is_a_warning(lab: MakeLab) -> None:
+    one, topology = lab(), Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask", state="draft@prod").sink("out")
+    (warning,) = planned(one, topology).warnings
+    assert warning.startswith("ask of asking has a saved state, and no program 'draft' is saved")
+    states = SavedStates(one.client.bus, APP)
+    one.run(states.put("draft", form.read({"self": {"demos": [], "signature": {"instructions": "", "fields": []}}})))
+    assert "no alias 'prod'" in planned(one, topology).warnings[0]
+    one.run(states.promote("draft", 1, "prod"))
+    assert planned(one, topology).warnings == []
