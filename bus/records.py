@@ -34,8 +34,8 @@ Route: TypeAlias = Literal["auto", "worker", "native"]
 OnError: TypeAlias = Literal["dead_letter", "skip"]
 """What becomes of an event that fails for good."""
 
-Order: TypeAlias = Literal["any", "key"]
-"""How results are released: as they finish, or in the order of their key."""
+Order: TypeAlias = Literal["any", "key", "serial"]
+"""How results are released: as they finish, or in the order of their key; or one call of a key is made after the other."""
 
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 

@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
-CHOICES: Mapping[str, tuple[str, ...]] = {"order": ("serial",)}
+CHOICES: Mapping[str, tuple[str, ...]] = {}
 """Values of call options that are a choice of words."""
 
 _LEAVE_OUT = "leave it out"

@@ -63,7 +63,8 @@ class Call(Generic[R_co]):
         accept: (data, outputs) → the operator's output, `{**data, **outputs}` validated by `into`; raises InvalidOutput.
         fallback: data → outputs, when attempts are spent; None for none.
         priority: 0 (first) to 9; decides the band of work in which its requests wait.
-        order: "any": as they finish; "key": released in the order of their key (None is a key too).
+        order: "any": as they finish; "key": released in the order of their key (None is a key too);
+            "serial": the next call of a key is made when the one before has landed.
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
     """

@@ -73,7 +73,7 @@ class Operators:
 
     def __init__(self, graphs: Sequence[Graph], clock: Callable[[], float], sealed: Callable[[], bool]) -> None:
         self._clock, self._sealed = clock, sealed
-        self._ordered = {(graph.name, n.name) for graph in graphs for n in graph.calls if n.call.order == "key"}
+        self._ordered = {(graph.name, n.name) for graph in graphs for n in graph.calls if n.call.order != "any"}
         self._found: dict[tuple[str, str], _Operator] = {key: _Operator() for key in self._ordered}
         self._events: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 

@@ -65,7 +65,7 @@ class Replay:
         self.log = LogAddress.of(app, topology, stage.id, index)
         self._address = Address(app, topology, stage.id, index, "", limit)
         self._names = stage.names
-        self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
+        self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order != "any")
         self._source = (
             SourceInput(bus, app, stage, stage.source, source_stream, count, _unchecked, asyncio.Event())
             if stage.source

@@ -14,6 +14,7 @@ from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Woken
 from dspex.engine.runtime.failure import Failure, attempt, decide, excerpt, letter, operator_gone, refusal, told_to_wait
 from dspex.engine.runtime.walk.request import Output, request
+from dspex.engine.runtime.walk.serial import freed
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.process import Process
@@ -107,7 +108,7 @@ class Settlement:
         if verdict.what == "retry" and verdict.row is not None:
             return self._retry(asked, verdict.row, verdict.after)
         if verdict.what == "fallback":
-            return self.hold(asked) if call.order == "key" and asked.must_wait() else self._fall_back(asked, failure)
+            return self.hold(asked) if call.order != "any" and asked.must_wait() else self._fall_back(asked, failure)
         if verdict.what == "skip":
             return self._close(asked, ())
         return self._dead(asked, told_to_wait(failure, left))
@@ -167,7 +168,7 @@ class Settlement:
         closed: tuple[Change, ...] = (("calls", number, None), ("timers", number, None))
         following = tables.calls.turn(asked.row.node, asked.row.key, without=number)
         if following is None:
-            return closed
+            return (*closed, *freed(tables, asked.row.node, asked.row.key, asked.arrival.clock))
         held = tables.calls.rows[following].held
         if not held and following in tables.timers.rows:
             return closed

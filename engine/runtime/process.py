@@ -153,13 +153,13 @@ class Process:
 
     def landed(self, asked: Asked, node: CallNode, event: NodeEvent, *, fallback: bool = False) -> Effects:
         """Go on behind a call: `event` has its outputs, or its fallback's."""
-        if node.call.order == "key" and asked.must_wait():
+        if node.call.order != "any" and asked.must_wait():
             return self._settlement.hold(asked)
         emitted, failure = self.walked(asked.arrival, event, asked.next, asked.tables)
         if failure is not None:
             return self._settlement.not_landed(asked, failure, event, fallback=fallback)
         changes: tuple[Change, ...] = (("calls", asked.number, None), ("timers", asked.number, None))
-        if node.call.order == "key":
+        if node.call.order != "any":
             changes = self._settlement.closing(asked)
         if self._walk.dirty:
             changes += self._walk.changes()

@@ -73,7 +73,7 @@ class StageRunner:
         self.stopped: str | None = None
         self.paused = False
         self.resets: Mapping[str, int] = {}
-        self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order == "key")
+        self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order != "any")
         self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)

@@ -12,7 +12,6 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
 from dspex.bus.serving.call_spec import ModuleConfig
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -239,7 +238,9 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
         "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
         "order": ChoiceParameter(
-            "any", of=Order, not_built=CHOICES["order"], doc="as they finish, or released in the order of their key"
+            "any",
+            of=Order,
+            doc="as they finish; in the order of their key; or each call of a key behind the end of the one before",
         ),
         "priority": IntegerParameter(
             5, least=0, most=9, doc="0 comes first; a pool takes calls of 0 to 3 before those of 4 to 6, and 7 to 9 last"

@@ -6,6 +6,7 @@ This is the one place where tests replace parts of the product: to break it is w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from dspex.bus.memory.server import Faults
 from dspex.bus.memory.store import MemoryStream
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.work_loop import WorkLoop
+from dspex.engine.graph.nodes import CallNode, StateNode
 from dspex.engine.log import redriven
 from dspex.engine.log.tables import Calls, Table, Tables
 from dspex.engine.runtime.inputs.position import SourceCheck
 from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.walk import serial
 from dspex.engine.runtime.walk.state import StateWalk
 from dspex.engine.runtime.watermarks.heard import Heard
 from dspex.engine.runtime.watermarks.stater import Stater
@@ -109,6 +112,16 @@ def forget_what_was_said_before_a_reader_began(m: pytest.MonkeyPatch) -> None:
     m.setattr(Heard, "before", forgotten)
 
 
+def let_all_calls_of_a_key_go_at_once(m: pytest.MonkeyPatch) -> None:
+    before = serial.before
+
+    def wrong(call: CallNode) -> StateNode:
+        node = before(call)
+        return replace(node, state=replace(node.state, step=lambda out, inlet: out))
+
+    m.setattr(serial, "before", wrong)
+
+
 CALM: dict[str, Any] = {
     "count": 30, "kills": 2, "big": 0, "freezes": False, "faults": Faults(delay=0.05), "most_open": 10_000, "slow": 0.0,
     "fate": "", "skewed": False, "redriven": False, "few": 0,
@@ -134,6 +147,7 @@ TIMED: list[tuple[Plant, int, dict[str, Any]]] = [
     (state_a_watermark_before_the_commit_landed, 1, {"count": 12, "kills": 4}),
     (leave_the_rows_of_a_window_behind, 1, {"count": 6}),
     (forget_what_was_said_before_a_reader_began, 0, {"count": 15, "kills": 4, "slow": 0.5, "two": True, "few": 1}),
+    (let_all_calls_of_a_key_go_at_once, 1, {"count": 6, "keys": 1, "enriched": True, "serial": True}),
 ]
 
 

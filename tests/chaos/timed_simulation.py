@@ -35,7 +35,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import ProgramError
 from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.message import Message, run_of
-from dspex.bus.records import CallRequest, Letter
+from dspex.bus.records import CallRecord, CallRequest, Letter
 from dspex.bus.serving import payloads
 from dspex.engine.graph import hops
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
@@ -54,7 +54,7 @@ class TimedSimulation(Simulation):
             costs a third less, with as many commits; what it saves are the claims of partitions without a key.
         strays: how many of the events are too late, from 0 to 1. put_off: how many wait in the engine for a while.
         paused: once the topology, or one of its stages, is paused for a while. people: decide about each event.
-        enriched: a function is asked about each event.
+        enriched: a function is asked about each event. serial: about one of a key after the other.
         failing: the model fails at some events, until it is repaired and they are redriven.
         third: three engines take part instead of two.
         patient: late events are redriven only when all has been said that their letters lead to.
@@ -71,6 +71,7 @@ class TimedSimulation(Simulation):
     third: bool | None = None
     patient: bool | None = None
     two: bool | None = None
+    serial: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +90,7 @@ class TimedSimulation(Simulation):
             "failing": chance.random() < 0.15,
             "two": (two := chance.random() < 1 / 3),
             "few": chance.choice([1, 5] if two else [0, 0, 0, 5]),
+            "serial": chance.random() < 0.5,
         }
         for name, value in by_seed.items():
             if getattr(self, name) is None:
@@ -105,7 +107,8 @@ class TimedSimulation(Simulation):
 
     @cached_property
     def topology(self) -> Any:
-        return build(self.partitions, people=bool(self.people), enriched=bool(self.enriched), two=bool(self.two)).graph
+        said = {name: bool(getattr(self, name)) for name in ("people", "enriched", "serial", "two")}
+        return build(self.partitions, **said).graph
 
     def run(self) -> Report:
         hops.KEYED_PARTITIONS = self.behind  # type: ignore[misc]
@@ -127,6 +130,7 @@ class TimedSimulation(Simulation):
         self.times: dict[Place, tuple[float, float]] = {}
         self.displaced: set[Place] = set()
         self._known: dict[int, tuple[Message, Any]] = {}
+        self._found: dict[str, dict[str, bool]] = {}  # key → call of the function that finds → whether it has answered
         tasks = [
             *(asyncio.create_task(self._engine(i)) for i in range(self.engines)),
             *(asyncio.create_task(self._worker()) for _ in range(self.workers)),
@@ -215,6 +219,17 @@ class TimedSimulation(Simulation):
         on_time = not self.skewed and not self.strays and not self.repaired
         strays = bool(self.strays or self.skewed)  # where a clock jumps, what comes in time for the publisher may be a stray
         return Expected(self.given, refused, self.out, self.times, self.displaced, on_time, self._broken, strays)
+
+    async def _answer(self, request: CallRequest) -> CallRecord:
+        if request.node != "find":
+            return await super()._answer(request)
+        calls = self._found.setdefault(request.inputs["k"], {})
+        if self.serial and request.call not in calls and not all(calls.values()):
+            self.failures.append(Violation("one call of a key comes after the other", f"{request.call}: {calls}"))
+        calls.setdefault(request.call, False)
+        record = await super()._answer(request)
+        calls[request.call] = True
+        return record
 
     @property
     def _broken(self) -> bool:

@@ -81,11 +81,6 @@ def test_a_call_option_that_is_not_built_is_refused(name: str) -> None:
         predict("a -> b").with_options(**{name: "x"})  # type: ignore[arg-type]
 
 
-def test_an_order_that_is_not_built_is_refused() -> None:
-    (found,) = problems(lambda s: s.predict("a -> b", name="p", order="serial"))
-    assert found == ("DX237", "order='serial' is not built in this version", "one of: any, key")
-
-
 @pytest.mark.parametrize("name", not_built.OPTIONS["source"])
 def test_a_source_option_that_is_not_built_is_refused(name: str) -> None:
     topology = Topology("t")

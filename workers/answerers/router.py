@@ -1,4 +1,4 @@
-"""Which answerer gets a call in this process: native calls where they can, DSPy otherwise (docs/adr/0007)."""
+"""Which answerer gets a call in this process: native calls where they can, DSPy otherwise (docs/adr/calls/0007)."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
         file, line = node.place or (None, None)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
-        if node.call.order == "key" and node.name not in has_keys:  # whether events have one is known only when they come
+        if node.call.order != "any" and node.name not in has_keys:  # whether events have one is known only when they come
             text = "results are kept in the order of the events' keys, and events without one wait for each other"
             yield Problem("DX322", "note", graph.name, node.name, file, line, text, GIVE_A_KEY)
 

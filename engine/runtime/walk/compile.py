@@ -33,7 +33,8 @@ from dspex.engine.graph.nodes import (
 )
 from dspex.engine.graph.ways import fork_of, sources_of
 from dspex.engine.log.dropped import Dropped
-from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step, written
+from dspex.engine.runtime.process import landing_step, native_step, read, sink_step, source_step, written
+from dspex.engine.runtime.walk import serial
 from dspex.engine.runtime.walk.forks import fork_step
 from dspex.engine.runtime.walk.hops import arrived_step, back_step, handed_on_step, hop_step, told_step, wake_step
 from dspex.engine.runtime.walk.request import open_call
@@ -107,6 +108,18 @@ def call_step(node: CallNode, codec: Any) -> Handler:
     def step(data: object, walk: Any) -> None:
         walk.node = name
         open_call(walk, node, data, *written(data, codec), None, 0)
+
+    return step
+
+
+def _redriven(landing: Handler, gate: Handler) -> Handler:
+    """The step at which events enter at a call with order="serial": a redriven one waits for its turn, too."""
+
+    def step(event: Any, walk: Any) -> None:
+        if event.outputs is not None:
+            landing(event, walk)
+        else:
+            gate(read(event), walk)
 
     return step
 
@@ -186,6 +199,13 @@ class _Fuse:
                 self.entries[node.name + BACK] = back_step(node)
         return native_step(node, cast("Handler", node.state.step(self.behind[node.name], inlet)))
 
+    def _one_by_one(self, node: CallNode, ask: Handler) -> Handler:
+        """The step of a call that is made for one event of a key at a time."""
+        gate = self.states[node.name] = serial.before(node)
+        self.behind[node.name] = after = serial.opening(ask)
+        self.entries[node.name + WAKE] = wake_step(gate, after)
+        return native_step(gate, cast("Handler", gate.state.step(after, 0)))
+
     def _make(self, node: Node) -> Handler:
         match node:
             case SourceNode():
@@ -196,8 +216,12 @@ class _Fuse:
             case StateNode():
                 raise AssertionError("a step with state is one for each of its inputs")
             case CallNode():
-                self.entries[node.name] = landing_step(node, self.outlets(node)[0])
-                return call_step(node, self.graph.codec)
+                ask = call_step(node, self.graph.codec)
+                self.entries[node.name] = landing = landing_step(node, self.outlets(node)[0])
+                if node.call.order == "serial":
+                    ask = self._one_by_one(node, ask)
+                    self.entries[node.name] = _redriven(landing, ask)
+                return ask
             case HopNode():
                 return hop_step(node, self._id(node), *self.hops[node.name], self.graph.codec)
             case SinkNode():

@@ -135,7 +135,7 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         pool=node.call.pool,
         deadline=walk.clock + node.call.deadline,
         digest=b"",
-        key=origin.key if node.call.order == "key" else None,
+        key=origin.key if node.call.order == "key" else (origin.key or None) if node.call.order == "serial" else None,
         time=origin.time,
         tenant=node.call.tenant(data) if node.call.tenant is not None else None,
     )

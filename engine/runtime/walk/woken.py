@@ -16,7 +16,8 @@ from dspex.engine.graph.nodes import BACK, WAKE, Emitted, StateNode
 from dspex.engine.log.rows import Position, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Arrival, Due, Effects, Note
-from dspex.engine.runtime.failure import Failure, attempt, letter, refusal
+from dspex.engine.runtime.failure import Failure, attempt, letter, operator_gone, refusal
+from dspex.engine.runtime.walk.serial import left_behind
 from dspex.engine.runtime.walk.state import woken_by
 
 if TYPE_CHECKING:
@@ -98,13 +99,24 @@ def woken(process: Process, arrival: Arrival, due: Due, tables: Tables, next: in
     """The effects of a timer of an operator with state. `next`: the first number that a call or a timer may get."""
     node = process.stage.states.get(due.timer.node)
     if node is None:  # the topology has the operator no more
-        return Effects((), _forgotten(due.timer, due.number, tables), notes=("gone",))
+        return _gone(process, arrival, due, tables)
     return _Waking(process, arrival, due, node, walk).effects(tables, next)
 
 
+def _gone(process: Process, arrival: Arrival, due: Due, tables: Tables) -> Effects:
+    """The end of what an operator kept that the topology has no more: what waited for a call ends as an open call does."""
+    changes, events = _forgotten(due.timer, due.number, tables), left_behind(tables, due.timer)
+    if not events:
+        return Effects((), changes, notes=("gone",))
+    failure = Failure(operator_gone(due.timer.node), due.timer.node)
+    dead = [letter(failure, event, process.address, arrival.clock) for event in events]
+    return Effects(dead, changes, notes=("woken", "dead_letter"), failure=failure)
+
+
 def _forgotten(timer: Timer, number: int, tables: Tables) -> tuple[Change, ...]:
-    subs = ["", *sorted(tables.keyed.subs(timer.node, timer.key))]
-    return (("timers", number, None), *(("keyed", (timer.node, timer.key, sub), None) for sub in subs))
+    at = [(timer.node, timer.key, sub) for sub in ("", *sorted(tables.keyed.subs(timer.node, timer.key)))]
+    timers = {number, *(found for one in at if (found := tables.timers.of(*one)) is not None)}
+    return (*(("timers", one, None) for one in sorted(timers)), *(("keyed", one, None) for one in at))
 
 
 def _written(data: object, codec: codecs.Codec) -> tuple[bytes, str]:

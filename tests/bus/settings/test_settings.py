@@ -201,13 +201,13 @@ def test_a_setting_that_is_not_built_is_refused_wherever_it_is_written(
 
 def test_default_call_options_are_checked_as_those_of_an_operator_are(folder: Path) -> None:
     (folder / "dspex.toml").write_text(
-        '[defaults.call]\ntimeot = "1s"\ntimeout = "0s"\norder = "serial"\npool = "none"\nlm = "big, local"\n'
+        '[defaults.call]\ntimeot = "1s"\ntimeout = "0s"\norder = "random"\npool = "none"\nlm = "big, local"\n'
         "retry = { attempts = 0 }\nconfig = { temprature = 1.0 }\n"
     )
     found = problems()
     assert found["defaults.call.timeot"] == ("DX104", "dspex.toml:2", "did you mean defaults.call.timeout?")
     assert found["defaults.call.timeout"][:2] == ("DX102", "dspex.toml:3")
-    assert found["defaults.call.order"][:2] == ("DX108", "dspex.toml:4")
+    assert found["defaults.call.order"][:2] == ("DX105", "dspex.toml:4")
     assert found["defaults.call.retry.attempts"][:2] == ("DX105", "dspex.toml:7")
     assert found["defaults.call.config.temprature"][:1] == ("DX104",)
     (folder / "dspex.toml").write_text('[defaults.call]\npool = "gpu"\nlm = "big, local"\n')

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from workload import POOL
 
+from dspex.bus.records import Order
 from dspex.engine.graph.context import StateContext
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.stream import gather
@@ -69,8 +70,11 @@ def start(window: dict[str, Any]) -> float:
     return datetime.fromisoformat(window["start"]).timestamp()
 
 
-def build(partitions: int, *, people: bool = False, enriched: bool = False, two: bool = False) -> Topology:
-    """`people`: events wait for their decision. `enriched`: a function is asked for each, in the order of their keys.
+def build(
+    partitions: int, *, people: bool = False, enriched: bool = False, serial: bool = False, two: bool = False
+) -> Topology:
+    """`people`: events wait for their decision. `enriched`: a function is asked for each, in the order of their keys;
+    `serial`: for one of a key after the other.
     `two`: a second source is merged with the first one behind hops of their own, and joined with it.
     """
     t = Topology("timed")
@@ -98,5 +102,6 @@ def build(partitions: int, *, people: bool = False, enriched: bool = False, two:
     if people:
         keyed.approve(show=["n"], name="people").sink(DECIDED)
     if enriched:
-        keyed.enrich("somebody:finds", name="find", pool=POOL, order="key", retry=retry, deadline="30m").sink(FOUND)
+        order: Order = "serial" if serial else "key"
+        keyed.enrich("somebody:finds", name="find", pool=POOL, order=order, retry=retry, deadline="30m").sink(FOUND)
     return t

@@ -55,7 +55,7 @@ def test_a_removed_node_with_open_calls_is_refused_unless_it_is_dropped(lab: Mak
     assert (letter.node, letter.run, letter.code) == ("ask", run, "DX232")
 
 
-@pytest.mark.parametrize("order", ["any", "key"])
+@pytest.mark.parametrize("order", ["any", "key", "serial"])
 def test_open_calls_of_a_renamed_node_go_on_under_its_new_name(lab: MakeLab, order: str) -> None:
     one = lab(version(order=order))
     one.start()
@@ -70,7 +70,7 @@ def test_open_calls_of_a_renamed_node_go_on_under_its_new_name(lab: MakeLab, ord
     assert one.letters() == []
 
 
-@pytest.mark.parametrize("order", ["any", "key"])
+@pytest.mark.parametrize("order", ["any", "key", "serial"])
 def test_open_calls_of_a_node_that_was_renamed_twice_go_on_under_its_newest_name(lab: MakeLab, order: str) -> None:
     one = lab(version(order=order))
     one.start()

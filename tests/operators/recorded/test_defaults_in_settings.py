@@ -40,7 +40,7 @@ def test_the_settings_have_the_defaults_of_the_call_options() -> None:
         ("retry", [{}, {"attempts": 1}, {"factor": 1}, {"jitter": 0}, {"jitter": 1}, {"cap": "2m"}],
          [{"attempts": 0}, {"factor": 0.5}, {"jitter": -0.1}, {"jitter": 1.1}, {"cap": "x"}, {"attemps": 1}]),
         ("on_error", ["dead_letter", "skip"], ["ignore"]),
-        ("order", ["any", "key"], ["serial", "none"]),
+        ("order", ["any", "key", "serial"], ["none"]),
         ("priority", [0, 5, 9], [-1, 10, 1.5, True, "urgent"]),
         ("cache", ["1h", 5], ["0s", 0, -1, "soon"]),
         ("hedge", ["p50", "p95"], ["p0", "p100", "95", 95]),

@@ -157,7 +157,7 @@ def test_a_program_is_a_name_and_is_not_imported():
         ({"pol": "x"}, "DX204", "no option 'pol'", "did you mean pool?"),
         ({"pool": "a b"}, "DX205", "pool cannot be 'a b'", "letters"),
         ({"lm": []}, "DX205", "lm cannot be", "profile"),
-        ({"order": "serial"}, "DX237", "order='serial' is not built", "any, key"),
+        ({"order": "none"}, "DX205", "order cannot be 'none'", "any, key, serial"),
         ({"on_error": "stop"}, "DX205", "on_error cannot be 'stop'", "dead_letter, skip"),
         ({"route": "dspy"}, "DX205", "route cannot be 'dspy'", "auto, worker, native"),
         ({"adapter": "yaml"}, "DX205", "adapter cannot be 'yaml'", "chat, json, xml"),
