@@ -23,6 +23,7 @@ import simulation
 import structlog
 import timed_simulation
 from oracle import Report, Violation
+from processes import agents
 from processes.clocks import compiler
 from processes.disk import may_mount
 
@@ -157,6 +158,7 @@ def scenarios() -> dict[str, Callable[[], Report]]:
         "simulation": lambda: _swept(simulation.Simulation(seed, kills=8).run() for seed in range(SEEDS)),
         "time": lambda: _swept(timed_simulation.TimedSimulation(seed, kills=8).run() for seed in range(SEEDS)),
         "driver": lambda: _swept(map(driven.drive, range(SEEDS))),
+        "agents killed": lambda: asyncio.run(agents.judged()),
     }
     return found | {name: lambda s=s: judged(s.arguments, s.shows) for name, s in SCENARIOS.items()}
 

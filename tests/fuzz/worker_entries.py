@@ -32,11 +32,13 @@ from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.attempt import Attempt, checked, enter_context
 from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, StatusFrame
+from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, JournalFrame, StatusFrame
+from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
 from dspex.workers.pool.children.output import forward
 from dspex.workers.pool.status import PoolStatus
 
 HEAD = 4  # bytes of the length of a frame
+_ANSWERED = JournalEntry("model", "ab", 1, "main", {"messages": ["a"]}, answer={"outputs": ["b"]}, usage={"input_tokens": 3})
 SIGNATURES = ["text -> label", "text: str, n: int, tags: list[str] -> label: Literal['a', 'b'], why: str"]
 
 
@@ -90,8 +92,27 @@ def _frames() -> list[Case]:
         FatalFrame(error_map(CallError("no"))),
         StatusFrame(1, "half"),
         ChunkFrame(1, "label", "a"),
+        JournalFrame(1, 1),
+        JournalFrame(1, 2, _ANSWERED.pack()),
     ]
     return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]
+
+
+def _journals() -> list[Case]:
+    parts = [JournalPart("a", 1, 7, 1), JournalPart("a", 1, 7, 1, 0, [_ANSWERED]), JournalPart("b", 2, 7, 1, 1)]
+    return [*(Case(part.pack()) for part in parts), Case(_ANSWERED.pack())]
+
+
+def _take_journal() -> Take:
+    """What an attempt makes of what lies in the journal of its call; and what a parent takes from its child."""
+    claim = JournalPart("c", 3, 7, 2, 1)
+
+    def take(case: Case) -> object:
+        with suppress(DataError):
+            return unpack_entry(case.data).used
+        return kept([JournalPart.unpack(case.data)], claim)
+
+    return take
 
 
 def _bodies() -> list[Case]:
@@ -175,6 +196,7 @@ ENTRIES = [
     Entry("request", _requests, _take_request, headers=HEADERS, subject="work", slice=300),
     Entry("child frame", _bodies, _take_body, slice=400),
     Entry("child bytes", _frames, _take_frame, "bytes", slice=200),
+    Entry("journal", _journals, _take_journal, slice=300),
     Entry("log line", _lines, _take_line, "text", slice=60),
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
 ]
