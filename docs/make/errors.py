@@ -103,6 +103,7 @@ MORE = {
         "A pool has a share of the CPU, and the system does not let its parent hold processes to one.",
         "start it in a cgroup v2 of its own (systemd: `Delegate=yes`), or leave `cpu` out",
     ),
+    "DX142": ("The interpreter that a pool names cannot be started.", "correct `pools.*.python`"),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
     "DX203": ("An operator keeps something for each key, and its stream has none.", '`.key_by("…")` before it'),

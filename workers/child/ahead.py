@@ -68,7 +68,11 @@ def _open() -> dict[int, str]:
 
 
 def _shared_safely(fd: int, what: str) -> bool:
-    """Whether several processes may use it at once: a log file, to which each line is appended whole."""
+    """Whether several processes may use it at once: a log file, to which each line is appended whole; and the cache that DSPy
+    opens before 3.4, which sees by its process id that it was forked, and opens its files anew. Workers do not use it.
+    """
+    if (cache := os.environ.get("DSPY_CACHEDIR")) and what.startswith(f"{cache}{os.sep}"):
+        return True
     import fcntl
 
     appended = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)

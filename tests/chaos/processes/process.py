@@ -56,9 +56,9 @@ class Process:
             )  # fmt: skip
 
     def children(self) -> list[int]:
-        """Pids of its own children: the workers of a pool."""
+        """Pids of what is below it: the workers of a pool, and what starts them."""
         try:
-            return [c.pid for c in psutil.Process(self.pid).children()]
+            return [c.pid for c in psutil.Process(self.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 

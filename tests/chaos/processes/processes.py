@@ -47,7 +47,7 @@ async def kill_pool(world: World, random: Random) -> None:
 
 
 async def kill_child(world: World, random: Random) -> None:
-    """SIGKILL one worker of a pool."""
+    """SIGKILL one worker of a pool, or what starts them and takes them all with it."""
     while not (children := (await _one(world, random, "pool")).children()):
         await asyncio.sleep(0.05)
     with suppress(ProcessLookupError):  # it had just ended by itself

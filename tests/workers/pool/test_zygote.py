@@ -166,6 +166,14 @@ async def test_programs_that_start_a_thread_where_they_are_imported_are_imported
     assert said == "they start a thread when they are imported (poller)"
 
 
+@pytest.mark.asyncio
+async def test_an_interpreter_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="python: /no/such/python cannot be started: No such file") as refused:
+        async with running(pool(tmp_path, python="/no/such/python")):
+            pass
+    assert refused.value.code == "DX142"
+
+
 LOOK = """
 import os, sys
 from pool_bench import config

@@ -16,7 +16,7 @@ from typing import Any, Self
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.errors import WorkerLost
+from dspex.bus.errors import ConfigError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig, child_environment
 from dspex.workers.frames import StartFrame, pack
@@ -86,21 +86,30 @@ class ZygoteProcess:
 
     @classmethod
     async def start(cls, config: PoolConfig, *, fork: bool) -> Self:
-        """One that is ready. Raises UnfitToFork, or WorkerLost where it is not ready in time."""
+        """One that is ready. Raises UnfitToFork; WorkerLost where it is not ready in time; ConfigError (DX142) where the pool's
+        interpreter cannot be started.
+        """
+        python = config.python or sys.executable
         ours, theirs = socket.socketpair()
-        process = await started(
-            config.python or sys.executable,
-            "-m",
-            "dspex.workers.child.zygote",
-            str(theirs.fileno()),
-            *(["fork"] if fork else []),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(config),
-            pass_fds=(theirs.fileno(),),
-        )
-        theirs.close()
+        try:
+            process = await started(
+                python,
+                "-m",
+                "dspex.workers.child.zygote",
+                str(theirs.fileno()),
+                *(["fork"] if fork else []),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(config),
+                pass_fds=(theirs.fileno(),),
+            )
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            ours.close()
+            message = f"pools.{config.name}.python: {python} cannot be started: {error.strerror}"
+            raise ConfigError(message, code="DX142", fix="name an interpreter that is there", node=config.name) from None
+        finally:
+            theirs.close()
         ours.sendall(pack(StartFrame(os.getpid(), replace(config.for_child(), keys={}))))
         zygote = cls(config.name, process, ours)
         await zygote._begin()
@@ -181,7 +190,7 @@ class ZygoteProcess:
         try:
             while line := await reader.readline():
                 self._heard(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, ConnectionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
             # what a program does where it is imported, it does in this process
             log.error("what starts workers said what it never says, and is ended", pool=self._pool, why=repr(error))
             kill(self._process)
