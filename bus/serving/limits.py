@@ -8,6 +8,7 @@ and never gave back, because it was killed, counts as used until the window ends
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -16,7 +17,8 @@ from typing_extensions import TypedDict  # pydantic checks it, and takes no othe
 
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
-from dspex.bus.subjects import limit_key
+from dspex.bus.port import Bus
+from dspex.bus.subjects import limit_key, limits
 
 Measure: TypeAlias = Literal["requests", "tokens", "cost", "concurrent"]
 """What is counted: requests to a model, its tokens in and out, USD, and calls at once."""
@@ -107,13 +109,14 @@ class Metered:
 @dataclass
 class Ledger:
     """The value. `about`: what it is of: {"lm": …}, or {"budget": …} with "tenant" or "run". `seen`: who has a share, and when
-    it wrote last, in seconds since the epoch on the server's clock.
+    it wrote last, in seconds since the epoch on the server's clock. `at`: when somebody wrote last.
     """
 
     about: dict[str, str] = field(default_factory=dict[str, str])
     limits: dict[Measure, Limit] = field(default_factory=dict[Measure, Limit])
     tallies: dict[Measure, Metered] = field(default_factory=dict[Measure, Metered])
     seen: dict[str, float] = field(default_factory=dict[str, float])
+    at: float = 0.0
 
     @property
     def key(self) -> str:
@@ -147,8 +150,8 @@ class Ledger:
             }
             for measure, tally in self.tallies.items()
         }
-        limits = {measure: [*limit] for measure, limit in self.limits.items()}
-        return orjson.dumps({"about": self.about, "limits": limits, "tallies": tallies, "seen": self.seen})
+        own = {measure: [*limit] for measure, limit in self.limits.items()}
+        return orjson.dumps({"about": self.about, "limits": own, "tallies": tallies, "seen": self.seen, "at": self.at})
 
     @classmethod
     def read(cls, data: bytes) -> Ledger:
@@ -160,6 +163,7 @@ class Ledger:
                 {measure: Limit(most, per or 0.0) for measure, (most, per) in found["limits"].items()},
                 {measure: _tally(raw) for measure, raw in found["tallies"].items()},
                 {id: _amount(at) for id, at in found["seen"].items()},
+                _amount(found["at"]),
             )
         except (ValueError, TypeError) as e:  # no JSON, or a list of another length
             raise DecodeError(f"not the value of a limit: {e}") from None
@@ -176,6 +180,7 @@ class _Stored(TypedDict):
     limits: dict[Measure, list[float | None]]
     tallies: dict[Measure, _Tallied]
     seen: dict[str, float]
+    at: float
 
 
 def _tally(raw: _Tallied) -> Metered:
@@ -187,6 +192,22 @@ def _amount(value: float) -> float:
     if not 0 <= value < _MOST:  # NaN among them
         raise ValueError(f"{value} is no amount")
     return value
+
+
+async def forget(bus: Bus, app: str, now: float, kept: float) -> None:
+    """Remove what was used by runs and tenants of which nothing was heard for `kept` seconds, and longer than their window is.
+
+    There is one value of each, for any number of them; those of profiles and other budgets are few. Raises BusError.
+    """
+    if not await bus.has("bucket", name := limits(app)):
+        return
+    bucket = await bus.bucket(name)
+    for key, (value, _) in (await bucket.items("budget")).items():
+        with suppress(DecodeError):
+            ledger = Ledger.read(value)
+            longest = max((limit.per for limit in ledger.limits.values()), default=0.0)
+            if len(ledger.about) > 1 and now - ledger.at > max(kept, 2 * longest):
+                await bucket.delete(key)
 
 
 def key_of(about: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.live import Block
 
 if TYPE_CHECKING:
+    from dspex.engine.client.status.limits import LimitRow
     from dspex.engine.client.status.routes import LmRow, RouteRow
     from dspex.engine.client.status.rows import EngineRow, LetterRow, OperatorRow, PoolRow, StageReport, StageRow, Status
 
@@ -19,6 +20,7 @@ def blocks(found: Status, *, routes: bool = False) -> list[Block]:
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
     made += [_lms([row for row in found["lms"] if routes or row["breaker"] != "closed"])]
     made += [_routes(found["routes"])] if routes else []
+    made += [_limits(found["limits"])]
     return [block for block in made if block.rows]
 
 
@@ -200,6 +202,37 @@ def _pools(pools: Sequence[PoolRow]) -> Block:
     ]
     columns = {"pool": "pool", "id": "id", "ready": "ready", "busy": "busy slots", "restarts": "restarts", "served": "served"}
     return Block(rows, columns | {"dspy": "dspy", "state": ""})
+
+
+_PER = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
+
+
+def _limits(limits: Sequence[LimitRow]) -> Block:
+    rows = [
+        {
+            "of": _of_limit(row),
+            "what": {"cost": "USD", "concurrent": "at once"}.get(row["what"], row["what"]),
+            "used": _amount(row["used"]),
+            "reserved": _amount(row["reserved"]) if row["reserved"] else "",
+            "left": "" if row["left"] is None else f"{_amount(row['left'])} of {_amount(row['most'])}",
+            "per": "run" if row["run"] else _PER.get(int(row["per"]), ""),
+            "anew": "" if row["ends"] is None or row["left"] is None else human(row["ends"]),
+        }
+        for row in limits
+    ]
+    columns = {"of": "limits", "what": "of", "used": "used", "reserved": "reserved", "left": "left", "per": "per"}
+    return Block(rows, columns | {"anew": "anew in"})
+
+
+def _of_limit(row: LimitRow) -> str:
+    if row["lm"] is not None:
+        return f"lm.{row['lm']}"
+    whose = row["tenant"] or (row["run"] or "")[-8:]
+    return f"budgets.{row['budget']}{f' ({whose})' if whose else ''}"
+
+
+def _amount(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4f}"
 
 
 def _time(seconds: float | None) -> str:

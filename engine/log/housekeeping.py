@@ -16,6 +16,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     statements of watermarks (at once)                they are an engine's last, and it lives, or others have not said as much
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them, or a saved version of a program
+    what a run or tenant used of a budget             it was used within `engine.records`
     sessions                                          they go on, or it has to be remembered that they have ended
     answers in the cache                              (at once, when no call may be given them any more)
 
@@ -34,6 +35,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.serving import limits
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.manifest import read as manifests
@@ -83,6 +85,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
             applied = await manifests(bucket, whole=True)
             if applied and min(applied) in owned:
                 await unused.remove(applied, clock())
+                await limits.forget(bus, app, clock(), records)
                 await SessionStore(bus, app).purge()
                 await forget_answers(bus, app, clock())
         except DspexError as e:

@@ -44,6 +44,8 @@ SLEEPS = {
     "engine/keyed/windows/test_event_time.py": "virtual time",
     "engine/log/test_log.py": "virtual time",
     "engine/runtime/test_pump.py": "virtual time",
+    "workers/limits/limits_world.py": "virtual time",
+    "workers/limits/test_budgets.py": "virtual time",
     "workers/limits/test_limits.py": "virtual time",
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",

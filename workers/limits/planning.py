@@ -67,7 +67,7 @@ class LedgerPlan:
 def planned(before: Ledger, own: Own, asks: Sequence[Amounts], now: float, *, closing: bool) -> LedgerPlan:
     """What to write in place of `before`. `closing`: give back all that is not held."""
     ledger = Ledger.read(before.pack())
-    ledger.about, ledger.limits = own.about, dict(own.limits)
+    ledger.about, ledger.limits, ledger.at = own.about, dict(own.limits), now
     ledger.bury(now, but=own.id)
     others = {measure: _others(ledger, own, measure) for measure in own.limits}
     plan = LedgerPlan(ledger)

@@ -6,6 +6,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic checks what engines report, and takes no other one before Python 3.12
 
+from dspex.engine.client.status.limits import LimitRow
 from dspex.engine.client.status.routes import LmRow, RouteRow
 
 
@@ -20,6 +21,7 @@ class Status(TypedDict):
     routes: list[RouteRow]
     operators: list[OperatorRow]
     letters: list[LetterRow]
+    limits: list[LimitRow]
 
 
 class ServerRow(TypedDict):

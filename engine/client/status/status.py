@@ -16,6 +16,7 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bus, StreamInfo
+from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.client.status.operators import is_sound, letter_rows, operator_rows
 from dspex.engine.client.status.pools import pool_rows
 from dspex.engine.client.status.routes import lm_rows, route_rows
@@ -38,7 +39,9 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
     engines = [(report, _row(report, now)) for report in reports]
     alive = [report for report, row in engines if row["alive"]]
     look = Look(bus, app, alive, info, await of_application(bus, app))
-    stages, letters = await asyncio.gather(look.stages(manifests), letter_rows(bus, app, info, manifests))
+    stages, letters, limits = await asyncio.gather(
+        look.stages(manifests), letter_rows(bus, app, info, manifests), limit_rows(bus, app, now)
+    )
     operators = operator_rows(alive, manifests)
     return {
         "server": _server(bus, app, info),
@@ -49,6 +52,7 @@ async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: S
         "routes": route_rows(processes, operators),
         "operators": operators,
         "letters": letters,
+        "limits": limits,
     }
 
 

@@ -243,7 +243,7 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
         return stage["lag"] == stage["unowned"] == 0 and said
 
     found = eventually(read)
-    assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes", "operators", "letters"]
+    assert list(found) == ["server", "engines", "stages", "pools", "lms", "routes", "operators", "letters", "limits"]
     (engine,), (stage,) = found["engines"], found["stages"]
     assert (engine["alive"], engine["topologies"], engine["host"]) == (True, ["native"], socket.gethostname())
     assert list(stage) == [

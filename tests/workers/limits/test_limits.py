@@ -3,134 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
 
 import pytest
+from limits_world import APP, Asked, World, configured, run, work, world
 
 from dspex.bus import subjects
-from dspex.bus.errors import BudgetExceeded, RateLimited
-from dspex.bus.memory.server import Faults, MemoryBus, MemoryServer
+from dspex.bus.errors import RateLimited
+from dspex.bus.memory.server import Faults
 from dspex.bus.memory.virtual import VirtualLoop
-from dspex.bus.port import StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, Tried
-from dspex.bus.serving.call_spec import CallSpec
-from dspex.bus.serving.limits import MINUTE, Budget, Ledger
-from dspex.bus.serving.server_clock import ServerClock
-from dspex.workers.config import PoolConfig, Profile
+from dspex.bus.records import CallRecord
+from dspex.bus.serving.limits import MINUTE
 from dspex.workers.limits.step import Limits
 from dspex.workers.pool.execution import Execution
-
-APP = "test"
-START = 1_767_225_600.0  # a full minute, and a full day
-PRICE = {"input": 1.0, "output": 10.0}
-
-
-@dataclass(eq=False)
-class Asked:
-    """A call on its way through a pool, as its step sees it."""
-
-    work: CallRequest
-    lms: list[str] | None = None
-    ran: float = 1.0
-    routing: list[Tried] = field(default_factory=list[Tried])
-
-
-@dataclass
-class World:
-    """A server, and the processes of pools at it. `spent`: tokens by the minute in which the model was asked."""
-
-    loop: VirtualLoop
-    server: MemoryServer
-    config: PoolConfig
-    spent: Counter[int] = field(default_factory=Counter[int])
-    requests: Counter[int] = field(default_factory=Counter[int])
-    running: int = 0
-    peak: int = 0
-    buses: dict[Limits, MemoryBus] = field(default_factory=dict[Limits, MemoryBus])
-
-    async def process(self, config: PoolConfig | None = None) -> Limits:
-        bus = self.server.connect()
-        await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
-        clock = ServerClock(bus, subjects.stream(APP))
-        await clock.ask()
-        limits = Limits(bus, config or self.config, f"p{len(self.buses) + 1}", clock)
-        self.buses[limits] = bus
-        await limits.start()
-        return limits
-
-    async def kill(self, limits: Limits) -> None:
-        """Nothing that it does reaches the server any more."""
-        await self.buses[limits].close()
-
-    @property
-    def now(self) -> float:
-        return self.server.now
-
-    async def call(self, limits: Limits, *, tokens: int = 500, seconds: float = 1.0, **options: Any) -> CallRecord:
-        """One call of the model. Raises the refusal."""
-        asked = Asked(work(**options))
-        execution = cast(Execution, asked)
-        found = limits.before(execution)
-        if isinstance(found, Coroutine):
-            await found
-        self.spent[int(self.now // MINUTE)] += tokens
-        self.requests[int(self.now // MINUTE)] += 1
-        self.running += 1
-        self.peak = max(self.peak, self.running)
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            self.running -= 1
-        lm = asked.lms[0] if asked.lms else "main"
-        cost = (tokens // 2 * PRICE["input"] + (tokens - tokens // 2) * PRICE["output"]) / 1e6
-        usage = {"input_tokens": tokens // 2, "output_tokens": tokens - tokens // 2, "requests": 1, "cost": cost}
-        record = CallRecord("c", 1, 1, "", "", outputs={}, lm=lm, usage=usage)
-        limits.after(execution, record)
-        return record
-
-    async def ledger(self, key: str) -> Ledger:
-        found = await (await self.server.connect().bucket(subjects.limits(APP))).get(key)
-        assert found is not None
-        return Ledger.read(found[0])
-
-
-def work(text: str = "x" * 400, *, run: str = "r", lm: tuple[str, ...] = (), **options: Any) -> CallRequest:
-    spec = CallSpec("predict", "text -> reply", "text -> reply", lm=lm, config={"max_tokens": 600})
-    known: dict[str, Any] = {"topology": "", "node": "", "run": run, "spec": spec, "inputs": {"text": text}}
-    return CallRequest("c", 1, 1, **{**known, **options})
-
-
-def configured(*budgets: Budget, **limits: tuple[float, float]) -> PoolConfig:
-    profiles = {
-        "main": Profile("main", "openai/a", price=PRICE, limits=cast("Any", limits)),
-        "other": Profile("other", "openai/b", price=PRICE),
-    }
-    return PoolConfig(APP, "light", slots=1, profiles=profiles, budgets=budgets)
-
-
-@pytest.fixture
-def loop() -> Iterator[VirtualLoop]:
-    loop = VirtualLoop()
-    yield loop
-    loop.close()
-
-
-def world(loop: VirtualLoop, config: PoolConfig, **options: Any) -> World:
-    return World(loop, MemoryServer(**options), config)
-
-
-def run(w: World, main: Coroutine[Any, Any, Any], seconds: float = 3600.0) -> Any:
-    task = w.loop.create_task(main)
-    w.loop.settle()
-    for _ in range(int(seconds)):
-        if task.done():
-            break
-        w.loop.advance(1.0)
-    return task.result()
 
 
 async def slot(w: World, calls: Random, until: float, refused: list[float]) -> None:
@@ -269,46 +155,6 @@ def test_a_lost_answer_to_a_write_settles_nothing_twice(loop: VirtualLoop) -> No
     run(w, main())
 
 
-# -- budgets
-@pytest.mark.parametrize(
-    ("budget", "other"),
-    [
-        (Budget("team", tenant="acme", tokens=900, per=MINUTE), {"tenant": "globex"}),
-        (Budget("team", tenant="*", tokens=900, per=MINUTE), {"tenant": "globex"}),
-        (Budget("team", topology="triage", tokens=900, per=MINUTE), {"topology": "billing"}),
-        (Budget("team", profile="main", tokens=900, per=MINUTE), {"lm": ("other",)}),
-        (Budget("team", tokens=900, per=0.0), {"run": "another"}),
-        (Budget("team", tenant="acme", cost=0.0065, per=86400.0), {"tenant": None}),
-    ],
-)
-def test_a_budget_that_is_spent_refuses_by_its_name_and_others_go_on(
-    loop: VirtualLoop, budget: Budget, other: dict[str, Any]
-) -> None:
-    w = world(loop, configured(budget))
-    options = {"tenant": "acme", "topology": "triage", "run": "r1"}
-
-    async def main() -> None:
-        first, second = await w.process(), await w.process()
-        await w.call(first, tokens=500, **options)
-        with pytest.raises(BudgetExceeded, match="budget team") as caught:
-            await w.call(second, tokens=500, **options)
-        assert not caught.value.retryable
-        assert (caught.value.node or "").startswith("budgets.team")
-        await w.call(second, tokens=500, **{**options, **other})
-
-    run(w, main())
-
-
-def test_of_several_profiles_those_are_left_out_that_have_no_room(loop: VirtualLoop) -> None:
-    w = world(loop, configured(requests=(1, MINUTE)))
-
-    async def main() -> list[str]:
-        limits = await w.process()
-        return [(await w.call(limits, lm=("main", "other"))).lm for _ in range(3)]
-
-    assert run(w, main()) == ["main", "other", "other"]
-
-
 # -- a pause that a provider asks for
 def test_after_a_429_no_pool_asks_the_profile_until_the_pause_ends(loop: VirtualLoop) -> None:
     w = world(loop, configured())
@@ -350,7 +196,7 @@ def test_a_value_that_no_pool_wrote_is_counted_anew(loop: VirtualLoop) -> None:
 
     async def main() -> None:
         bucket = await w.server.connect().bucket(subjects.limits(APP))
-        await bucket.put("lm.main", b'{"about":{},"limits":{},"seen":{},"tallies":{"tokens":{"window":-1}}}')
+        await bucket.put("lm.main", b'{"about":{},"limits":{},"seen":{},"at":0,"tallies":{"tokens":{"window":-1}}}')
         assert (await w.call(await w.process())).error is None
 
     run(w, main())

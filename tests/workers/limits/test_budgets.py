@@ -1,0 +1,109 @@
+"""What budgets promise, and what is shown and kept of what was used: in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from limits_world import APP, configured, run, world
+
+from dspex.bus import subjects
+from dspex.bus.errors import BudgetExceeded
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.serving.limits import DAY, MINUTE, Budget, forget
+from dspex.engine.client.status.limits import LimitRow, limit_rows
+
+
+@pytest.mark.parametrize(
+    ("budget", "other"),
+    [
+        (Budget("team", tenant="acme", tokens=900, per=MINUTE), {"tenant": "globex"}),
+        (Budget("team", tenant="*", tokens=900, per=MINUTE), {"tenant": "globex"}),
+        (Budget("team", topology="triage", tokens=900, per=MINUTE), {"topology": "billing"}),
+        (Budget("team", profile="main", tokens=900, per=MINUTE), {"lm": ("other",)}),
+        (Budget("team", tokens=900, per=0.0), {"run": "another"}),
+        (Budget("team", tenant="acme", cost=0.0065, per=86400.0), {"tenant": None}),
+    ],
+)
+def test_a_budget_that_is_spent_refuses_by_its_name_and_others_go_on(
+    loop: VirtualLoop, budget: Budget, other: dict[str, Any]
+) -> None:
+    w = world(loop, configured(budget))
+    options = {"tenant": "acme", "topology": "triage", "run": "r1"}
+
+    async def main() -> None:
+        first, second = await w.process(), await w.process()
+        await w.call(first, tokens=500, **options)
+        with pytest.raises(BudgetExceeded, match="budget team") as caught:
+            await w.call(second, tokens=500, **options)
+        assert not caught.value.retryable
+        assert (caught.value.node or "").startswith("budgets.team")
+        await w.call(second, tokens=500, **{**options, **other})
+
+    run(w, main())
+
+
+def test_of_several_profiles_those_are_left_out_that_have_no_room(loop: VirtualLoop) -> None:
+    w = world(loop, configured(requests=(1, MINUTE)))
+
+    async def main() -> list[str]:
+        limits = await w.process()
+        return [(await w.call(limits, lm=("main", "other"))).lm for _ in range(3)]
+
+    assert run(w, main()) == ["main", "other", "other"]
+
+
+def test_what_runs_and_tenants_have_used_is_forgotten_when_nothing_was_heard_of_them_for_long(loop: VirtualLoop) -> None:
+    budgets = Budget("run", tokens=9e9, per=0.0), Budget("each", tenant="*", tokens=9e9), Budget("all", tokens=9e9)
+    w = world(loop, configured(*budgets))
+
+    async def main() -> list[set[str]]:
+        limits, bus = await w.process(), w.server.connect()
+        bucket = await bus.bucket(subjects.limits(APP))
+        await w.call(limits, run="old", tenant="acme")
+        await asyncio.sleep(100)
+        await w.call(limits, run="new", tenant="globex")
+        await asyncio.sleep(10)
+        kept: list[set[str]] = []
+        for seconds in (200.0, 50.0):
+            await forget(bus, APP, w.now + 2 * DAY, 2 * DAY + seconds)
+            kept.append(set(await bucket.items("budget")))
+        return kept
+
+    before, after = run(w, main())
+    assert before == after | {"budget.run.run.old", "budget.each.tenant.acme"}
+    assert after == {"budget.run.run.new", "budget.each.tenant.globex", "budget.all"}
+
+
+def test_status_shows_what_is_used_of_limits_and_budgets_and_what_is_left(loop: VirtualLoop) -> None:
+    w = world(loop, configured(Budget("team", tenant="*", cost=1.0), tokens=(10_000, MINUTE)))
+
+    async def main() -> dict[tuple[str, str], LimitRow]:
+        limits = await w.process()
+        await w.call(limits, tokens=500, tenant="acme")
+        asked = asyncio.create_task(w.call(limits, seconds=60))
+        await asyncio.sleep(1)
+        rows = await limit_rows(w.server.connect(), APP, w.now)
+        asked.cancel()
+        return {(row["lm"] or row["budget"] or "", row["what"]): row for row in rows}
+
+    rows = run(w, main())
+    tokens, cost, budget = rows["main", "tokens"], rows["main", "cost"], rows["team", "cost"]
+    assert (tokens["used"], tokens["most"]) == (500, 10_000)
+    assert 0 < tokens["reserved"] < 1500
+    assert tokens["left"] == 10_000 - 500 - tokens["reserved"]
+    assert (cost["used"], cost["most"], cost["left"]) == (0.00275, None, None)
+    assert (budget["tenant"], budget["used"]) == ("acme", 0.00275)
+    assert (tokens["ends"] or 0) <= 60 < 86400 - 100 < (budget["ends"] or 0)
+
+
+def test_what_nobody_used_in_this_window_is_shown_as_nothing(loop: VirtualLoop) -> None:
+    w = world(loop, configured(tokens=(10_000, MINUTE)))
+
+    async def main() -> list[LimitRow]:
+        await w.call(await w.process())
+        await asyncio.sleep(100)
+        return [row for row in await limit_rows(w.server.connect(), APP, w.now) if row["per"] == MINUTE]
+
+    assert [(row["what"], row["used"], row["left"]) for row in run(w, main())] == [("tokens", 0.0, 10_000)]
