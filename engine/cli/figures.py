@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def blocks(found: Status, *, routes: bool = False) -> list[Block]:
-    """All that there is to show of what runs. `routes`: models that are well, and which way calls went, too."""
+    """All that there is to show of what runs. `routes`: models that are well, what they are asked a minute, and which way calls
+    went, too.
+    """
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
     made += [_lms([row for row in found["lms"] if routes or row["breaker"] != "closed"])]
     made += [_routes(found["routes"])] if routes else []
-    made += [_limits(found["limits"])]
+    made += [_limits([row for row in found["limits"] if routes or row["most"] is not None or row["what"] == "cost"])]
     return [block for block in made if block.rows]
 
 
@@ -232,7 +234,7 @@ def _of_limit(row: LimitRow) -> str:
 
 
 def _amount(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4f}"
+    return "" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4g}"
 
 
 def _time(seconds: float | None) -> str:

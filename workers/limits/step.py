@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("dspex.workers")
 
 MOST_ACCOUNTS: Final = 1000  # of runs and tenants; those that are idle are forgotten
+NOTHING: Final[Amounts] = {}
 _WORDS: Final[Mapping[Measure, str]] = {
     "requests": "requests",
     "tokens": "tokens",
@@ -64,6 +65,7 @@ class Limits:
     def __init__(self, bus: Bus, config: PoolConfig, id: str, clock: ServerClock) -> None:
         self._bus, self._config, self._id, self._clock = bus, config, id, clock
         self._accounts: dict[str, Account] = {}
+        self._of_profile: dict[str, Account] = {}
         self._granted: dict[Execution, Granted] = {}
         self._opened: Bucket | None = None
         self._estimates = Estimates()
@@ -134,9 +136,10 @@ class Limits:
         """What is known without a question to the bus; None where there has to be one."""
         if (refused := self.cooling.refuses(profile.name)) is not None:
             return refused
-        amounts = self._estimates.of(work, profile)
+        accounts = self._accounts_of(work, profile)
+        amounts = self._estimates.of(work, profile) if any(account.limited for account in accounts) else NOTHING
         leases: list[tuple[Account, Lease]] = []
-        for account in self._accounts_of(work, profile):
+        for account in accounts:
             said = account.try_take(amounts)
             if not isinstance(said, Lease):
                 _give_back(leases)
@@ -181,19 +184,24 @@ class Limits:
             execution.lms = names[at:]
 
     # -- accounts
-    def _accounts_of(self, work: CallRequest, profile: Profile) -> Iterable[Account]:
-        found = [self._account({"lm": profile.name}, _limits(profile))]
+    def _accounts_of(self, work: CallRequest, profile: Profile) -> list[Account]:
+        found = [self._of_profile.get(profile.name) or self._account_of(profile)]
         for budget in self._config.budgets:
             if budget.profile in (None, profile.name) and budget.covers(work.topology, work.tenant):
                 found.append(self._account(budget.about(work.tenant, work.run), budget.limits))
         return found
+
+    def _account_of(self, profile: Profile) -> Account:
+        limits = {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
+        account = self._of_profile[profile.name] = self._account({"lm": profile.name}, limits)
+        return account
 
     def _account(self, about: Mapping[str, str], limits: Mapping[Measure, Limit]) -> Account:
         key = key_of(about)
         account = self._accounts.get(key)
         if account is None:
             if len(self._accounts) >= MOST_ACCOUNTS:
-                self._accounts = {key: account for key, account in self._accounts.items() if not account.idle}
+                self._accounts = {key: one for key, one in self._accounts.items() if "lm" in one.about or not one.idle}
             account = self._accounts[key] = Account(about, limits, self._id, self._bucket, self._now, self._tasks)
         return account
 
@@ -212,17 +220,13 @@ class Limits:
             await self._clock.ask()
 
 
-def _limits(profile: Profile) -> Mapping[Measure, Limit]:
-    return {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
-
-
 def _used(usage: Usage, estimate: Amounts) -> Amounts:
     """What a call has used, by what its child said. A server that tells no tokens has used what was expected."""
     tokens, told = usage.input_tokens + usage.output_tokens, usage.requests == 0
     return {
         "requests": max(1.0, float(usage.requests)),
-        "tokens": float(tokens) if tokens or told else estimate["tokens"],
-        "cost": usage.cost if usage.cost is not None and (tokens or told) else estimate["cost"],
+        "tokens": float(tokens) if tokens or told else estimate.get("tokens", 0.0),
+        "cost": usage.cost if usage.cost is not None and (tokens or told) else estimate.get("cost", 0.0),
     }
 
 

@@ -22,6 +22,7 @@ from dspex.bus.settings.model import Settings
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault
 from dspex.engine.cli.server.models import models
 from dspex.engine.client.status.health import faults
+from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.client.status.status import status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -73,6 +74,7 @@ async def _server(settings: Settings, server: Found, enough: Rights | None, role
         found += await _visible("clock", role, _clock(settings, bus, server))
         found += await _visible("payloads", role, _sealed(settings, bus)) if role != "caller" else []  # which needs no key
         found += await _visible("application", role, _application(settings, bus))
+        found += await _visible("limits", role, _limits(settings, bus))
     finally:
         await bus.close()
     return found
@@ -207,6 +209,20 @@ async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:
     count = len(applied)
     good = f"{count} {'topology is' if count == 1 else 'topologies are'} applied" if count else "nothing is applied yet"
     return wrong or [Diagnosis("application", True, good)]
+
+
+async def _limits(settings: Settings, bus: Bus) -> list[Diagnosis]:
+    """Which limits and budgets are reached. That is no fault: they are there for it."""
+    info = await bus.stream(subjects.stream(settings.app))
+    rows = await limit_rows(bus, settings.app, info.now if info else time.time())
+    limited = [row for row in rows if row["most"] is not None]
+    reached = [
+        f"{'lm.' if row['lm'] else 'budgets.'}{row['lm'] or row['budget']} ({row['what']})"
+        for row in limited
+        if not row["left"]
+    ]
+    said = f"{len(limited)} are counted; reached: {', '.join(reached) or 'none'}"
+    return [Diagnosis("limits", True, said)] if limited else []
 
 
 async def _copies(bus: Bus, app: str, applied: Manifest) -> list[Diagnosis]:
