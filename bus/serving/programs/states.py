@@ -261,12 +261,14 @@ def _number(key: str) -> int:
 
 def _version(program: str, number: int, value: bytes) -> SavedVersion:
     found: dict[str, Any] = checked(_StoredVersion, "a saved version", orjson.loads(value))
-    return SavedVersion(program, number, **{**found, "time": _time(found["time"])})
+    found["time"] = _time(found["time"])
+    return SavedVersion(program, number, **found)
 
 
 def _alias(number: int, value: bytes) -> AliasChange:
     found: dict[str, Any] = checked(_StoredAlias, "a change of an alias", orjson.loads(value))
-    return AliasChange(number, **{**found, "time": _time(found["time"])})
+    found["time"] = _time(found["time"])
+    return AliasChange(number, **found)
 
 
 def _time(at: float) -> datetime:
