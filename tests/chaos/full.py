@@ -21,6 +21,7 @@ import driven
 import run
 import simulation
 import structlog
+import talking
 import timed_simulation
 from oracle import Report, Violation
 from processes import agents
@@ -159,6 +160,7 @@ def scenarios() -> dict[str, Callable[[], Report]]:
         "time": lambda: _swept(timed_simulation.TimedSimulation(seed, kills=8).run() for seed in range(SEEDS)),
         "driver": lambda: _swept(map(driven.drive, range(SEEDS))),
         "agents killed": lambda: asyncio.run(agents.judged()),
+        "sessions": lambda: asyncio.run(talking.talk(50, 4, 25)),
     }
     return found | {name: lambda s=s: judged(s.arguments, s.shows) for name, s in SCENARIOS.items()}
 

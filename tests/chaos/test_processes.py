@@ -5,12 +5,14 @@ One short run, so that the machinery keeps working; the scenarios are run by `sc
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import full
 import psutil
 import pytest
+import talking
 
 pytestmark = [
     pytest.mark.no_cover,
@@ -28,6 +30,12 @@ def test_killed_engines_workers_and_servers_lose_and_double_nothing() -> None:
     report = full.judged("--events 60 --kills 1 --target all --engines 1 --size 1 --seed 11 --latency 0.02 --timeout 150")
     assert report.good, str(report)
     assert [p.cmdline() for p in descendants() - before] == []
+
+
+def test_a_session_survives_the_death_of_its_worker_its_engine_and_its_server() -> None:
+    report = asyncio.run(talking.talk(3, 1, seed=1))
+    assert report.good, str(report)
+    assert {"worker", "engine", "server"} <= report.numbers["faults"].keys()
 
 
 def test_the_documentation_lists_every_scenario() -> None:

@@ -31,6 +31,7 @@ SLEEPS = {
     "chaos/simulated/publisher.py": "virtual time",
     "chaos/simulated/source.py": "virtual time",
     "chaos/simulation.py": "virtual time",
+    "chaos/talking.py": "scripts/chaos: real faults at random moments",
     "chaos/timed_simulation.py": "virtual time",
     "chaos/processes/world.py": "scripts/chaos: real faults at random moments",
     "engine/keyed/lanes/test_meeting.py": "virtual time",

@@ -1,0 +1,33 @@
+"""Turns of sessions by a pool with real children: what the model is told of the turns before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pool_bench import APP, POOL, Bench, work
+
+import dspex
+from dspex.bus.records import CallRecord
+from dspex.engine.client.client import Client
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_model_sees_the_turns_before_as_messages_of_the_conversation(shared: Bench, shared_model: Any) -> None:
+    session = Client(bus=shared.bus, app=APP).session("history")
+    chat = dspex.predict("history: dspy.History, text -> reply", pool=POOL)
+    shared_model.bodies = []
+    for text in ("first", "second"):
+        async with session.stream(chat, {"text": text}, timeout=60) as answer:
+            assert (await answer.result()).data["reply"] == f"reply of {text}"
+    roles = [[message["role"] for message in body["messages"]] for body in shared_model.bodies]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
+    assert "reply of first" in shared_model.bodies[1]["messages"][2]["content"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_turn_of_no_session_is_refused_and_counted(shared: Bench) -> None:
+    before, asked = shared.pool.work.refused, work(record=None, turn="t")
+    answer = await shared.bus.request(asked.called_on(APP, POOL), asked.pack(), timeout=10)
+    assert "of which session" in (CallRecord.unpack(answer.data).error or {})["message"]
+    assert shared.pool.work.refused == before + 1
