@@ -369,6 +369,7 @@ def redriven(app: str) -> str:
     return f"{prefix(app)}.audit.redriven"
 
 
+SUBMITTED: Final = "_submit"  # the topology of dspex's own that makes submitted calls; no other can have this name
 AD_HOC: Final = "adhoc"  # stands for the topology in the subjects of calls of none, so none can have this name
 
 
@@ -393,6 +394,16 @@ def described_pattern(app: str) -> str:
 def call_pattern(app: str, pool: str) -> str:
     """All interactive calls of a pool: queue group `pool`, members only while they have a free slot."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}.>"
+
+
+def submit(app: str, pool: str, kind: str, call: str) -> str:
+    """Where a call is submitted, by the kind of operator. `call`: its own token, so that it is submitted once."""
+    return f"{prefix(app)}.submit.{token(pool, 'pool')}.{token(kind, 'kind') if kind != '*' else kind}.{call}"
+
+
+def submit_pattern(app: str) -> str:
+    """All submitted calls: the source of the topology that makes them."""
+    return f"{prefix(app)}.submit.>"
 
 
 def control(app: str, pool: str) -> str:
@@ -496,7 +507,7 @@ def work_key(pool: str, band: int) -> str:
 
 def torn_key(topology: str) -> str:
     """Up to where the stream was looked at for what torn commits of a topology left."""
-    return f"torn.{token(topology, 'topology')}"
+    return f"torn.{topology if topology == SUBMITTED else token(topology, 'topology')}"
 
 
 def limit_key(*words: str) -> str:

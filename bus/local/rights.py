@@ -188,7 +188,7 @@ def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
     yield _seals(app)
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which nodes there are
     for pool in pools:
-        yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
+        yield from (subjects.call_pattern(app, pool), subjects.control(app, pool), subjects.submit(app, pool, "*", "*"))
         yield from (f"$SRV.*.{subjects.service(app, pool)}", f"$SRV.*.{subjects.service(app, pool)}.*")
 
 

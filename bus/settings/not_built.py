@@ -25,10 +25,10 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("submit", "runs", "replay", "fork", "diff"),
+        *("runs", "replay", "fork", "diff"),
         *("scale", "score", "evaluate"),
     ),
-    "Run": ("result", "steps", "cancel", "export"),
+    "Run": ("steps", "cancel", "export"),
     "Driver": ("replay",),
 }
 """Methods and attributes of other classes."""
@@ -73,7 +73,6 @@ VERBS = frozenset(
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "check": frozenset({"--live"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
-    "call": frozenset({"--detach"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

@@ -56,6 +56,7 @@ class EngineSettings(SettingsTable):
             most 16 GiB. The stream of sources gets a fifth of that besides.
         state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
+        submit: whether calls can be submitted (`Client.submit`): a topology of dspex's own runs beside yours.
         encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keys/keyring.py. "NEW,OLD":
             NEW seals new ones, and OLD opens too.
     """
@@ -69,6 +70,7 @@ class EngineSettings(SettingsTable):
     max_bytes: PositiveSize | None = None
     state_limit: PositiveSize = 256 << 20
     claim_check_above: PositiveSize = ABOVE
+    submit: bool = False
     encrypt_key_env: Variables | None = None
 
 

@@ -25,6 +25,7 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls import submit as submitting
 from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
@@ -205,6 +206,26 @@ class Client(Planned, names=METHODS["Client"]):
         """
         async for result in in_order(lambda data: self.call(what, data, timeout=timeout), items, concurrency):
             yield result
+
+    async def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
+        """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
+
+        It is tried again as a call of a topology is. The application must have `engine.submit = true`.
+
+        Args:
+            what: as of `call`; a deployed node is submitted as it is now. Of a Spec's options `retry`, `priority`, `timeout`
+                and `deadline` are carried out.
+            data: the inputs by name.
+            id: names the call. The same id twice is one call and one run, for as long as its event is kept.
+
+        Raises:
+            NotStored: the application takes no submitted calls. ConfigError: DX108, a Spec with `fallback`, `on_error` or
+            `order`: only a topology carries them out.
+        """
+        above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
+        return await submitting.submit(
+            self.bus, self._nodes, what, data, id=id, session=session, above=above, waits=self._waits
+        )
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

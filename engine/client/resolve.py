@@ -21,6 +21,7 @@ from dspex.engine.graph.nodes import Call
 V = TypeVar("V", default=Any)
 V_co = TypeVar("V_co", covariant=True, default=Any)
 _OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order", "priority")  # only a stage of a topology can carry these out
+_OF_ENGINES = ("retry", "priority")  # of these, what a submitted call has
 
 
 class HasCall(Protocol[V_co]):
@@ -63,10 +64,13 @@ class Nodes:
         """Read the node again when it is asked for."""
         self._known.pop(node, None)
 
-    async def resolve(self, bus: Bus, what: HasCall[V] | str) -> tuple[Resolved[V], bool]:
-        """What is asked for, and whether that is certain to be so now. Raises ConfigError, TopologyError."""
+    async def resolve(self, bus: Bus, what: HasCall[V] | str, *, durable: bool = False) -> tuple[Resolved[V], bool]:
+        """What is asked for, and whether that is certain to be so now. Raises ConfigError, TopologyError.
+
+        `durable`: an engine makes the call, and carries out more of its options.
+        """
         if not isinstance(what, str):
-            _refuse_options_of_topologies(what.options)
+            _refuse_options_of_topologies(what.options, durable)
             call = what.to_call()
             return Resolved(call.spec, call.pool, call), True
         if "->" in what:
@@ -102,11 +106,16 @@ def _predict(signature: str) -> CallSpec:
     return CallSpec(kind="predict", target=signature, signature=signature, route="auto")
 
 
-def _refuse_options_of_topologies(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError (DX108) for options that an interactive call would ignore: it asks once and raises what went wrong."""
-    ignored = [name for name in _OF_TOPOLOGIES if name in options]
+def _refuse_options_of_topologies(options: Mapping[str, Any], durable: bool) -> None:
+    """Raise ConfigError (DX108) for options that an interactive call would ignore: it asks once and raises what went wrong. A
+    submitted one is tried again, and has no stream behind it.
+    """
+    ignored = [name for name in _OF_TOPOLOGIES if name in options and not (durable and name in _OF_ENGINES)]
     if ignored:
         names = ", ".join(ignored)
+        if durable:
+            fix = f"leave out {names}, or use the spec in a topology: stream.call(spec, name=…)"
+            raise ConfigError(f"a submitted call does not carry out the options {names}", code="DX108", fix=fix)
         raise ConfigError(
             f"an interactive call does not carry out the options {names}: it asks once, waits in no queue, and raises the "
             "error",

@@ -13,6 +13,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
+from dspex.engine.client.call import Result
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.graph import manifest
@@ -94,6 +95,16 @@ class Run(Planned, names=METHODS["Run"]):
         async for finished in finishing(self._bus, self._app, [id], None, applied):
             return finished[0].info(applied)
         raise RunNotFound(f"run {id} is not known", run=id)
+
+    async def result(self, timeout: Duration | None = None) -> Result[Any]:
+        """The result of a submitted call (`Client.submit`), when it is there; of any process, by the run's id.
+
+        Raises the call's error, CallTimeout after `timeout`, RunFailed where no worker has answered it before its deadline,
+        RunNotFound where the run is no submitted call, or its record is not kept any more.
+        """
+        from dspex.engine.client.calls.submit import finished
+
+        return await finished(self, self._bus, self._app, timeout)
 
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""

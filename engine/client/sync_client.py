@@ -76,6 +76,14 @@ class Run(Planned, names=METHODS["Run"]):
         """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
         return background.run(self._of.wait(timeout))
 
+    def result(self, timeout: Duration | None = None) -> Result[Any]:
+        """The result of a submitted call (`Client.submit`), when it is there; of any process, by the run's id.
+
+        Raises the call's error, CallTimeout after `timeout`, RunFailed where no worker has answered it before its deadline,
+        RunNotFound where the run is no submitted call, or its record is not kept any more.
+        """
+        return background.run(self._of.result(timeout))
+
     def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
         return background.run(self._of.outputs())
@@ -320,6 +328,23 @@ class Client(Planned, names=METHODS["Client"]):
             timeout: of each call, from when it begins.
         """
         return background.each(self._of.batch(what, items, concurrency=concurrency, timeout=timeout))
+
+    def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
+        """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
+
+        It is tried again as a call of a topology is. The application must have `engine.submit = true`.
+
+        Args:
+            what: as of `call`; a deployed node is submitted as it is now. Of a Spec's options `retry`, `priority`, `timeout`
+                and `deadline` are carried out.
+            data: the inputs by name.
+            id: names the call. The same id twice is one call and one run, for as long as its event is kept.
+
+        Raises:
+            NotStored: the application takes no submitted calls. ConfigError: DX108, a Spec with `fallback`, `on_error` or
+            `order`: only a topology carries them out.
+        """
+        return Run(background.run(self._of.submit(what, data, id=id, session=session)))
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

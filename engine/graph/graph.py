@@ -34,7 +34,10 @@ class Lane:
 
 @dataclass(frozen=True)
 class Graph:
-    """A frozen topology. Nodes are in an order in which every node comes after its inputs. `lanes`: see lanes.py."""
+    """A frozen topology. Nodes are in an order in which every node comes after its inputs. `lanes`: see lanes.py.
+
+    `pools`: which its events may name, where they say what is called; no part of its digest.
+    """
 
     name: str
     nodes: Mapping[str, Node]
@@ -44,6 +47,7 @@ class Graph:
     drop: tuple[str, ...] = ()
     file: str | None = None
     lanes: Mapping[str, Lane] = field(default_factory=dict)
+    pools: tuple[str, ...] = ()
 
     def outputs(self, name: str) -> list[tuple[int, Node]]:
         """The nodes behind `name`, each with the outlet that leads to it, in graph order."""

@@ -67,6 +67,7 @@ class Call(Generic[R_co]):
             "serial": the next call of a key is made when the one before has landed.
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
+        of: makes the call of an event's data and subject, where each event says what is asked; see submitted.py.
     """
 
     spec: CallSpec
@@ -81,6 +82,11 @@ class Call(Generic[R_co]):
     on_error: OnError = "dead_letter"
     priority: int = 5
     tenant: Callable[[Any], str | None] | None = None
+    of: Callable[[Any, str], Call[Any]] | None = None
+
+    def for_event(self, data: Any, subject: str) -> Call[Any]:
+        """What is asked for an event, by its data and its subject. Raises DataError; NotAllowed for what may not be asked."""
+        return self if self.of is None else self.of(data, subject)
 
 
 MOST_PARTITIONS: Final = 1024

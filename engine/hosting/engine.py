@@ -27,6 +27,7 @@ from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
+from dspex.engine.graph.submitted import submitted
 from dspex.engine.hosting.command_process import OnOutput
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
@@ -80,6 +81,8 @@ class Engine:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
         self.graphs: list[Graph] = [with_defaults(g, defaults, self.settings.timeouts) for g in graphs_of(topologies)]
+        if self.settings.engine.submit:
+            self.graphs.append(submitted(self.settings.app, tuple(sorted({*self.settings.pools}))))
         self.id = engine_id()
         self._running: RunningEngine | None = None
         self._wanted = pools
@@ -139,7 +142,7 @@ class Engine:
             raise
 
     def _pool_names(self) -> list[str]:
-        calls = [n.call for g in self.graphs for n in g.calls]
+        calls = [n.call for g in self.graphs for n in g.calls if n.call.of is None]
         for lm in [lm for c in calls for lm in c.spec.lm if lm not in self.settings.lm]:
             known = ", ".join(self.settings.lm)
             message = f"a topology uses language model {lm!r}; the settings have: {known}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater
 from dspex.bus.records import NodeEvent, Origin
-from dspex.engine.graph.nodes import CallNode
+from dspex.engine.graph.nodes import Call, CallNode
 from dspex.engine.log.rows import OpenCall, Timer
 from dspex.engine.log.tables import Change, Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Note, Woken
@@ -41,6 +41,15 @@ class Asked(NamedTuple):
         if self.node is None or self.event is None:
             raise AssertionError("a call whose operator or event is gone is only closed")
         return self.node, self.event
+
+    @property
+    def call(self) -> tuple[Call, Any]:
+        """What is asked for the event, and its data where that had to be read for it. Raises DspexError."""
+        node, event = self.known
+        if node.call.of is None:
+            return node.call, None
+        data = codecs.decode(event.data, event.content_type)
+        return node.call.for_event(data, event.origin.subject), data
 
     @property
     def record(self) -> int:
@@ -102,7 +111,11 @@ class Settlement:
 
     def failed(self, asked: Asked, failure: Failure, *, expired: bool = False) -> Effects:
         """Say what becomes of a call whose execution failed, or whose deadline has passed."""
-        row, call = asked.row, asked.known[0].call
+        row = asked.row
+        try:
+            call, _ = asked.call
+        except DspexError as e:
+            return self._dead(asked, Failure(e, row.node, excerpt(e)))
         left = 0.0 if expired else row.deadline - asked.arrival.clock
         verdict = decide(failure.error, row, call, left)
         if verdict.what == "retry" and verdict.row is not None:
@@ -121,12 +134,13 @@ class Settlement:
 
     def _ask_again(self, asked: Asked, row: OpenCall) -> Effects:
         """Ask for the execution that `row` says."""
-        node, event = asked.known
+        event = asked.known[1]
         try:
-            inputs = node.call.inputs(codecs.decode(event.data, event.content_type))
+            call, data = asked.call
+            inputs = call.inputs(codecs.decode(event.data, event.content_type) if data is None else data)
         except DspexError as e:  # they could be made before: another version of the topology runs now
             return self._dead(asked, Failure(e, row.node, excerpt(e)))
-        again = request(self._process.address, asked.number, row, node.call, inputs, event, asked.arrival.clock)
+        again = request(self._process.address, asked.number, row, call, inputs, event, asked.arrival.clock)
         return Effects((again,), notes=("retry",))
 
     def _fall_back(self, asked: Asked, failure: Failure) -> Effects:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
-from dspex.engine.cli.events.answers import print_result, print_stream
+from dspex.engine.cli.events.answers import print_result, print_stream, print_submitted
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import terminal
 from dspex.engine.cli.topology.targets import importing, search
@@ -28,11 +28,12 @@ def call(
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="The call is the next turn of this session.")] = None,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of the whole call.")] = "60s",
+    timeout: Annotated[str | None, typer.Option("--timeout", metavar="DUR", help="Of the whole call; default 60s.")] = None,
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the call, and print its run.")] = False,
 ) -> None:
     """Call a worker and print the result. WHAT is a signature, a node that is applied, or a program."""
     from dspex.bus.records import Route
@@ -40,7 +41,11 @@ def call(
     from dspex.bus.settings.duration import seconds
     from dspex.engine.cli.terminal.arguments import records
 
-    t, limit = terminal(context), seconds(timeout)
+    t, limit = terminal(context), seconds(timeout or "60s")
+    if detach and (stream or timeout is not None):
+        other = "--stream" if stream else "--timeout"
+        fix = "leave one out; a submitted call has the timeout and the deadline of its operator"
+        raise ConfigError(f"--detach waits for no answer, so {other} would do nothing", code="DX105", fix=fix)
     search(t.settings())
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
     if state is not None:
@@ -61,7 +66,9 @@ def call(
                 for inputs in records(data or [], sys.stdin):
                     calls += 1
                     one = c if session is None else c.session(session)
-                    if stream:
+                    if detach:
+                        await print_submitted(t, c, await c.submit(spec, inputs, session=session))
+                    elif stream:
                         async with one.stream(spec, inputs, timeout=limit) as answer:
                             await print_stream(t, answer)
                     else:

@@ -82,10 +82,12 @@ def _history(text: str | None) -> Backfill | None:
 
 def _graphs(t: Terminal, targets: Sequence[str] | None) -> list[Graph]:
     from dspex.engine.graph.defaults import with_defaults
+    from dspex.engine.graph.submitted import submitted
 
     settings = t.settings()
     defaults, timeouts = settings.defaults.call.options(), settings.timeouts
-    return [with_defaults(topology.graph, defaults, timeouts) for topology in load(t, targets)]
+    graphs = [with_defaults(topology.graph, defaults, timeouts) for topology in load(t, targets)]
+    return [*graphs, submitted(settings.app, tuple(settings.pools))] if settings.engine.submit else graphs
 
 
 async def _plan(c: Client, graphs: Sequence[Graph], reset: Sequence[str], backfill: Backfill | None) -> tuple[ApplyPlan, There]:

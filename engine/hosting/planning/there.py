@@ -141,11 +141,15 @@ async def _stores(bus: Bus, app: str) -> frozenset[str]:
     return frozenset(name for (_, name), there in zip(kinds, found) if there)
 
 
+_PLAIN_BANDS = sorted({subjects.band(priority) for priority in range(10)})
+
+
 def used_by(graphs: Sequence[Graph]) -> list[tuple[str, int]]:
     """The pools, with the bands of priority, that the calls of the graphs go to."""
-    calls = [n.call for g in graphs for n in g.calls]
+    calls = [n.call for g in graphs for n in g.calls if n.call.of is None]
     found = {(call.pool, subjects.band(call.priority)) for call in calls}
-    return sorted(found | {(call.pool, subjects.band(call.priority, behind=True)) for call in calls if call.tenant is not None})
+    found |= {(call.pool, subjects.band(call.priority, behind=True)) for call in calls if call.tenant is not None}
+    return sorted(found | {(pool, band) for g in graphs for pool in g.pools for band in _PLAIN_BANDS})
 
 
 def consumers_of(graphs: Sequence[Graph]) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Final
 
 import structlog
 
-from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import BusError, DspexError
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent
 from dspex.bus.seldom import Seldom
+from dspex.engine.graph.nodes import Call
 from dspex.engine.log.rows import NONE
 from dspex.engine.runtime.arrival import Answered, Due, Told, What
 from dspex.engine.runtime.walk.compile import Stage
@@ -38,8 +39,9 @@ class SpentJournals:
         for what, notes, _ in told:
             event = _event(what) if "record" in notes else None
             node = stage.calls.get(event.node) if event is not None else None
-            if event is not None and event.call is not None and node is not None and node.call.spec.journaled:
-                self._subjects.append(subjects.request(self._app, node.call.pool, event.call))
+            call = _call(node.call, event) if node is not None and event is not None else None
+            if event is not None and event.call is not None and call is not None and call.spec.journaled:
+                self._subjects.append(subjects.request(self._app, call.pool, event.call))
                 self._wake.set()
 
     async def run(self) -> None:
@@ -56,6 +58,13 @@ class SpentJournals:
                     if error.retryable:
                         self._subjects.extend(some)
                     await asyncio.sleep(PAUSE)
+
+
+def _call(call: Call, event: NodeEvent) -> Call | None:
+    try:
+        return call if call.of is None else call.for_event(codecs.decode(event.data, event.content_type), event.origin.subject)
+    except DspexError:
+        return None
 
 
 def _event(what: What) -> NodeEvent | None:

@@ -121,7 +121,9 @@ def request(
 def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type: str, call: str | None, attempts: int) -> None:
     """Open a call in a walk: its request is an output. `call`: its id, where it was open before. Raises DataError."""
     address: Address = walk.address
-    inputs, origin = node.call.inputs(data), walk.origin
+    origin = walk.origin
+    asked_for = node.call if node.call.of is None else node.call.for_event(data, origin.subject)
+    inputs = asked_for.inputs(data)
     if call is None:
         ordinal = walk.counts[node.name] = walk.counts.get(node.name, -1) + 1
         call = derived_id(origin.id, address.node_id(node.name), ordinal)
@@ -132,16 +134,16 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         node=node.name,
         id=call,
         run=origin.run,
-        pool=node.call.pool,
-        deadline=walk.clock + node.call.deadline,
+        pool=asked_for.pool,
+        deadline=walk.clock + asked_for.deadline,
         digest=b"",
         key=origin.key if node.call.order == "key" else (origin.key or None) if node.call.order == "serial" else None,
         time=origin.time,
-        tenant=node.call.tenant(data) if node.call.tenant is not None else None,
+        tenant=asked_for.tenant(data) if asked_for.tenant is not None else None,
     )
     if row.tenant is not None and _has_enough(walk.tables.calls.rows, row):
-        row = row._replace(band=subjects.band(node.call.priority, behind=True))
-    asked = request(address, walk.number, row, node.call, inputs, event, walk.clock)
+        row = row._replace(band=subjects.band(asked_for.priority, behind=True))
+    asked = request(address, walk.number, row, asked_for, inputs, event, walk.clock)
     if (size := len(asked.message.data) - len(body)) > address.limit:  # expressions may make more of the data
         raise too_large(f"the inputs of {node.name}", size, address.limit)
     walk.outputs.append(asked)

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from cli_bench import CLASSIFY, TRIAGE, Project, objects, stand_in
 
+import dspex.sync
+from dspex import Settings
+
 RESULT = ["id", "data", "route", "lm", "worker", "attempts", "elapsed_ms", "dspy_version", "usage"]
 RESULT += ["state", "warning"]
 SETTINGS = """
 topologies = ["triage.yaml"]
+engine.submit = true
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
 lm.other = {{ model = "openai/stand-in", base_url = "{url}", key_env = "OTHER_KEY" }}
 pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
@@ -91,6 +95,19 @@ def test_an_answer_is_printed_while_it_is_made(project: Project) -> None:
     assert (failed.code, failed.out) == (1, "")
     assert "shouting" in failed.err
     assert "AssertionError" in failed.err
+
+
+def test_a_call_is_submitted_and_its_result_is_fetched_by_its_run(project: Project) -> None:
+    (sent,) = project.here("--json", "call", "text -> reply", "text=later", "--detach").objects()
+    assert list(sent) == ["run", "stream", "seq", "duplicate"]
+    settings = Settings.load(project.folder / "dspex.toml", server__url=project.env["NATS_URL"])
+    with dspex.sync.connect(settings=settings) as client:
+        result = client.run(sent["run"]).result("30s")
+    assert (result.data, result.lm) == ({"reply": "reply of later"}, "main")
+    human = project.here("call", "text -> reply", "text=later", "--detach")
+    assert human.out.startswith("run 01")
+    refused = project.here("call", "text -> reply", "text=later", "--detach", "--timeout", "5s")
+    assert (refused.code, "DX105" in refused.err) == (2, True)
 
 
 def test_a_program_is_saved_promoted_called_and_rolled_back_from_the_shell(project: Project) -> None:

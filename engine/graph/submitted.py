@@ -1,0 +1,85 @@
+"""The topology that every application can have without writing it: calls that somebody submitted, each an event that says what
+is asked. So they are as durable as any call of a topology: retries, deadlines, records and dead letters are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
+
+from typing_extensions import TypedDict
+
+from dspex.bus import subjects
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError, NotAllowed, is_seconds
+from dspex.bus.records import DEFAULT_POOL
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.settings.duration import seconds
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call, CallNode, Inlet, Retry, Source, SourceNode
+
+NODE: Final = "call"
+PARTITIONS: Final = 8
+
+
+class _Submitted(TypedDict):
+    spec: dict[str, Any]
+    pool: str
+    inputs: dict[str, Any]
+    timeout: float
+    deadline: float
+    priority: int
+    retry: dict[str, Any]
+
+
+def event_of(call: Call[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of the event that submits a call."""
+    retry = asdict(call.retry) | {name: seconds(getattr(call.retry, name)) for name in ("backoff", "cap")}
+    return {
+        "spec": call.spec.plain(),
+        "pool": call.pool,
+        "inputs": dict(inputs),
+        "timeout": call.timeout,
+        "deadline": call.deadline,
+        "priority": call.priority,
+        "retry": retry,
+    }
+
+
+def submitted(app: str, pools: tuple[str, ...]) -> Graph:
+    """The graph. `pools`: those that its calls may go to; they are no part of what it is."""
+    subject = subjects.submit_pattern(app)
+    nothing: Call[Any] = Call(CallSpec("submit", "", ""), DEFAULT_POOL, _inputs, _outputs, of=partial(_call, app))
+    source = SourceNode(name=subject, op="source", source=Source(subject, partitions=PARTITIONS, plain=False))
+    node = CallNode(name=NODE, op="call", inputs=(Inlet(subject),), call=nothing)
+    return Graph(subjects.SUBMITTED, {subject: source, NODE: node}, pools=pools)
+
+
+def _call(app: str, data: Any, subject: str) -> Call[Any]:
+    """What an event asks.
+
+    Raises DecodeError for what is no submitted call; NotAllowed where it came on a subject that is not its own: the server lets
+    who submits use the subjects that they may, and what is asked must be what they may ask.
+    """
+    found: _Submitted = checked(_Submitted, "a submitted call", data)
+    spec, retry = CallSpec.read(found["spec"]), Retry(**checked(Retry, "a submitted call", found["retry"]))
+    times = (found["timeout"], found["deadline"], retry.backoff, retry.cap, retry.jitter)
+    if not all(isinstance(time, (int, float)) and is_seconds(time) for time in times) or not 0 <= found["priority"] <= 9:
+        raise DecodeError("not a submitted call of dspex: its times are no numbers of seconds, or its priority is none")
+    if retry.attempts < 1 or not 1 <= retry.factor < 1e6 or not 0 <= retry.jitter <= 1:
+        raise DecodeError("not a submitted call of dspex: nobody can try again so")
+    wanted = subjects.submit(app, found["pool"], spec.kind, "*")
+    if not subjects.matches(wanted, subject):
+        raise NotAllowed(f"a call for {wanted} came on {subject}", fix="submit it on its own subject")
+    return Call(spec, found["pool"], _inputs, _outputs, found["timeout"], found["deadline"], retry, priority=found["priority"])
+
+
+def _inputs(data: Any) -> Mapping[str, object]:
+    given: Mapping[str, object] = data["inputs"]
+    return given
+
+
+def _outputs(data: Any, outputs: Mapping[str, object]) -> Mapping[str, object]:
+    return outputs
