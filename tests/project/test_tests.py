@@ -22,6 +22,7 @@ SLEEPS = {
     "bus/test_server_clock.py": "virtual time",
     "chaos/processes/processes.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/process.py": "scripts/chaos: real faults at random moments",
+    "chaos/processes/agents.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/spending.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/publisher.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/servers.py": "scripts/chaos: real faults at random moments",
