@@ -365,6 +365,14 @@ class Client(Planned, names=METHODS["Client"]):
         pools = self._settings.pools if self._settings is not None else ()
         await programs.ProgramStore(self.bus, self.app, pools).promote(name, version, alias)
 
+    async def rollback_program(self, name: str, alias: str) -> int:
+        """Have an alias point to what it pointed to before; the version.
+
+        Raises RunError: DX627, it has pointed to nothing else. Fenced: somebody else changes it at the same time.
+        """
+        pools = self._settings.pools if self._settings is not None else ()
+        return await programs.ProgramStore(self.bus, self.app, pools).rollback(name, alias)
+
     async def describe(self, what: HasCall[Any] | str, *, timeout: Duration = "60s") -> ProgramInfo:
         """What a program is made of, as a worker has it: predictors, signatures, demonstrations, saved state, versions.
 

@@ -465,6 +465,13 @@ class Client(Planned, names=METHODS["Client"]):
         """
         background.run(self._of.promote_program(name, version, alias))
 
+    def rollback_program(self, name: str, alias: str) -> int:
+        """Have an alias point to what it pointed to before; the version.
+
+        Raises RunError: DX627, it has pointed to nothing else. Fenced: somebody else changes it at the same time.
+        """
+        return background.run(self._of.rollback_program(name, alias))
+
     def describe(self, what: HasCall[Any] | str, *, timeout: Duration = "60s") -> ProgramInfo:
         """What a program is made of, as a worker has it: predictors, signatures, demonstrations, saved state, versions.
 
