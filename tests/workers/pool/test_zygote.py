@@ -23,6 +23,7 @@ from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.model import Settings
 from dspex.workers.config import PoolConfig
+from dspex.workers.pool.children import zygote_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere children are not forked")
 
@@ -34,6 +35,9 @@ log = open(pathlib.Path(__file__).with_name("log"), "a")
 
 async def version(data):
     return {{"reply": {version!r}, "pid": os.getpid(), "drawn": random.random()}}
+
+async def hangs(data):
+    time.sleep(600)
 
 async def sleeps(data):
     await asyncio.sleep(data["seconds"])
@@ -152,6 +156,23 @@ async def test_a_pool_starts_its_children_again_where_what_starts_them_was_kille
     await until(lambda: shop.pool.children.ready == 2)
     assert (await ask(shop))["pid"] not in before
     await until(lambda: not any(psutil.pid_exists(pid) for pid in before))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_hung_program_ends_at_its_time_also_where_what_started_it_is_frozen(
+    shop: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygote_process, "KILLED_WITHIN", 0.1)
+    before = pids(shop)
+    zygote = psutil.Process(before[0]).parent()
+    assert zygote is not None
+    zygote.suspend()
+    hung = work(spec=CallSpec("enrich", "shop:hangs", ""), inputs={}, timeout=0.2)
+    (late,) = await shop.ask(hung)
+    assert late.error is not None
+    assert late.error["type"] == "CallTimeout"
+    await until(lambda: shop.pool.children.ready == 2 and not set(before) & set(pids(shop)))
+    assert (await ask(shop))["reply"] == "mended"
 
 
 @pytest.mark.asyncio

@@ -28,6 +28,7 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 START_TIMEOUT = 120.0  # seconds until it must be ready: importing a user's programs can be slow
 BORN_WITHIN = 10.0  # seconds between two forks at most, on a machine that has too much to do
 STOP_WITHIN = 2.0  # seconds between the end of its socket and its own
+KILLED_WITHIN = 2.0  # seconds that it has to kill a child
 
 
 class UnfitToFork(Exception):
@@ -60,9 +61,18 @@ class Spawned:
         return self._zygote.pid
 
     def kill(self) -> None:
-        """End it at once. Not by its process id, which only its parent knows to be its own still."""
+        """End it at once. Not by its process id, which only its parent knows to be its own still.
+
+        Where that does not do it, because it is frozen, it is ended itself, and all its children with it.
+        """
         if not self.ended.is_set():
             self._zygote.say(kill=self._number)
+            asyncio.get_running_loop().call_later(KILLED_WITHIN, self._insist)
+
+    def _insist(self) -> None:
+        if not self.ended.is_set():
+            log.error("what starts workers does not react, killing it", pid=self._zygote.pid)
+            self._zygote.kill()
 
     async def wait(self) -> None:
         """Wait until it has ended."""
@@ -172,6 +182,10 @@ class ZygoteProcess:
             kill(self._process)
         except OSError:
             pass
+
+    def kill(self) -> None:
+        """End it at once. The kernel ends its children with it."""
+        kill(self._process)
 
     async def stop(self) -> None:
         """End it, and every process below it."""
