@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,7 @@ def config(url: str, **options: Any) -> PoolConfig:
     profile = Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0}, breaker={"failures": 10**6})
     profiles = {name: replace(profile, name=name) for name in ("main", "busy1", "busy2")}
     known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*", "journaled:*"), "path": (str(HERE / "programs"),)}
+    known["python"] = os.environ.get("TEST_DSPY_PYTHON") or None
     return PoolConfig(APP, POOL, **{**known, **options})
 
 

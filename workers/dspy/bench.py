@@ -17,7 +17,7 @@ import dspy
 from dspy.evaluate import metrics
 
 from dspex.workers.bench.cases import SHORT, TYPED, TYPES, AsyncOperation, Case, Inputs, Operation, places
-from dspex.workers.dspy.installed import ADAPTERS
+from dspex.workers.dspy.versions.installed import ADAPTERS
 
 _PROGRAMS: dict[str, Any] = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 _METRICS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from dspex.bus import errors
 from dspex.bus.errors import DspexError, ProgramError
 from dspex.operators.native.lm.provider_errors import NOT_NOW, asks_to_wait, class_of, retry_after_of, wait, word
 from dspex.workers.answerers.attempt import as_error, short
-from dspex.workers.dspy import installed
+from dspex.workers.dspy.versions import installed
 
 _MEANING: Mapping[str, type[DspexError]] = {
     "LMRateLimitError": errors.RateLimited,
@@ -41,7 +41,7 @@ TABLE: Mapping[type[BaseException], type[DspexError]] = {
 
 # Begins what DSPy adds to what the server said: it names options that dspex has not, and retries that dspex makes itself.
 _ADVICE = re.compile(r"\n\n  (?:To fix:|credential came from: )")
-_LITELLM = re.compile(r"\Alitellm\.\w+: (?:\w+: )?(?:\w+Exception - )?", re.ASCII)  # begins what LiteLLM makes of it
+_LITELLM = re.compile(r"\A(\[\S+\] )?litellm\.\w+: (?:\w+: )?(?:\w+Exception - )?", re.ASCII)  # begins what LiteLLM makes of it
 
 
 def to_error(error: BaseException, node: str, target: str) -> DspexError:
@@ -61,7 +61,7 @@ def to_error(error: BaseException, node: str, target: str) -> DspexError:
         return errors.InvalidOutput(_unparsed(error), node=node)
     if issubclass(cls, errors.CallError) and cls is not ProgramError:
         after = _seconds(retry_after)
-        said = _LITELLM.sub("", _ADVICE.split(str(error), maxsplit=1)[0])
+        said = _LITELLM.sub(r"\1", _ADVICE.split(str(error), maxsplit=1)[0])
         return cls(short(said) + asks_to_wait(after), node=node, retry_after=after)
     return as_error(error, node, target)
 

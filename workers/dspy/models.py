@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
-from dspex.workers.dspy import installed
+from dspex.workers.dspy.versions import installed
 
 
 class Models:

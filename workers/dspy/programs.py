@@ -24,7 +24,7 @@ from dspex.operators.native.problems import listed
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
-from dspex.workers.dspy import installed, modules, replies, requests, values
+from dspex.workers.dspy import modules, replies, requests, values
 from dspex.workers.dspy import signature as signatures
 from dspex.workers.dspy.described import described
 from dspex.workers.dspy.failure import to_error
@@ -32,6 +32,7 @@ from dspex.workers.dspy.models import Models
 from dspex.workers.dspy.states import version_warning, with_state
 from dspex.workers.dspy.streaming import Writing
 from dspex.workers.dspy.threads import Threads, look
+from dspex.workers.dspy.versions import installed
 
 _REASONED = ("chain_of_thought", "react")
 Made = TypeVar("Made")

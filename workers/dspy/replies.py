@@ -10,7 +10,7 @@ import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspex.operators.native.lm.finish import incomplete
-from dspex.workers.dspy import installed
+from dspex.workers.dspy.versions import installed
 
 _ENDS: Final = (
     "dspex_ends"  # beside DSPy's own settings, so it goes wherever those go: into tasks, threads and copies of models

@@ -12,18 +12,22 @@ from dataclasses import replace
 from typing import Any, Final
 
 import dspy
-from dspy.clients import call_result, execution
-from dspy.clients.legacy_outputs import plain
 from pydantic import BaseModel
 
 from dspex.bus.records import Usage
 from dspex.operators.native.lm.completion import MOST_TOKENS
+from dspex.workers.dspy.versions import installed, litellm_requests
 from dspex.workers.journal import requests as journal
 from dspex.workers.journal.requests import Requests, WhatIsAsked
 from dspex.workers.journal.tools import ause, marks_of, use
 
 _REQUESTS: Final = "dspex_requests"  # beside DSPy's own settings, as in replies.py
-_EXECUTE, _AEXECUTE = execution.execute, execution.aexecute
+# Of DSPy 3.4 and newer; before, LiteLLM makes the requests (versions/litellm_requests.py).
+call_result: Any = installed.client("call_result")
+execution: Any = installed.client("execution")
+legacy_outputs: Any = installed.client("legacy_outputs")
+_EXECUTE: Any = getattr(execution, "execute", None)
+_AEXECUTE: Any = getattr(execution, "aexecute", None)
 _CALL, _ACALL = dspy.Tool.__call__, dspy.Tool.acall
 
 # What is stored of a request, besides its messages: all else may hold keys, headers and addresses.
@@ -39,10 +43,14 @@ _OF_A_BODY: Final = ("id", "object", "created", "model", "choices", "output", "u
 
 def look() -> None:
     """Have every model and every tool of DSPy look into the journal, in calls that `asking` runs."""
-    if execution.execute is not _execute:
+    if dspy.Tool.__call__ is _call:
+        return
+    if execution is None:
+        litellm_requests.look(_current, _asked_litellm, _body, lambda usage: replace(tokens({"": usage}), requests=1))
+    else:
         execution.execute, execution.aexecute = _execute, _aexecute
-        dspy.Tool.__call__, dspy.Tool.acall = _call, _acall
-        journal.FINDERS.append(_current)
+    dspy.Tool.__call__, dspy.Tool.acall = _call, _acall
+    journal.FINDERS.append(_current)
 
 
 def asking(requests: Requests) -> dict[str, Any]:
@@ -103,6 +111,11 @@ def _asked(call: Any) -> WhatIsAsked:
     return WhatIsAsked("model", "", json.loads(json.dumps(about, default=_schema)))
 
 
+def _asked_litellm(given: Mapping[str, Any]) -> WhatIsAsked:
+    about = {name: value for name, value in given.items() if name in _NAMED or name == "messages"}
+    return WhatIsAsked("model", "", json.loads(json.dumps(about, default=_schema)))
+
+
 def _schema(value: object) -> object:
     """A class that says how a reply is to look; of anything else its name, which has no address in it."""
     if isinstance(value, type) and issubclass(value, BaseModel):
@@ -112,16 +125,20 @@ def _schema(value: object) -> object:
 
 def _kept(result: Any) -> dict[str, Any]:
     """An answer as DSPy's cache keeps it, but for what the server sent besides."""
-    raw = None if result.responses else plain(result.raw)
+    raw = None if result.responses else legacy_outputs.plain(result.raw)
     return {
         "_dspy_format": call_result.CACHE_FORMAT,
         "responses": [call_result.response_to_dict(response) for response in result.responses],
-        "outputs": plain(result.outputs),
+        "outputs": legacy_outputs.plain(result.outputs),
         "usage": {},
         "cost": None,
-        "raw": {name: raw[name] for name in _OF_A_BODY if name in raw} if isinstance(raw, dict) else None,
+        "raw": _body(raw) if isinstance(raw, dict) else None,
         "response_model": result.response_model,
     }
+
+
+def _body(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: raw[name] for name in _OF_A_BODY if name in raw}
 
 
 # -- tools

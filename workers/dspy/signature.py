@@ -21,7 +21,7 @@ from dspex.operators.native.fields.fields import MISSING, Field
 from dspex.operators.native.signature import Signature
 from dspex.operators.native.user_types import unfolded
 from dspex.operators.native.user_types.described import CODE, leaves
-from dspex.workers.dspy import installed
+from dspex.workers.dspy.versions import installed
 
 _TYPES: dict[str, Any] = {
     **{t.__name__: t for t in (date, datetime, time, timedelta)},

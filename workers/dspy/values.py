@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from dspex.bus.errors import InvalidInput
 from dspex.operators.native.fields.types import explain, hints_of
 from dspex.operators.native.user_types.stand_in import START, Definitions
-from dspex.workers.dspy import installed
 from dspex.workers.dspy import signature as signatures
+from dspex.workers.dspy.versions import installed
 
 _FORMS: Mapping[str, str] = {
     "Image": '{"url": "https://… or data:image/…"}',

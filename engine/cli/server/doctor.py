@@ -26,6 +26,7 @@ from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.client.status.status import status
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
+from dspex.operators.native.prompts.versions import usable_dspy
 
 if TYPE_CHECKING:
     from dspex.bus.local.rights import Rights
@@ -261,7 +262,10 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Dia
     needed = ("dspex", "dspy") if settings.pools[name].programs else ("dspex",)  # native calls need no DSPy
     missing = [package for package in needed if not answer[package]]
     fix = f"install it for that interpreter: pip install 'dspex[dspy]' ({', '.join(missing)} missing)" if missing else None
-    return Diagnosis(key, not missing, f"{versions}; language model {lm}", fix)
+    usable, remark = usable_dspy(answer["dspy"]) if answer["dspy"] else (True, "")
+    if not usable:
+        fix = f"upgrade it: pip install -U 'dspex[dspy]', or name another interpreter in {key}.python"
+    return Diagnosis(key, not missing and usable, "; ".join(filter(None, (versions, remark, f"language model {lm}"))), fix)
 
 
 async def _interpreter(python: str) -> Mapping[str, Any] | str:

@@ -74,6 +74,16 @@ def version_of(text: str | None) -> Version:
     return VERSIONS[max(v for v in VERSIONS if v <= wanted)]
 
 
+def usable_dspy(text: str) -> tuple[bool, str]:
+    """Whether a worker can run DSPy `text`, and what is to be said of it: "" for a version that dspex is tested with."""
+    found = _NUMBER.match(text)
+    minor = (int(found[1]), int(found[2])) if found else (0, 0)
+    if minor < min(VERSIONS):
+        return False, f"DSPy {text} is too old: the oldest that works is {VERSIONS[min(VERSIONS)].name}"
+    tested = minor in VERSIONS
+    return True, "" if tested else f"DSPy {text} is newer than all that dspex is tested with, up to {NEWEST.name}"
+
+
 def installed() -> str | None:
     """The version of DSPy that is installed, read without importing DSPy; None if DSPy is not installed."""
     for package in _PACKAGES:

@@ -293,3 +293,16 @@ class Twice(dspy.Module):
         ask = dspy.Predict("text -> reply")
         found = await asyncio.gather(ask.acall(text=text), ask.acall(text=f"{text} again"))
         return found[1]
+
+
+class Remembers(dspy.Module):
+    """Says how much of earlier calls it finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write = dspy.Predict("text -> reply")
+
+    def forward(self, text: str) -> dict[str, str]:
+        found = len(self.history) + len(self.write.history) + len(dspy.settings.trace or ())
+        self.write(text=text)
+        return {"reply": str(found)}

@@ -22,7 +22,7 @@ from dspex.bus.records import CallRecord
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.recorded.calls import chain_of_thought, predict, program, react
 from dspex.workers.config import Profile
-from dspex.workers.dspy.installed import ADAPTERS
+from dspex.workers.dspy.versions.installed import ADAPTERS
 
 MODEL = "openai/gpt-4o"
 KINDS: Mapping[str, Any] = {"predict": predict, "chain_of_thought": chain_of_thought, "react": react}

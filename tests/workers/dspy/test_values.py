@@ -22,7 +22,7 @@ from dspex.operators.native.signature import Signature, as_signature
 from dspex.operators.recorded.calls import predict, program
 from dspex.workers.answerers.attempt import plain
 from dspex.workers.dspy import signature, values
-from dspex.workers.dspy.installed import ADAPTERS
+from dspex.workers.dspy.versions.installed import ADAPTERS
 
 
 def given(kind: Any, value: Any) -> Any:

@@ -114,6 +114,26 @@ async def test_an_interpreter_without_dspy_is_a_fault_of_a_pool_with_programs(fo
     assert (checked["pools.broken"].ok, "no such library" in checked["pools.broken"].message) == (False, True)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("version", "ok", "said"),
+    [
+        ("2.5.43", False, "DSPy 2.5.43 is too old: the oldest that works is 2.6"),
+        ("2.6.27", True, ""),
+        ("3.4.1", True, ""),
+        ("3.9.0", True, "DSPy 3.9.0 is newer than all that dspex is tested with, up to 3.4"),
+    ],
+)
+async def test_a_version_of_dspy_that_is_not_tested_is_named(folder: Path, version: str, ok: bool, said: str) -> None:
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\necho \'{{"python": "3.11.0", "dspy": "{version}", "dspex": "0.1.0"}}\'\n')
+    python.chmod(0o755)
+    checked = await found(Settings.load(pools={"old": {"python": str(python)}}, server__local__port=-1))
+    assert checked["pools.old"].ok == ok
+    assert f"dspy {version}" in checked["pools.old"].message
+    assert said in checked["pools.old"].message
+
+
 def test_certificates_that_cannot_be_used_are_a_settings_error(folder: Path) -> None:
     (folder / "ca.pem").write_text("no certificate")
     for tls in (TLSSettings(ca="none.pem"), TLSSettings(ca="ca.pem"), TLSSettings(cert="none.pem", key="none.pem")):

@@ -41,6 +41,11 @@ def need_type(name: str) -> None:
         )
 
 
+def client(name: str) -> Any:
+    """The module of this name by which DSPy asks models itself; None before 3.4, where LiteLLM does."""
+    return None if MINOR < (3, 4) else import_module(f"dspy.clients.{name}")
+
+
 # -- errors --------------------------------------------------------------------------------------------------------
 def error(name: str) -> type[BaseException] | None:
     """DSPy's error class of this name, if it has one."""
