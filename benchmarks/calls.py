@@ -14,6 +14,8 @@ Parts:
   costs those who are not in it.
 * slots: calls of dspex that wait for 100 ms, as for a model, with more and more slots and as many in flight: the rate beside
   what so many slots could do, and the share of a core of each process.
+* stream: streamed calls of dspex: when a worker has the call, and when the first word is there, beside a raw stream of the same
+  model's server; then STREAMS of them at a time, alone and beside one whose reader does not read.
 
     python benchmarks/calls.py [--seconds 5] [--rounds 3] [--systems raw,direct] [--parts 1,16,64,half] [--json FILE]
 
@@ -68,8 +70,9 @@ SYSTEMS = {
     "dramatiq": Needs("dramatiq", redis=True),
     "taskiq-nats": Needs("taskiq_nats"),
 }
-PARTS = ("1", "16", "64", "half", "crowd", "slots")
-OWN = ("crowd", "slots")  # parts that are of dspex alone
+PARTS = ("1", "16", "64", "half", "crowd", "slots", "stream")
+OWN = ("crowd", "slots", "stream")  # parts that are of dspex alone
+STREAMS = 200  # at a time
 CROWD_RATE = 300  # calls a second
 SLOTS = (1, 2, 4, 8, 16, 32, 64, 128)
 BESIDE = ("raw", "celery")
@@ -120,6 +123,19 @@ def _note(found: Rounds, name: str, row: Figures) -> None:
     load = os.getloadavg()[0]
     found.setdefault(name, {}).setdefault(row["part"], []).append({**row, "load": load})
     print(f"  {name}, {row['part']}: {row['rate']:,.0f}/s, p50 {row['p50']:.2f} ms, load {load:.1f}", file=sys.stderr)
+
+
+async def streams(seconds: float, processes: int) -> Figures:
+    """What streamed calls give; see calling/streams.py."""
+    command = module("calling.streams", "--seconds", str(seconds), "--streams", str(STREAMS))
+    async with _server(Where(processes=processes), redis=False) as there:
+        variables = {**there.variables(), "PYTHONPATH": str(FOLDER)}
+        process = await asyncio.create_subprocess_exec(*command, env=variables, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"stream: its process ended with {process.returncode}; what it said is above")
+    found: Figures = json.loads(out)
+    return found
 
 
 async def one(system: str, seconds: float, parts: Sequence[str], where: Where) -> tuple[list[Figures], str]:
@@ -217,6 +233,17 @@ def _crowd(rows: Mapping[str, Figures]) -> list[str]:
     return lines
 
 
+def shown_streams(found: Figures) -> list[str]:
+    """What `streams` gave, for people."""
+    lines = [f"{'one at a time':<28}{'p50, ms':>10}{'p99, ms':>10}"]
+    for name, key in (("a worker has it", "accepted"), ("first word", "first"), ("first word, raw stream", "raw")):
+        lines.append(f"{name:<28}{found[key]['p50']:>10.2f}{found[key]['p99']:>10.2f}")
+    lines += ["", f"{found['streams']} streams{'':<18}{'accepted':>10}{'first':>10}{'end':>10}   p99, ms"]
+    for name, key in (("alone", "alone"), ("beside one that is stuck", "beside")):
+        lines.append(f"{name:<28}" + "".join(f"{found[key][of]:>10.1f}" for of in ("accepted", "first", "end")))
+    return lines
+
+
 def _slots(rows: Mapping[str, Figures]) -> list[str]:
     lines = [f"{'slots':<16}{'calls/s':>10}{'of linear':>10}   CPU, share of a core"]
     for slots, row in sorted(rows.items(), key=lambda item: int(item[0])):
@@ -240,12 +267,16 @@ def main() -> None:
     absent = {name: why for name in args.systems if (why := missing(name))}
     args.systems = [name for name in args.systems if name not in absent]
     figures, failed = asyncio.run(measure(args))
+    streamed = asyncio.run(streams(args.seconds, args.processes)) if "stream" in args.parts else {}
     middle, left_out = medians(figures), {name: f"not measured: {why}" for name, why in absent.items()}
     left_out |= {name: f"failed: {why}" for name, why in failed.items()}
-    print("\n".join([*tables(middle), *(f"{name}: {why}" for name, why in left_out.items())]))
+    more = ["", *shown_streams(streamed)] if streamed else []
+    print("\n".join([*tables(middle), *more, *(f"{name}: {why}" for name, why in left_out.items())]))
     if args.json is not None:
         how = {"seconds": args.seconds, "rounds": args.rounds, "processes": args.processes, "cores": os.cpu_count()}
-        args.json.write_text(json.dumps({**how, "left out": left_out, "medians": middle, "figures": figures}))
+        args.json.write_text(
+            json.dumps({**how, "left out": left_out, "medians": middle, "figures": figures, "stream": streamed})
+        )
     if any(name in OWN or not SYSTEMS[name].package for name in failed):
         sys.exit(1)
 

@@ -59,6 +59,18 @@ def test_a_table_shows_each_beside_the_raw_request_and_beside_celery() -> None:
     assert [line.split() for line in crowd[1:]] == [["0", "1.00", "2.00", "1.00x"], ["64", "1.00", "3.00", "1.50x"]]
 
 
+@pytest.mark.asyncio
+async def test_streamed_calls_are_measured_beside_a_raw_stream_and_a_reader_that_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "STREAMS", 5)
+    found = await calls.streams(0.05, 1)
+    assert 0 < found["accepted"]["p50"] <= found["first"]["p50"]
+    assert found["raw"]["p50"] > 0
+    lines = calls.shown_streams(found)
+    assert [line.split()[0] for line in lines if line] == ["one", "a", "first", "first", "5", "alone", "beside"]
+
+
 def test_a_peer_that_is_not_there_is_named_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "redis-server" in calls.missing("celery")
