@@ -25,6 +25,9 @@ from dspex.bus.serving.call_spec import Usage as Usage
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
 
+Affinity: TypeAlias = Literal["none", "prefer"]
+"""Whether calls of one key go to the same process of a pool: wherever there is room, or where that has room."""
+
 Outputs: TypeAlias = Mapping[str, Any]
 """What a call gives: values by name, as JSON-able data."""
 
@@ -180,6 +183,7 @@ class CallRequest(_Packed):
         turn: the name of the turn of `session` that its answer is to be; None: of none.
         opened: when the call was, in seconds since the epoch: the same in every execution. 0: not known.
         describe: what is asked for is what the program is made of: see `Client.describe`. Nothing is called.
+        affinity: what the calls have in common that the same process of the pool should answer; None: nothing.
     """
 
     call: str
@@ -201,6 +205,7 @@ class CallRequest(_Packed):
     turn: str | None = None
     opened: float = 0.0
     describe: bool = False
+    affinity: str | None = None
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""

@@ -40,11 +40,11 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("affinity", "lane"),
+    "call": ("lane",),
     "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
-CHOICES: Mapping[str, tuple[str, ...]] = {}
+CHOICES: Mapping[str, tuple[str, ...]] = {"affinity": ("require",)}
 """Values of call options that are a choice of words."""
 
 _LEAVE_OUT = "leave it out"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import DEFAULT_DEADLINE, Adapter, OnError, Order, Route
+from dspex.bus.records import DEFAULT_DEADLINE, Adapter, Affinity, OnError, Order, Route
 from dspex.bus.serving.call_spec import Hedge
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
@@ -107,6 +107,7 @@ class CallDefaults(SettingsTable):
     retry: RetrySettings | None = None
     on_error: OnError | None = None
     order: Order | None = None
+    affinity: Affinity | None = None
     priority: Annotated[int | None, Field(ge=0, le=9)] = None
     cost: Annotated[int | None, Field(ge=1)] = None
     route: Route | None = None

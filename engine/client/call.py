@@ -201,6 +201,7 @@ async def ask(
         turn=None if speaking is None else speaking.turn,
         tenant=tenant,
         describe=describe,
+        affinity=session if what.call is None or what.call.affinity == "prefer" else None,
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

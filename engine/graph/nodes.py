@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.errors import DspexError
-from dspex.bus.records import OnError, Order, Origin
+from dspex.bus.records import Affinity, OnError, Order, Origin
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build, Handler, Rows
 
@@ -68,6 +68,7 @@ class Call(Generic[R_co]):
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
         of: makes the call of an event's data and subject, where each event says what is asked; see submitted.py.
+        affinity: "prefer": calls of one key, or else session, go to the same process of a pool where that has room.
     """
 
     spec: CallSpec
@@ -83,6 +84,7 @@ class Call(Generic[R_co]):
     priority: int = 5
     tenant: Callable[[Any], str | None] | None = None
     of: Callable[[Any, str], Call[Any]] | None = None
+    affinity: Affinity = "prefer"
 
     def for_event(self, data: Any, subject: str) -> Call[Any]:
         """What is asked for an event, by its data and its subject. Raises DataError; NotAllowed for what may not be asked."""

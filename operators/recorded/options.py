@@ -12,6 +12,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
 from dspex.bus.serving.call_spec import ModuleConfig
 from dspex.bus.settings.duration import Duration
+from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -27,7 +28,7 @@ from dspex.operators.parameters import (
     Parameter,
 )
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
-from dspex.operators.typing.names import Adapter, Hedge, OnError, Order, Route
+from dspex.operators.typing.names import Adapter, Affinity, Hedge, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
 
@@ -42,6 +43,7 @@ class EnrichOptions(TypedDict, total=False):
     fallback: Callable[[Any], Mapping[str, Any]] | Mapping[str, Any] | str
     on_error: OnError
     order: Order
+    affinity: Affinity
     priority: int
     cache: Duration
     tenant: str
@@ -237,6 +239,12 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             "events made of them have the error in a header",
         ),
         "on_error": ChoiceParameter("dead_letter", of=OnError, doc="what happens after retry and fallback"),
+        "affinity": ChoiceParameter(
+            "prefer",
+            of=Affinity,
+            not_built=CHOICES["affinity"],
+            doc="prefer: calls of one key, or else session, go to one process of a pool where that has room",
+        ),
         "order": ChoiceParameter(
             "any",
             of=Order,

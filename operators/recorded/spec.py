@@ -148,6 +148,7 @@ class Spec(Generic[T_co]):
             on_error=o["on_error"],
             priority=o["priority"],
             tenant=_tenant(o.get("tenant")),
+            affinity=o["affinity"],
         )
 
     def contradictions(self) -> Iterator[TopologyError]:

@@ -8,6 +8,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec as Codec
 from dspex.bus.records import Adapter as Adapter
+from dspex.bus.records import Affinity as Affinity
 from dspex.bus.records import OnError as OnError
 from dspex.bus.records import Order as Order
 from dspex.bus.records import Route as Route

@@ -34,7 +34,8 @@ def test_every_call_option_and_every_source_option_of_the_types_is_declared() ->
 def test_a_choice_lists_the_words_that_its_type_lists() -> None:
     hints = get_type_hints(CallOptions)
     choices = {name: p.words for name, p in CALL_OPTIONS.items() if isinstance(p, ChoiceParameter)}
-    assert choices == {name: get_args(hints[name]) for name in ("adapter", "on_error", "order", "route")}
+    assert choices == {name: get_args(hints[name]) for name in choices}
+    assert {"adapter", "affinity", "on_error", "order", "route"} <= choices.keys()
 
 
 @pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)

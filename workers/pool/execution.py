@@ -48,6 +48,7 @@ class Execution:
     def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float, at: int) -> None:
         self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
         self.slots = executions.children.slots.per_child if work.alone else work.spec.cost
+        self.affinity = work.affinity
         self._loop = asyncio.get_running_loop()
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from dspex.bus.errors import CallError, ConfigError, DspexError
 from dspex.workers.pool.children.child_process import Child
 
+NEAR: Final = 2  # by this part of its slots a child may be busier than another one, and still get its own calls
+
 
 class Taker(Protocol):
-    """A call that wants slots. `slots`: how many; all of a child's where no other call shall die with it."""
+    """A call that wants slots.
+
+    Attributes:
+        slots: how many; all of a child's where no other call shall die with it.
+        affinity: calls that have this in common go to one child where it has room; None: nothing.
+    """
 
     slots: int
+    affinity: str | None
 
     def begin(self, child: Child) -> None:
         """It has them, in this child, until `Slots.vacate`."""
@@ -73,7 +81,7 @@ class Slots:
             call.refuse(self._too_many(call.slots))
         elif self._refusal is not None:
             call.refuse(self._refusal())
-        elif not self._waiting and (child := self._pick(call.slots)) is not None:
+        elif not self._waiting and (child := self._pick(call)) is not None:
             child.busy += call.slots
             call.begin(child)
         else:
@@ -95,7 +103,7 @@ class Slots:
         """Give free slots to the calls that wait. To be called when there may be more of them than before."""
         if not self._handing_out:  # a call that ends as it begins calls this again
             self._handing_out = True
-            while self._waiting and (child := self._pick(self._waiting[0].slots)) is not None:
+            while self._waiting and (child := self._pick(self._waiting[0])) is not None:
                 call = self._waiting.popleft()
                 child.busy += call.slots
                 call.begin(child)
@@ -119,6 +127,15 @@ class Slots:
             fix="lower cost= of the operator, or raise pools.*.slots",
         )
 
-    def _pick(self, slots: int) -> Child | None:
-        open_ = [c for c in self.usable if c.busy + slots <= self.per_child]
-        return min(open_, key=lambda c: c.busy, default=None)
+    def _pick(self, call: Taker) -> Child | None:
+        """The child that has least to do; or the call's own, where that has room and not much more to do.
+
+        Its own is the one with the highest hash, of those that live: when one comes or goes, only its calls move.
+        """
+        usable = self.usable
+        least = min((c for c in usable if c.busy + call.slots <= self.per_child), key=lambda c: c.busy, default=None)
+        if least is None or call.affinity is None or len(usable) == 1:
+            return least
+        own = max(usable, key=lambda c: hash((call.affinity, c.pid)))
+        fits = own.busy + call.slots <= self.per_child and own.busy <= least.busy + self.per_child // NEAR
+        return own if fits else least

@@ -106,6 +106,7 @@ def request(
         record=record,
         opened=row.deadline - call.deadline,
         tenant=row.tenant,
+        affinity=(event.origin.key or event.origin.session) if call.affinity == "prefer" else None,
     )
     band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)

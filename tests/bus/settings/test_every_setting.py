@@ -46,7 +46,7 @@ ACTS: dict[str, str] = {
     },
     **{
         f"defaults.call.{name}": "engine/graph/nodes.py"
-        for name in ("pool", "timeout", "deadline", "on_error", "order", "priority")
+        for name in ("pool", "timeout", "deadline", "on_error", "order", "affinity", "priority")
     },
     **{f"defaults.call.retry.{name}": "engine/graph/nodes.py" for name in ("attempts", "backoff", "factor", "cap", "jitter")},
     **{
