@@ -1,7 +1,7 @@
 """What a call costs: a worker in other processes is asked for what it does at once, and the answer is read back.
 
 * raw: a request of nats-py between two processes: the limit of what crosses a server with this client.
-* direct, durable, watched: dspex; see calling/in_dspex.py. celery, dramatiq, taskiq-nats: peers. One worker each.
+* direct, cached, durable, watched: dspex; see calling/in_dspex.py. celery, dramatiq, taskiq-nats: peers. One worker each.
 
 Parts:
 
@@ -64,6 +64,7 @@ class Needs(NamedTuple):
 SYSTEMS = {
     "raw": Needs(),
     "direct": Needs(),
+    "cached": Needs(),
     "durable": Needs(),
     "watched": Needs(),
     "celery": Needs("celery", redis=True),

@@ -1,6 +1,7 @@
 """dspex, with a pool as `dspex worker` runs it. Each is a way to call the same program.
 
 * direct: `client.call`. Nothing is stored before the answer.
+* cached: the same with `cache=`, of a hundred texts by turns: answers that the pool has in memory.
 * durable: an event is published, and `dspex run` calls the program for it; then `run.wait` and `run.outputs`.
 * watched: the same, but its client reads all results by one `client.watch`.
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -28,6 +30,7 @@ lean_nats()  # as in `dspex run`
 APP, POOL, CROWD, SIGNATURE = "calls", "calls", "crowd", "text -> reply"
 SOURCE, SINK = "calls.asked", "calls.answered"
 LIMIT = "60s"
+KNOWN = [f"known {n}" for n in range(100)]
 
 
 def _program(where: Where) -> str:
@@ -49,6 +52,26 @@ async def direct(where: Where) -> AsyncGenerator[System]:
 
             async def ask(text: str) -> object:
                 return (await client.call(spec, {"text": text}, timeout=LIMIT)).data["reply"]
+
+            yield System(Coroutines(ask), {"worker": pid})
+
+
+@asynccontextmanager
+async def cached(where: Where) -> AsyncGenerator[System]:
+    """A pool, and a client that asks it what it has answered before."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(where, folder)
+        async with _worker(settings, where) as pid, dspex.connect(settings=settings) as client:
+            await client.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+            spec = dspex.program(_program(where), SIGNATURE, pool=POOL, cache="1h")
+            for known in KNOWN * 2:  # twice: of code of users, an answer is kept once its version is known
+                await client.call(spec, {"text": known}, timeout=LIMIT)
+            turns = itertools.cycle(KNOWN)
+
+            async def ask(text: str) -> object:
+                known = next(turns)
+                result = await client.call(spec, {"text": known}, timeout=LIMIT)
+                return text if (result.route, result.data["reply"]) == ("cache", known) else result
 
             yield System(Coroutines(ask), {"worker": pid})
 

@@ -25,6 +25,7 @@ from calling.where import Where
 SYSTEMS = {
     "raw": "raw:system",
     "direct": "in_dspex:direct",
+    "cached": "in_dspex:cached",
     "durable": "in_dspex:durable",
     "watched": "in_dspex:watched",
     "celery": "in_celery:system",

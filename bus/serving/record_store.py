@@ -87,9 +87,12 @@ class RecordStore:
         self._add(record, request, stored)
         return await stored
 
-    def put(self, record: CallRecord, request: CallRequest) -> None:
-        """The same for a record that nobody waits for: within `LATER` seconds, together with others."""
-        self._add(record, request, None)
+    def put(self, record: CallRecord, request: CallRequest, packed: bytes | None = None) -> None:
+        """The same for a record that nobody waits for: within `LATER` seconds, together with others.
+
+        `packed`: what `sized` gave for it, which is not made twice.
+        """
+        self._add(record, request, None, packed)
 
     async def drain(self, seconds: float) -> None:
         """Wait until all are stored, for so long; then store nothing more."""
@@ -99,11 +102,17 @@ class RecordStore:
         await self._tasks.stop()
 
     # -- many at once
-    def _add(self, record: CallRecord, request: CallRequest, stored: asyncio.Future[bool] | None) -> None:
+    def _add(
+        self,
+        record: CallRecord,
+        request: CallRequest,
+        stored: asyncio.Future[bool] | None,
+        packed: bytes | None = None,
+    ) -> None:
         self._counted += stored is not None
         one = _Waiting(NewMessage("", b""), request, stored)
         try:
-            one.message = self._message(record, request)
+            one.message = self._message(record, request, packed)
         except DataError as error:
             self._lost(one, error)
             return
@@ -193,7 +202,7 @@ class RecordStore:
         if one.stored is not None and not one.stored.done():
             one.stored.set_result(stored)
 
-    def _message(self, record: CallRecord, request: CallRequest) -> NewMessage:
+    def _message(self, record: CallRecord, request: CallRequest, packed: bytes | None) -> NewMessage:
         to = request.record
         if to is None:
             subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
@@ -201,7 +210,7 @@ class RecordStore:
             subject, id = to.subject, to.id
             record = replace(record, number=to.number, event=to.event)
         headers = {subjects.MESSAGE_ID: id, subjects.RUN: request.run, **in_session(request.session)}
-        return NewMessage(subject, self.sized(record), headers)
+        return NewMessage(subject, self.sized(record) if packed is None else packed, headers)
 
     async def _store(self, message: NewMessage, request: CallRequest, outcome: Ack | DspexError | None) -> None:
         """Store the message. Tries again after an error that may pass, and under another id where something else has it."""

@@ -125,6 +125,11 @@ class Execution:
         self.fail(error)
 
     @property
+    def over(self) -> bool:
+        """Whether it has its record."""
+        return self._record is not None
+
+    @property
     def until(self) -> float:
         """Its deadline, on the clock of the loop."""
         return self._until

@@ -58,7 +58,8 @@ class Executions:
             age: seconds since the request was stored or sent.
             at: the sequence at which it is stored; 0 for one of an interactive call.
         """
-        telemetry.emit("call_started", **self._about(work))
+        if telemetry.listeners:
+            telemetry.emit("call_started", **self._about(work))
         execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age, at)
         self.open[execution] = None
         if delivered > DELIVERIES:
@@ -72,16 +73,17 @@ class Executions:
         del self.open[execution]
         if self._closed is not None and not self.open:
             self._closed.set()
-        telemetry.emit(
-            "call_ended",
-            **self._about(execution.work),
-            route=record.route,
-            lm=record.lm,
-            seconds=record.elapsed,
-            error=(record.error or {}).get("type", ""),
-            usage=record.usage,
-            routing=record.routing,
-        )
+        if telemetry.listeners:
+            telemetry.emit(
+                "call_ended",
+                **self._about(execution.work),
+                route=record.route,
+                lm=record.lm,
+                seconds=record.elapsed,
+                error=(record.error or {}).get("type", ""),
+                usage=record.usage,
+                routing=record.routing,
+            )
         self.routes.count(execution.work, record)
         execution.ended(record)
         for step in reversed(execution.passed):

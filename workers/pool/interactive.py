@@ -124,20 +124,26 @@ class Interactive:
 
     def _begin(self, message: Message, work: CallRequest) -> None:
         pool = self._pool
-        slots = pool.children.slots
-        accepted = {
-            "kind": ACCEPTED,
-            "call": work.call,
-            "worker": pool.worker,
-            "free": pool.free() - 1,
-            "waiting": slots.waiting,
-        }
-        pool.bus.tell(message.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
+        if work.stream:
+            self._accept(message.reply, work, pool.free() - 1)
         telling = Telling(pool.bus, message.reply) if work.stream else None
         self._turns.begin(work)
         execution = pool.executions.start(work, message.data, partial(self._ended, message.reply, work, telling))
         execution.telling = telling  # what its child says comes later, if it has one
+        if not work.stream and not execution.over:  # else its result is on its way, and says more
+            self._accept(message.reply, work, pool.free())
         self._changed.set()
+
+    def _accept(self, reply: str, work: CallRequest, free: int) -> None:
+        pool = self._pool
+        accepted = {
+            "kind": ACCEPTED,
+            "call": work.call,
+            "worker": pool.worker,
+            "free": max(0, free),
+            "waiting": pool.children.slots.waiting,
+        }
+        pool.bus.tell(reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
 
     def _ended(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
         if work.turn is None:
@@ -152,23 +158,24 @@ class Interactive:
         """Send the result, and have it recorded."""
         if telling is not None:
             telling.end()
-        self._reply(reply, record, work.session)
+        packed = self._reply(reply, record, work.session)
         if work.describe:
             return
-        self._pool.records.put(record, work)
+        self._pool.records.put(record, work, packed)
         self._pool.service.heard(record)
 
-    def _reply(self, reply: str, record: CallRecord, session: str | None = None) -> None:
-        """Send the result; one that no message holds by its hash."""
+    def _reply(self, reply: str, record: CallRecord, session: str | None = None) -> bytes:
+        """Send the result, and give it as it is sent; one that no message holds by its hash."""
         pool = self._pool
         draft = NewMessage(reply, pool.records.sized(record), {subjects.KIND: RESULT, **in_session(session)})
         if payloads.must_be_stored(pool.bus, draft):
             self._large.start(self._reply_large(draft), "large result")
-            return
+            return draft.data
         try:
             pool.bus.tell(draft.subject, draft.data, headers=draft.headers)
         except BusError as error:
             self._not_sent(error)
+        return draft.data
 
     async def _reply_large(self, draft: NewMessage) -> None:
         pool = self._pool

@@ -93,9 +93,9 @@ async def test_a_model_that_does_not_begin_in_time_is_left_for_the_next(many: Be
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_began_in_time_may_take_as_long_as_the_call(many: Bench, shared_model: Any) -> None:
-    (found,) = await many.ask(call("standin:trickle=0.02 it takes its time", "other", first_token_timeout=0.3))
+    (found,) = await many.ask(call("standin:trickle=0.05 it takes its time", "other", first_token_timeout=0.5))
     assert found.error is None
-    assert found.elapsed > 0.3
+    assert found.elapsed > 0.5
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -61,7 +61,7 @@ class Caching:
     def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
         """The answer where it is in memory. Else the bucket is asked, or the call waits for an equal one that is being made."""
         work = execution.work
-        if not work.spec.cache or work.spec.route == "worker" or work.spec.effect:
+        if not work.spec.cache or work.spec.route == "worker" or work.spec.effect or work.describe:
             return None
         equal = self._equal(execution)
         key = self._key(work.spec, equal)
@@ -162,8 +162,8 @@ class Caching:
     def _equal(self, execution: Execution) -> bytes:
         work, state = execution.work, execution.state.tag.digest if execution.state is not None else ""
         spec = work.spec
-        inputs = codecs.msgpack_bytes(sorted(work.inputs.items()))
-        whose = codecs.msgpack_bytes([work.tenant, self._session(work), self._version(), state])
+        inputs = codecs.msgpack_bytes(dict(sorted(work.inputs.items())))
+        whose = repr((work.tenant, self._session(work), self._version(), state)).encode()
         return blake2b(spec.identity + self._profiles(spec.lm) + whose + inputs, digest_size=_SIZE).digest()
 
     def _session(self, work: CallRequest) -> str | None:

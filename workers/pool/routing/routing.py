@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -99,9 +100,16 @@ class Routing:
 
     def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
         """The names as they are written, and those last that are much worse than another one."""
-        known = {name: found.measured for name in names if (found := self.lms.get(name)) is not None}
-        worse = [name for name in known if any(_is_worse(known[name], known[other]) for other in known if other != name)]
-        if not worse or next(self._turn) % LOOK_AGAIN == 0:
+        least, best = 1.0, math.inf  # error rate and median
+        for name in names:
+            if (found := self.lms.get(name)) is not None:
+                one = found.measured
+                if one.error_rate < least:
+                    least = one.error_rate
+                if one.p50 is not None and one.p50 < best:
+                    best = one.p50
+        worse = [n for n in names if (found := self.lms.get(n)) is not None and _is_worse(found.measured, least, best)]
+        if not worse or len(worse) == len(names) or next(self._turn) % LOOK_AGAIN == 0:
             return names
         execution.routing += [Tried(name, "behind") for name in worse]
         return [*(name for name in names if name not in worse), *worse]
@@ -178,7 +186,8 @@ def _state_of(breaker: Breaker, measured: Measured, now: float) -> dict[str, obj
     }
 
 
-def _is_worse(one: Measured, other: Measured) -> bool:
-    if one.error_rate > FAILING and one.error_rate > 2 * other.error_rate:
+def _is_worse(one: Measured, least: float, best: float) -> bool:
+    """Whether a profile is much worse than another. `least`, `best`: the lowest error rate and median of the list."""
+    if one.error_rate > FAILING and one.error_rate > 2 * least:
         return True
-    return one.p50 is not None and other.p50 is not None and one.p50 > SLOWER * other.p50
+    return one.p50 is not None and one.p50 > SLOWER * best
