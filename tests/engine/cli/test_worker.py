@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from waiting import until
 from dspex.bus import nats, subjects
 from dspex.bus.port import StreamConfig
 from dspex.bus.serving.work_consumers import WorkConsumers
+from dspex.bus.settings.model import Settings
 from dspex.engine.client.status.health import faults
+from dspex.engine.hosting.pools import PoolProcess
 
 CONFIG = """
 app = "{app}"
@@ -219,6 +221,22 @@ async def test_a_pool_whose_workers_keep_dying_takes_no_other_with_it(bench: Ben
         assert worker.process.poll() is None
     finally:
         worker.end()
+
+
+@pytest.mark.asyncio
+async def test_an_engine_starts_a_pool_again_whose_process_was_killed(bench: Bench, nats_url: str, tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path, server__url=nats_url, pools={POOL: {"programs": []}})
+    ready: asyncio.Queue[Mapping[str, object]] = asyncio.Queue()
+    pool = PoolProcess(POOL, settings, ready.put_nowait)
+    try:
+        first = await ready.get()
+        assert pool.child.process is not None
+        pool.child.process.kill()
+        second = await ready.get()
+        assert (pool.failure, second["size"]) == (None, 1)
+        assert second["id"] != first["id"]
+    finally:
+        await pool.stop(5.0)
 
 
 @pytest.mark.parametrize(
