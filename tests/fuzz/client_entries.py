@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
@@ -20,6 +21,8 @@ from dspex.bus.serving import audit
 from dspex.bus.serving.programs import form
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
+from dspex.bus.serving.sessions.state import InLine, SessionState, StoredTurn
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
 from dspex.engine.graph import pauses
@@ -42,6 +45,39 @@ def _take_letter() -> Take:
         e.run(redriven.check_places(e.bus, APP, letter, 9))
         e.run(letters._frame(e.bus, letter, None, None))
         return shown
+
+    return take
+
+
+def _sessions() -> list[Case]:
+    one = lab()
+    session = one.client.session("s")
+    one.run(session.save({"cart": [1, None, "x"]}, 0))
+
+    def with_turn(state: SessionState | None, now: float) -> SessionState:
+        assert state is not None
+        turn = StoredTurn("c", "c", now, {"text": "a"}, {"reply": "b"})
+        return replace(state, turns=[turn], line=[InLine("d", now + 5, POOL)], count=1)
+
+    one.run(SessionStore(one.client.bus, one.client.app).change("s", with_turn))
+    return [Case(one.server.buckets[subjects.sessions(one.client.app)]["s"][0])]
+
+
+def _take_session() -> Take:
+    """All that a client reads of a session, whoever wrote it."""
+    one = lab()
+    session = one.client.session("s")
+    one.run(session.save({}, 0))
+
+    async def read() -> object:
+        listed = [info.as_dict() async for info in one.client.sessions()]
+        info = await session.info()
+        turns = [turn.as_dict() async for turn in session.history()]
+        return listed, info and info.as_dict(), turns, await session.load()
+
+    def take(case: Case) -> object:
+        one.server.buckets[subjects.sessions(one.client.app)]["s"] = case.data, 1
+        return one.run(read())
 
     return take
 
@@ -212,6 +248,7 @@ _CHANGE = b'{"version":1,"back":0,"time":1.5,"who":"a@b"}'
 _PAUSES = [Case(b'{"paused":{"":0.0,"in":9e9}}'), Case(b'{"paused":{}}')]
 ENTRIES = [
     Entry("letter", _letters, _take_letter, headers=HEADERS, subject="dead"),
+    Entry("session", _sessions, _take_session, slice=150),
     Entry("decision", _decisions, _take_decision, "json"),
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("saying", _sayings, _take_saying, slice=150),

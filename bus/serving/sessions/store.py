@@ -9,14 +9,14 @@ The head is in clear, so that who cleans up can see what is over, whether or not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from typing_extensions import TypedDict
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import DecodeError, Fenced, NotAllowed, SessionError, Unsettled
+from dspex.bus.errors import DecodeError, Fenced, NotAllowed, SessionError, Unsettled, is_seconds
 from dspex.bus.message import Message, in_session
 from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving.keys.clear_text import SETTING, may_store
@@ -33,6 +33,11 @@ _BODY: Final = ("data", "turns")
 class _Stored(TypedDict):
     head: dict[str, Any]
     body: bytes
+
+
+class _Body(TypedDict):
+    data: dict[str, Any]
+    turns: list[Any]
 
 
 class SessionStore:
@@ -55,8 +60,8 @@ class SessionStore:
             return None
         try:
             head = checked(_Stored, "a session", codecs.decode(stored[0], codecs.MSGPACK))["head"]
-            return SessionState(**checked(SessionState, "a session", head))
-        except (DecodeError, TypeError):
+            return _sound(head)
+        except DecodeError:
             return SessionState(0.0, 0.0, ended=True)
 
     async def change(self, id: str, change: SessionChange) -> SessionState:
@@ -141,11 +146,11 @@ class SessionStore:
             if seal:
                 opened = await self._opened_body(id, str(seal), body)
                 if opened is None:
-                    head = SessionState(**checked(SessionState, "a session", raw["head"]))
+                    head = _sound(raw["head"])
                     return ended(head, head.touched)
                 body = opened
-            return SessionState(**checked(SessionState, "a session", {**raw["head"], **codecs.decode(body, codecs.MSGPACK)}))
-        except (DecodeError, TypeError, KeyError) as error:
+            return _sound(raw["head"] | checked(_Body, "a session", codecs.decode(body, codecs.MSGPACK)))
+        except DecodeError as error:
             why = f"what is stored of session {id[:100]} is none: {error}"
             raise SessionError(why, code="DX705", fix="end it, which leaves nothing of that: dspex sessions end ID") from None
 
@@ -155,3 +160,15 @@ class SessionStore:
         headers = {subjects.SEALED: seal, **in_session(id)}
         opened = await self._bus.sealing.opened(Message("", body, headers, 0, 0.0))
         return opened.data if opened is not None else None
+
+
+def _sound(raw: Mapping[str, Any]) -> SessionState:
+    """A session of plain data, whoever wrote it. Raises DecodeError, also for times that nobody can have."""
+    try:
+        state = SessionState(**checked(SessionState, "a session", {k: v for k, v in raw.items() if k in (*_HEAD, *_BODY)}))
+    except TypeError as error:
+        raise DecodeError(f"not a session of dspex: {error}") from None
+    times = (state.ttl, state.touched, *(place.until for place in state.line), *(turn.time for turn in state.turns))
+    if not all(map(is_seconds, times)) or min(state.count, state.revision) < 0:
+        raise DecodeError("not a session of dspex: its times are no numbers of seconds, or its counts below 0")
+    return state
