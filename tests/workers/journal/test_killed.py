@@ -13,6 +13,7 @@ from pool_bench import APP, POOL, Bench, work
 from waiting import until
 
 from dspex.bus import subjects
+from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.journal.entries import JournalPart
@@ -51,3 +52,25 @@ async def test_after_a_kill_only_the_requests_that_were_open_are_made_again(mort
     assert model.requests == AGENTS * (STEPS + 1) + 16 + AGENTS + 2
     assert [record.requests for record in done[:AGENTS]] == [{"made": 4 + 3, "journal": 4 + 4, "missed": 0}] * AGENTS
     assert done[-1].requests == {"made": 2, "journal": 14, "missed": 0}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("later", [False, True], ids=["the same request", "a later one"])
+async def test_an_attempt_that_another_one_came_after_leaves_no_record(mortal: Bench, shared_model: Any, later: bool) -> None:
+    """Who was frozen and wakes up when somebody else has taken its call over ends. It acks only what nobody needs any more."""
+    item, pool = work(f"outdone {later}", spec=AGENT, opened=1.0), mortal.pool
+    shared_model.answers = {"next_tool_name": "step", "next_tool_args": {}}
+    shared_model.fault(item.inputs["text"], "slow=0.2@3")
+    asked, served, seen = shared_model.requests, pool.work.served, len(mortal.seen)
+    await mortal.put(item)
+    await until(lambda: shared_model.requests == asked + 3)
+    stream, subject = subjects.requests(APP), subjects.request(APP, POOL, item.call)
+    last = await mortal.bus.last(stream, subject)
+    assert last is not None
+    mine = JournalPart.unpack(last.data)
+    claim = replace(mine, attempt="another", work=mine.work + later, entries=())
+    await mortal.bus.publish(NewMessage(subject, claim.pack(), expect=last.sequence))
+    await until(lambda: pool.children.slots.busy == 0)
+    await until(lambda: pool.work.served == served + later)
+    assert (shared_model.requests, len(mortal.seen)) == (asked + 3, seen)
+    assert not pool.work.calls

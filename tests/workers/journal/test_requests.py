@@ -19,7 +19,9 @@ from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import StreamConfig
 from dspex.bus.records import CallRequest
+from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.keys.keyring import Keyring
 from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.child.journal import CallJournal
@@ -72,10 +74,11 @@ class Lab:
     model: Any
     bus: MemoryBus
     outdone: list[Outdone]
+    above: int = payloads.ABOVE
 
     def journals(self, item: CallRequest, at: int = 1) -> tuple[Journal, CallJournal]:
         child = CallJournal(1, lambda frame: parent.take(frame))
-        parent = Journal(Journals(self.bus, APP, POOL), item, at, child.take, self.outdone.append)
+        parent = Journal(Journals(self.bus, APP, POOL, self.above), item, at, child.take, self.outdone.append)
         return parent, child
 
     async def attempt(self, item: CallRequest, at: int = 1) -> Answer:
@@ -274,6 +277,17 @@ async def test_a_call_that_is_redriven_begins_anew(lab: Lab) -> None:
     assert item.record is not None
     await lab.attempt(replace(item, record=item.record._replace(number=8)), at=5)
     assert lab.model.requests == 4
+
+
+async def test_a_journal_is_sealed_where_payloads_are_and_large_parts_lie_elsewhere(lab: Lab) -> None:
+    lab.bus.sealing = Keyring(lab.bus, APP, "KEY", {"KEY": "0" * 64})
+    await lab.bus.sealing.establish(1)
+    item, lab.above = work("a trip", spec=program("told")), 200
+    first = outputs(await lab.attempt(item))
+    assert b"a trip" not in await lab.stored(item)
+    assert len(await (await lab.bus.objects(subjects.objects(APP))).listing()) == 2  # of two requests; a claim is small
+    again = await lab.attempt(item)
+    assert (outputs(again), again.requests) == (first, {"made": 0, "journal": 2, "missed": 0})
 
 
 async def test_no_key_header_or_address_is_stored(lab: Lab) -> None:
