@@ -136,7 +136,9 @@ class Requests:
         missed = len(self._unasked) if ended and self._made else 0
         if missed:
             why = "what is asked depends on a clock or on chance; take context().now, random and uuid()"
-            log.warning("requests of earlier attempts were not made again", call=self.call, missed=missed, why=why)
+            first = next(entry for place, entry in (self._found or {}).items() if place in self._unasked)
+            what = {"kind": first.kind, "name": first.name, "missed": missed}
+            log.warning("requests of earlier attempts were not made again", call=self.call, first=what, why=why)
         counts = {"made": self._made, "journal": self._answered, "missed": missed}
         return counts if any(counts.values()) else {}
 

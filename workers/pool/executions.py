@@ -61,6 +61,7 @@ class Executions:
         if telemetry.listeners:
             telemetry.emit("call_started", **self._about(work))
         execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age, at)
+        execution.again = delivered > 1
         self.open[execution] = None
         if delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
