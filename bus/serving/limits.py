@@ -27,6 +27,7 @@ Amounts: TypeAlias = Mapping[Measure, float]
 MINUTE: Final = 60.0
 DAY: Final = 86400.0
 _MOST: Final = 1e18  # of anything
+_LONGEST: Final = 1e9  # seconds of a window
 GONE: Final = 15.0  # seconds after which a process that holds a share and says nothing is taken for dead
 
 
@@ -160,7 +161,7 @@ class Ledger:
             found: _Stored = checked(_Stored, "the value of a limit", orjson.loads(data))
             return cls(
                 found["about"],
-                {measure: Limit(most, per or 0.0) for measure, (most, per) in found["limits"].items()},
+                {measure: _limit(*raw) for measure, raw in found["limits"].items()},
                 {measure: _tally(raw) for measure, raw in found["tallies"].items()},
                 {id: _amount(at) for id, at in found["seen"].items()},
                 _amount(found["at"]),
@@ -186,6 +187,12 @@ class _Stored(TypedDict):
 def _tally(raw: _Tallied) -> Metered:
     shares = {id: Share(*map(_amount, share)) for id, share in raw["shares"].items()}
     return Metered(raw["window"], _amount(raw["settled"]), shares)
+
+
+def _limit(most: float | None, per: float | None) -> Limit:
+    if per is None or not (per == 0 or 1 <= per <= _LONGEST):
+        raise ValueError(f"{per} is no window")
+    return Limit(None if most is None else _amount(most), per)
 
 
 def _amount(value: float) -> float:

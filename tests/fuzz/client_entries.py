@@ -25,6 +25,7 @@ from dspex.bus.serving.sessions.state import InLine, SessionState, StoredTurn
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.client import letters
 from dspex.engine.client.status import pools
+from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.graph import pauses
 from dspex.engine.graph.approvals import Decision
 from dspex.engine.log import redriven
@@ -234,6 +235,23 @@ def _take_state() -> Take:
     return lambda case: form.unpack(case.data)
 
 
+def _limits() -> list[Case]:
+    tally = {"window": int(NOW // 60), "settled": 12.5, "shares": {"p1": [900.0, 100.0]}}
+    value = {"about": {"lm": "main"}, "limits": {"tokens": [1000.0, 60.0]}, "tallies": {"tokens": tally}, "seen": {"p1": NOW}}
+    return [Case(orjson.dumps({**value, "at": NOW}))]
+
+
+def _take_limit() -> Take:
+    async def once(value: bytes) -> object:
+        bus = MemoryServer().connect()
+        await (await bus.bucket(subjects.limits(APP))).put("lm.main", value)
+        rows = await limit_rows(bus, APP, NOW)
+        await bus.close()
+        return rows
+
+    return lambda case: asyncio.run(once(case.data))
+
+
 _STATE = b'{"write":{"demos":[{"a":1}],"signature":{"instructions":"x","fields":[{"prefix":"A:","description":"a"}]}}}'
 _VERSION = {
     "digest": "a" * 64,
@@ -255,6 +273,7 @@ ENTRIES = [
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout", "Saturated")),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
+    Entry("limit", _limits, _take_limit, "json", subject="limit"),
     Entry("pause", lambda: _PAUSES, _take_pause, "json", subject="pause"),
     Entry(
         "saved version", lambda: [Case(orjson.dumps(_VERSION))], lambda: _take_saved("program.draft.2"), "json", subject="saved"

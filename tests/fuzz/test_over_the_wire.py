@@ -57,6 +57,7 @@ SENT_TO = {
     "pause": [f"$KV.{subjects.applied(APP)}.{subjects.pause_key('strange', n)}" for n in range(1, 201)],  # a key takes one
     "saved": [f"$KV.{subjects.applied(APP)}.{subjects.saved_key('strange', n)}" for n in range(1, 201)],
     "alias": [f"$KV.{subjects.applied(APP)}.{subjects.alias_key('strange', 'prod', n)}" for n in range(1, 201)],
+    "limit": [f"$KV.{subjects.limits(APP)}.lm.main", subjects.cooling(APP)],
     "heartbeat": [KEYS + subjects.member_key("engine", "strange")],
     "work key": [KEYS + subjects.work_key(POOL, band) for band in subjects.BANDS],
     "key": [subjects.key(APP, f"{n:032x}") for n in range(200)],  # a subject takes one

@@ -85,8 +85,8 @@ async def _run(world: World, model: Counting, minutes: int, every: float, seed: 
     whole = spent[1:-1]  # the first one began late, the last one has hardly begun
     most = LIMIT + POOLS * model.largest
     numbers = {
-        "minutes": len(whole), "tokens by minute": spent, "limit": LIMIT, "largest call": model.largest, "kills": kills,
-        "requests": model.requests, "answers": done, "dead letters": dead, "paid twice": model.requests - done,
+        "events": done, "kills": kills, "minutes": len(whole), "tokens by minute": spent, "limit": LIMIT,
+        "largest call": model.largest, "requests": model.requests, "dead letters": dead, "paid twice": model.requests - done,
     }  # fmt: skip
     checks = {
         "a limit is overshot by at most the calls in flight": max(spent, default=0) <= most,
