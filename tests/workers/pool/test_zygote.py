@@ -96,6 +96,14 @@ async def test_programs_are_imported_once_for_all_children_and_a_smaller_pool_le
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_processes_say_in_a_list_what_they_are(shop: Bench) -> None:
+    pytest.importorskip("setproctitle")
+    children = [psutil.Process(pid) for pid in pids(shop)]
+    assert [child.cmdline()[0] for child in children] == ["dspex child light/0", "dspex child light/1"]
+    assert {psutil.Process(child.ppid()).cmdline()[0] for child in children} == {"dspex zygote light"}
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_children_of_one_zygote_draw_different_random_numbers(shop: Bench) -> None:
     drawn = {(record.outputs or {})["drawn"] for record in await shop.ask(*[enrich() for _ in range(8)])}
     assert len(drawn) == 8
