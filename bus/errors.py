@@ -347,7 +347,7 @@ class Saturated(CallError):
 
 
 class RateLimited(CallError):
-    """The model's provider asked for fewer requests."""
+    """The model's provider asked for fewer requests, or a limit of its profile (`lm.*.limits`) has no room."""
 
     code, retryable, _exit = "DX602", True, 5
     fix = "wait as long as the message says, or give the pool fewer slots"
@@ -405,10 +405,11 @@ class LMRefused(CallError):
 
 
 class BudgetExceeded(CallError):
-    """The profile's cost limit is reached."""
+    """A budget (`budgets.*`) is reached; the message names it. Not tried again by itself."""
 
     code, _exit = "DX610", 5
-    fix = "wait until the limit is counted anew, or raise it"
+    fix = "wait until the budget is counted anew, or raise it; then: dspex dlq redrive"
+    fix_of_call = "wait until the budget is counted anew, or raise it"
 
 
 class Cancelled(CallError):
