@@ -19,7 +19,7 @@ from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.config import PoolConfig
 from dspex.workers.processes.cgroups import Groups, Unavailable
-from dspex.workers.processes.devices import lease
+from dspex.workers.processes.devices import FOLDER, lease
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no other system has it")
 
@@ -37,7 +37,7 @@ async def has_a_helper(data):
     await asyncio.sleep(600)
     return {"reply": helper.pid}
 """
-GPUS = (9990, 9991)  # numbers that no machine has
+GPUS = (10 * os.getpid(), 10 * os.getpid() + 1)  # numbers that no machine has, and no other run of this test
 
 
 def pool(folder: Path, **options: Any) -> PoolConfig:
@@ -73,7 +73,9 @@ async def test_two_pools_of_a_machine_never_share_a_gpu(tmp_path: Path) -> None:
     async with running(pool(tmp_path, gpus=1, devices=GPUS[:1])) as first:
         mine = await ask(first, "gpus")
         assert mine["reply"] == str(GPUS[0])
-        with pytest.raises(ConfigError, match=f"9990 by a worker of pool light of test .* process {os.getpid()}") as refused:
+        with pytest.raises(
+            ConfigError, match=f"{GPUS[0]} by a worker of pool light of test .* process {os.getpid()}"
+        ) as refused:
             async with running(pool(tmp_path, gpus=1, devices=GPUS[:1])):
                 pass
         assert refused.value.code == "DX140"
@@ -86,6 +88,8 @@ async def test_two_pools_of_a_machine_never_share_a_gpu(tmp_path: Path) -> None:
         await first.pool.children.restart()
         assert (await ask(first, "gpus"))["reply"] == str(GPUS[0])
     lease(GPUS, 2, "a test").close()
+    for gpu in GPUS:
+        (FOLDER / f"dspex-gpu-{gpu}.lock").unlink()
 
 
 def test_no_link_is_followed_where_a_lock_should_be(tmp_path: Path) -> None:
