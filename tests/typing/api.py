@@ -218,6 +218,11 @@ async def service() -> None:
         assert_type((await c.call(specs[1], {"text": "hi"})).data, Triaged)
         assert_type((await c.call("text -> lang", {"text": "hi"})).data, Record)
         assert_type(await c.publish("support.messages", {}), dspex.Run)
+        async with c.session("c1", ttl="1d", policy="latest") as session:
+            assert_type(session, dspex.Session)
+            assert_type((await session.call(specs[1], {"text": "hi"}, id="q1")).data, Triaged)
+            assert_type((await session.stream("text -> lang", {"text": "hi"}).result()).data, Record)
+            assert_type(await session.save({}, 0), int)
 
 
 # -- the modules

@@ -44,7 +44,7 @@ predict("text -> lang", pol="x")  # error
 Topology("t").source("s", partitons=3)  # error
 # a wrong option value
 messages.predict("text -> lang", name="p", on_error="stop")  # error
-messages.predict("text -> lang", name="p", order="serial")  # error
+messages.predict("text -> lang", name="p", order="random")  # error
 messages.predict("text -> lang", name="p", priority="urgent")  # error
 messages.validate(Message, on_error="drop")  # error
 messages.sink("out", codec="pickle")  # error

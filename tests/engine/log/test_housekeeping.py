@@ -9,7 +9,7 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import ProgramError, RateLimited
+from dspex.bus.errors import ProgramError, RateLimited, SessionEnded
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.engine.graph import manifest
 from dspex.engine.hosting.membership import FORGOTTEN
@@ -375,3 +375,16 @@ def test_decisions_that_nobody_reads_are_removed_after_the_retention(lab: MakeLa
     assert len(one.messages(decisions)) == 1
     one.advance(LATER)
     assert one.messages(decisions) == []
+
+
+def test_sessions_that_are_over_are_removed_once_nobody_has_to_be_told(lab: MakeLab) -> None:
+    one = lab(kept())
+    one.start()
+    for id, ttl in (("short", "100s"), ("long", "1h")):
+        one.run(one.client.session(id, ttl=ttl).save({"n": 1}, 0))
+    one.advance(150)  # it has ended, and that is still to be told
+    with pytest.raises(SessionEnded):
+        one.run(one.client.session("short").load())
+    one.advance(120)
+    assert one.run(one.client.session("short").load()) == ({}, 0)
+    assert one.run(one.client.session("long").load()) == ({"n": 1}, 1)
