@@ -18,13 +18,14 @@ from fuzzing import Bug, Entry
 from mutations import Case
 from pool_bench import received
 
-from dspex.bus import errors, subjects
+from dspex.bus import codecs, errors, subjects
 from dspex.bus.errors import CallError, DataError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRequest, RecordTo, Usage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.server_clock import ServerClock
 from dspex.engine.cli.terminal import log
 from dspex.operators.native.signature import Signature
 from dspex.workers import frames
@@ -34,6 +35,7 @@ from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, JournalFrame, StatusFrame
 from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
+from dspex.workers.pool.cache.shared import SharedAnswers
 from dspex.workers.pool.children.output import forward
 from dspex.workers.pool.status import PoolStatus
 
@@ -113,6 +115,27 @@ def _take_journal() -> Take:
         return kept([JournalPart.unpack(case.data)], claim)
 
     return take
+
+
+def _answers() -> list[Case]:
+    body = {"key": bytes(16), "outputs": {"label": "a"}, "lm": "main", "program": "predict#1", "dspy_version": "", "call": "c"}
+    data = codecs.msgpack_bytes({**body, "warning": "", "at": NOW})
+    return [Case(codecs.msgpack_bytes({"data": data, "headers": {subjects.SESSION: "s"}}))]
+
+
+def _take_answer() -> Take:
+    """What a pool makes of a value in the bucket of cached answers, before it gives it to a caller."""
+    one = lab()
+    bus = one.client.bus
+    shared = SharedAnswers(bus, APP, POOL, ServerClock(bus, subjects.stream(APP)), ())
+    one.run(bus.bucket(subjects.cache(APP)))
+    where = subjects.cache_key(POOL, 60.0, bytes(16))
+
+    async def read(value: bytes) -> object:
+        await (await bus.bucket(subjects.cache(APP))).put(where, value)
+        return await shared._opened(value, where, None)
+
+    return lambda case: one.run(read(case.data))
 
 
 def _bodies() -> list[Case]:
@@ -197,6 +220,7 @@ ENTRIES = [
     Entry("child frame", _bodies, _take_body, slice=400),
     Entry("child bytes", _frames, _take_frame, "bytes", slice=200),
     Entry("journal", _journals, _take_journal, slice=300),
+    Entry("cached answer", _answers, _take_answer, slice=300),
     Entry("log line", _lines, _take_line, "text", slice=60),
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
 ]
