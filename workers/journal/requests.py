@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -252,7 +252,7 @@ def plain_arguments(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @contextmanager
-def running(turn: OpenRequest) -> Iterator[None]:
+def running(turn: OpenRequest) -> Generator[None]:
     """While the tool of this request runs: `context().idempotency_key()` is its key, and what it asks itself is its own."""
     token = _inside.set(turn.key)
     try:
