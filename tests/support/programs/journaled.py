@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -121,9 +120,3 @@ async def charged(data: dict[str, Any], key: str) -> dict[str, Any] | None:
     """What `charge` did, as the other system knows."""
     done.append(("charged", key))
     return {"charged": "before"} if data.get("known") else None
-
-
-def visit(url: str) -> str:
-    """An effect in another system, which knows a key again."""
-    with urllib.request.urlopen(f"{url}/{context().idempotency_key()}") as answer:
-        return str(answer.read().decode())
