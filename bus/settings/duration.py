@@ -71,7 +71,7 @@ def amount(value: str | float, *, money: bool = False) -> float:
     return result
 
 
-def rate(value: str, *, money: bool = False) -> tuple[float, float]:
+def rate(value: object, *, money: bool = False) -> tuple[float, float]:
     """How much in how many seconds: `"600/min"`, `"200k/min"`, `"50 USD/day"`. Raises ConfigError (DX105)."""
     much, _, window = value.partition("/") if isinstance(value, str) else ("", "", "")
     if window.strip() not in _WINDOWS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
@@ -81,7 +81,7 @@ class Attempt:
         self.requests = Requests(self.work.call, journal)
 
     @contextmanager
-    def trying(self, lm: str) -> Iterator[None]:
+    def trying(self, lm: str) -> Generator[None]:
         """Note what becomes of a profile."""
         began, why, wait = time.perf_counter(), ANSWERED, 0.0
         try:

@@ -62,8 +62,9 @@ class Native:
     async def _streamed(self, predict: Predict, attempt: Attempt, limit: float, spent: Callable[[Usage], None]) -> Prediction:
         """The prediction, told to who wants to know while it is made. Raises CallTimeout where it does not begin in time."""
         first = attempt.spec.first_token_timeout
+        clock = asyncio.timeout(first or None)
         try:
-            async with asyncio.timeout(first or None) as clock:
+            async with clock:
 
                 def write(name: str, text: str) -> None:
                     if not clock.expired():

@@ -179,8 +179,9 @@ class Router:
 
 async def _within(seconds: float, asked: Awaitable[Outputs], lm: str) -> Outputs:
     """The outputs, if they come in time. Raises CallTimeout."""
+    limit = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with limit:
             return await asked
     except TimeoutError as error:
         if not limit.expired():

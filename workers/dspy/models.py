@@ -37,7 +37,7 @@ class Models:
     def _make(self, profile: Profile, local: str | None) -> dspy.LM:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
         if profile.local:
-            known = {**LOCAL_DEFAULTS, **profile.params, **shared, "api_key": "none"}
+            known: dict[str, Any] = {**LOCAL_DEFAULTS, **profile.params, **shared, "api_key": "none"}
             return dspy.LM(installed.local_model(profile.model), api_base=need_local(profile, local), **known)
         key = key_of(profile, self._config)
         if profile.base_url:

@@ -51,7 +51,7 @@ def last(context: Mapping[str, Any]) -> str:
 
 def _look(entry: Mapping[str, Any]) -> None:
     """Look at what DSPy is about to return."""
-    ends = dspy.settings.get(_ENDS)
+    ends: Any = dspy.settings.get(_ENDS)
     answered = entry["response"]
     for one in answered if isinstance(answered, tuple) else (answered,):
         for end, text, refusal in _ends(one):

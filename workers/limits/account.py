@@ -62,7 +62,7 @@ class Account:
         tasks: Tasks,
     ) -> None:
         self.about, self.limits = dict(about), limits
-        self.limited = {measure: limit for measure, limit in limits.items() if limit.most is not None}
+        self.limited: dict[Measure, Limit] = {measure: limit for measure, limit in limits.items() if limit.most is not None}
         self._bucket, self._now, self._tasks = bucket, now, tasks
         self._own = Own(id, self.about, limits, {measure: Mine() for measure in limits})
         self._asks: list[_Ask] = []

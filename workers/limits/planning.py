@@ -69,7 +69,7 @@ def planned(before: Ledger, own: Own, asks: Sequence[Amounts], now: float, *, cl
     ledger = Ledger.read(before.pack())
     ledger.about, ledger.limits, ledger.at = own.about, dict(own.limits), now
     ledger.bury(now, but=own.id)
-    others = {measure: _others(ledger, own, measure) for measure in own.limits}
+    others: dict[Measure, tuple[float, float]] = {measure: _others(ledger, own, measure) for measure in own.limits}
     plan = LedgerPlan(ledger)
     given = dict.fromkeys(own.limits, 0.0)
     for amounts in asks:

@@ -192,7 +192,7 @@ class Limits:
         return found
 
     def _account_of(self, profile: Profile) -> Account:
-        limits = {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
+        limits: dict[Measure, Limit] = {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
         account = self._of_profile[profile.name] = self._account({"lm": profile.name}, limits)
         return account
 

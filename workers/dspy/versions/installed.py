@@ -19,8 +19,7 @@ from dspy.utils import exceptions
 from dspex.bus.errors import ProgramError
 
 VERSION: str = dspy.__version__
-_FOUND = re.match(r"(\d+)\.(\d+)", VERSION)
-MINOR = (int(_FOUND[1]), int(_FOUND[2])) if _FOUND else (0, 0)
+MINOR = tuple(int(part) for part in re.findall(r"\d+", VERSION)[:2])
 if MINOR < (2, 6):
     raise ImportError(f"DSPy {VERSION} is too old: workers need 2.6 or newer", name="dspy")
 
@@ -149,16 +148,19 @@ _ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
 ADAPTERS: Mapping[str, Any] = {kind: getattr(dspy, name) for kind, name in _ADAPTERS.items() if hasattr(dspy, name)}
 
 
+_ADAPTER: Any = dspy.Adapter
+
+
 class _Once:
     """An adapter that asks the model once: retries belong to the engine, which counts and records them."""
 
     schema = False  # whether the model's server is known to follow a JSON schema
 
     def __call__(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: Any, inputs: Any) -> Any:
-        return dspy.Adapter.__call__(self, lm, self._wanted(lm, lm_kwargs, signature), signature, demos, inputs)
+        return _ADAPTER.__call__(self, lm, self._wanted(lm, lm_kwargs, signature), signature, demos, inputs)
 
     async def acall(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: Any, inputs: Any) -> Any:
-        return await dspy.Adapter.acall(self, lm, self._wanted(lm, lm_kwargs, signature), signature, demos, inputs)
+        return await _ADAPTER.acall(self, lm, self._wanted(lm, lm_kwargs, signature), signature, demos, inputs)
 
     def _wanted(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> dict[str, Any]:
         if isinstance(self, dspy.JSONAdapter) and (form := _response_format(lm, signature, self)) is not None:
@@ -169,8 +171,8 @@ class _Once:
 def _response_format(lm: Any, signature: Any, adapter: Any) -> Any:
     """What the JSON adapter asks for first, by the same questions; None for nothing."""
     import litellm
-    from dspy.adapters import json_adapter
 
+    json_adapter: Any = import_module("dspy.adapters.json_adapter")
     provider = lm.model.split("/", 1)[0]
     if "response_format" not in (litellm.get_supported_openai_params(model=lm.model, custom_llm_provider=provider) or ()):
         return None

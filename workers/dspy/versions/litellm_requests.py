@@ -33,7 +33,7 @@ def look(
         turn = requests.before_blocking(asked(_whole(self, prompt, messages, kwargs)))
         if (found := _found(turn)) is not None:
             return found
-        result = forward(self, prompt, messages, **kwargs)
+        result: Any = forward(self, prompt, messages, **kwargs)
         requests.after_blocking(turn, _stored(result, kept), used(dict(result.usage)))
         return result
 
@@ -44,7 +44,7 @@ def look(
         turn = await requests.before(asked(_whole(self, prompt, messages, kwargs)))
         if (found := _found(turn)) is not None:
             return found
-        result = await aforward(self, prompt, messages, **kwargs)
+        result: Any = await aforward(self, prompt, messages, **kwargs)
         await requests.after(turn, _stored(result, kept), used(dict(result.usage)))
         return result
 
