@@ -187,6 +187,8 @@ class Limits:
     def _accounts_of(self, work: CallRequest, profile: Profile) -> list[Account]:
         found = [self._of_profile.get(profile.name) or self._account_of(profile)]
         for budget in self._config.budgets:
+            if not budget.per and work.record is None:
+                continue  # an interactive call is a run of its own: there would be a value for each
             if budget.profile in (None, profile.name) and budget.covers(work.topology, work.tenant):
                 found.append(self._account(budget.about(work.tenant, work.run), budget.limits))
         return found

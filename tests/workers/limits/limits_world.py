@@ -12,7 +12,7 @@ from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, Tried
+from dspex.bus.records import CallRecord, CallRequest, RecordTo, Tried
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.limits import MINUTE, Budget, Ledger
 from dspex.bus.serving.server_clock import ServerClock
@@ -97,6 +97,7 @@ class World:
 def work(text: str = "x" * 400, *, run: str = "r", lm: tuple[str, ...] = (), **options: Any) -> CallRequest:
     spec = CallSpec("predict", "text -> reply", "text -> reply", lm=lm, config={"max_tokens": 600})
     known: dict[str, Any] = {"topology": "", "node": "", "run": run, "spec": spec, "inputs": {"text": text}}
+    known["record"] = RecordTo("record", "id", 1, b"")
     return CallRequest("c", 1, 1, **{**known, **options})
 
 

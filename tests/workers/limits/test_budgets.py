@@ -107,3 +107,15 @@ def test_what_nobody_used_in_this_window_is_shown_as_nothing(loop: VirtualLoop) 
         return [row for row in await limit_rows(w.server.connect(), APP, w.now) if row["per"] == MINUTE]
 
     assert [(row["what"], row["used"], row["left"]) for row in run(w, main())] == [("tokens", 0.0, 10_000)]
+
+
+def test_an_interactive_call_leaves_no_value_for_its_run(loop: VirtualLoop) -> None:
+    w = world(loop, configured(Budget("each", tokens=9e9, per=0.0)))
+
+    async def main() -> set[str]:
+        bucket = await w.server.connect().bucket(subjects.limits(APP))
+        await w.call(await w.process(), record=None)
+        await asyncio.sleep(5)
+        return set(await bucket.items())
+
+    assert run(w, main()) == {"lm.main"}
