@@ -145,13 +145,17 @@ def taken(state: SessionState, now: float, turn: StoredTurn) -> SessionState:
         line = line[1:]
     if not line or line[0].call != turn.call:
         raise SessionConflict("another call has taken its place in the session: the answer is no turn of it")
-    sizes = [len(codecs.msgpack_bytes(one)) for one in (*state.turns, turn)]
-    if sizes[-1] > MOST_BYTES:
-        raise OutputTooLarge(f"a turn of {sizes[-1]:,} bytes, and one may have {MOST_BYTES:,}")
-    turns = [*state.turns, turn]
-    while len(turns) > MOST_TURNS or sum(sizes[-len(turns) :]) > MOST_BYTES:
-        del turns[0]
+    if (size := _size([turn])) > MOST_BYTES:
+        raise OutputTooLarge(f"a turn of {size:,} bytes, and one may have {MOST_BYTES:,}")
+    turns = [*state.turns, turn][-MOST_TURNS:]
+    while (over := _size(turns) - MOST_BYTES) > 0:
+        while over > 0:
+            over -= _size([turns.pop(0)])
     return replace(state, touched=now, count=state.count + 1, line=line[1:], turns=turns)
+
+
+def _size(turns: list[StoredTurn]) -> int:
+    return len(codecs.msgpack_bytes([one._asdict() for one in turns]))
 
 
 def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int) -> SessionState:
