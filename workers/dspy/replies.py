@@ -15,6 +15,7 @@ from dspex.workers.dspy.versions import installed
 _ENDS: Final = (
     "dspex_ends"  # beside DSPy's own settings, so it goes wherever those go: into tasks, threads and copies of models
 )
+_SAID: Final = {"TextPart": "text", "DataPart": "value"}  # parts of a reply with what the model said, and where it is
 
 
 @cache
@@ -64,7 +65,7 @@ def _ends(response: Any) -> Iterator[tuple[str, str, str]]:
     """(finish reason, text, refusal) of each candidate, in the server's own words where DSPy kept them."""
     body = getattr(response, "provider_data", None)
     choices = _get(body, "choices") or _get(response, "choices")
-    if isinstance(choices, Sequence) and choices and not isinstance(choices, str):
+    if isinstance(choices, Sequence) and not isinstance(choices, str) and any(map(_is_whole, choices)):
         for choice in choices:
             message = _get(choice, "message")
             text = _get(message, "content") or _get(choice, "text")  # of a text completion
@@ -72,9 +73,14 @@ def _ends(response: Any) -> Iterator[tuple[str, str, str]]:
         return
     parts = getattr(getattr(response, "message", None), "parts", ())
     refused = [p.text for p in parts if type(p).__name__ == "RefusalPart"]
-    texts = [p.text for p in parts if type(p).__name__ == "TextPart"]
+    texts = [str(getattr(p, _SAID[kind])) for p in parts if (kind := type(p).__name__) in _SAID]
     end = _get(response, "finish_reason") or _get(_get(response, "incomplete_details"), "reason")  # of the responses API
     yield _word(end), "".join(texts), "".join(refused)
+
+
+def _is_whole(choice: Any) -> bool:
+    """Whether it is an answer, and not the last piece of one that was streamed: that is put together elsewhere."""
+    return _get(choice, "message") is not None or _get(choice, "text") is not None
 
 
 def _get(thing: Any, name: str) -> Any:

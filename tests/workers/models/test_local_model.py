@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 import psutil
 import pytest
 import pytest_asyncio
-from pool_bench import Bench, config, running, work
+from pool_bench import APP, POOL, Bench, config, running, work
 from waiting import until
 
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import Said
+from dspex.engine.client.call import ask
+from dspex.engine.client.resolve import Resolved
 from dspex.workers.config import Profile
 from dspex.workers.models import weights
 
@@ -43,6 +46,34 @@ async def local() -> AsyncIterator[Bench]:
     """A pool with the model, for all tests here: to load it and to read the first prompt takes seconds."""
     async with running(config("", profiles=LOCAL)) as bench:
         yield bench
+
+
+class Told:
+    """What comes of a call before its result."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def accepted(self, call: str, worker: str) -> None:
+        """A worker has it."""
+
+    def said(self, said: Sequence[Said]) -> None:
+        for one in said:
+            assert one.at == len(self.texts.get(one.field, ""))
+            self.texts[one.field] = self.texts.get(one.field, "") + one.text
+
+    def ended(self, outputs: object) -> None:
+        """It has answered."""
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("route", ["native", "worker"])
+async def test_the_local_model_streams(local: Bench, route: str) -> None:
+    told, spec = Told(), CallSpec("predict", SIGNATURE, SIGNATURE, route=route)
+    record, _ = await ask(local.bus, APP, Resolved(spec, POOL), {"text": TEXTS[0]}, timeout=60, told=told)
+    assert record.route == route
+    assert told.texts == {name: str(value) for name, value in (record.outputs or {}).items()}
+    assert record.usage["output_tokens"] > 0
 
 
 @pytest.mark.asyncio(loop_scope="module")

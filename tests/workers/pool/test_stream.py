@@ -9,7 +9,7 @@ import pytest
 from pool_bench import APP, POOL, Bench, program
 from waiting import until
 
-from dspex.bus.errors import LMUnavailable
+from dspex.bus.errors import CallError, InvalidOutput, LMRefused, LMUnavailable
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.call import ask
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
@@ -122,3 +122,17 @@ async def test_a_model_that_breaks_off_and_was_heard_is_not_asked_again(shared: 
         with pytest.raises(LMUnavailable):
             await answer.result()
     assert shared_model.requests == before + 1
+
+
+@pytest.mark.parametrize("route", ["native", "worker"])
+@pytest.mark.parametrize(("fault", "raised"), [("length", InvalidOutput), ("refusal", LMRefused), ("nonsense", InvalidOutput)])
+async def test_a_streamed_reply_that_is_no_whole_answer_fails_as_any_other(
+    shared: Bench, shared_model: Any, route: str, fault: str, raised: type[CallError]
+) -> None:
+    """But that DSPy drops the words of a refusal from a stream: what is left is an empty reply."""
+    before = shared_model.requests
+    raised = InvalidOutput if route == "worker" else raised
+    async with stream(shared, spec(route), f"standin:{fault} of a text that is long enough {route}") as answer:
+        with pytest.raises(raised):
+            await texts(answer)
+    assert shared_model.requests - before in (1, 2), "asked once more only where nothing was heard"

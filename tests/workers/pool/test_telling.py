@@ -66,6 +66,7 @@ async def test_what_a_connection_does_not_take_is_bounded_left_out_and_seen_by_i
     assert heard.messages == []
     heard.bus.clogged = False
     await until(lambda: heard.messages)
+    assert heard.said[0] == Said("a", 0, "x" * 1000), "what was kept is the beginning"
     heard.told.chunk("a", "the end")
     await until(lambda: heard.said[-1] == Said("a", 1_000_000, "the end"))
 

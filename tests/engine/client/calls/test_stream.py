@@ -119,6 +119,7 @@ async def test_of_two_workers_that_take_a_call_one_is_heard(monkeypatch: pytest.
     await client.bus.subscribe(subjects.control(APP, POOL), status)
     async with client, client.stream(SPEC, {"text": "x"}) as answer:
         events = [event async for event in answer.events()]
+        assert (await answer.result()).data["reply"] == "second answer"
     assert isinstance(events[0], Accepted)
     assert [events[0].worker, *(e.text for e in events if isinstance(e, Chunk))] == ["w2", "second answer", "1"]
 
