@@ -156,14 +156,16 @@ async def test_the_request_to_the_model_ends_where_its_caller_leaves(versioned: 
 
 
 async def test_calls_at_the_same_time_ask_each_its_own_model(versioned: Bench, shared_model: Any) -> None:
+    """An agent asks more than once, and others ask in between."""
     shared_model.bodies = []
-    texts = {f"standin:slow=0.2 {n}": ("main", "other")[n % 2] for n in range(12)}
-    records = await versioned.ask(*[work(text, spec=spec(lm=(lm,))) for text, lm in texts.items()])
+    texts = {f"standin:slow=0.1 {n}": ("main", "other")[n % 2] for n in range(6)}
+    agent = {lm: spec(kind="react", tools=("sample:echo",), max_iters=2, lm=(lm,)) for lm in ("main", "other")}
+    records = await versioned.ask(*[work(text, spec=agent[lm]) for text, lm in texts.items()])
     bodies, shared_model.bodies = shared_model.bodies, None
-    assert [r.lm for r in records] == list(texts.values())
-    assert len({r.usage["output_tokens"] for r in records}) <= 2, "each has the tokens of its own reply"
-    asked = {text: body["model"] for body in bodies for text in texts if f"{text}\n" in str(body["messages"][-1]["content"])}
-    assert asked == texts
+    asked = {text: [body["model"] for body in bodies if f"{text}\\n" in str(body["messages"])] for text in texts}
+    assert [(r.error, r.lm) for r in records] == [(None, lm) for lm in texts.values()]
+    assert asked == {text: [lm] * record.usage["requests"] for (text, lm), record in zip(texts.items(), records, strict=True)}
+    assert all(len(models) > 1 for models in asked.values())
 
 
 async def test_nothing_of_a_call_is_kept_behind_its_end(versioned: Bench) -> None:
@@ -185,6 +187,29 @@ async def test_a_state_of_another_version_is_used_with_a_warning(versioned: Benc
     assert record.warning == f"pirate@1 was saved under DSPy 3.3.0, and was loaded by {version(versioned)}"
     assert "As a pirate." in str(body)
     assert "ahoy" in str(body)
+
+
+LOCAL = """
+import asyncio, sys, dspy
+from dspex.workers.config import PoolConfig, Profile
+from dspex.workers.dspy.models import Models
+
+models = Models(PoolConfig("app", "pool", profiles={"local": Profile("local", "local/small")}))
+with dspy.context(lm=models.lm("local", sys.argv[1], 30.0, {}), adapter=models.adapter("local", None)):
+    asyncio.run(dspy.Predict("text -> reply, score: float").acall(text="hello"))
+"""
+
+
+@pytest.mark.parametrize("python", PYTHONS[1:], ids=lambda p: Path(p).parts[-3])
+async def test_a_model_of_this_machine_is_held_to_a_schema(shared_model: Any, python: str, tmp_path: Path) -> None:
+    """No pool: it would start a server with weights."""
+    shared_model.bodies = []
+    environment = {**os.environ, "DSPY_CACHEDIR": str(tmp_path), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    process = await asyncio.create_subprocess_exec(python, "-c", LOCAL, shared_model.url, env=environment)
+    assert await process.wait() == 0
+    (body,), shared_model.bodies = shared_model.bodies, None
+    assert body["model"] == "small"
+    assert body["response_format"]["json_schema"]["schema"]["required"] == ["reply", "score"]
 
 
 async def test_an_answer_is_streamed_while_the_model_writes(versioned: Bench, shared_model: Any) -> None:

@@ -17,6 +17,8 @@ import dspy
 from dspy.utils import exceptions
 
 from dspex.bus.errors import ProgramError
+from dspex.operators.native.lm.response_format import response_format
+from dspex.operators.native.signature import as_signature
 
 VERSION: str = dspy.__version__
 MINOR = tuple(int(part) for part in re.findall(r"\d+", VERSION)[:2])
@@ -181,6 +183,8 @@ def _response_format(lm: Any, signature: Any, adapter: Any) -> Any:
     follows = adapter.schema or litellm.supports_response_schema(model=lm.model, custom_llm_provider=provider)
     if json_adapter._has_open_ended_mapping(signature) or (calls and not by_tools) or not follows:
         return {"type": "json_object"}
+    if adapter.schema and MINOR < (3, 0):  # with pydantic 2.12 and newer, its own way makes no schema of anything
+        return response_format(as_signature(signature))
     make: Any = json_adapter._get_structured_outputs_response_format
     try:
         return make(signature) if MINOR < (3, 0) else make(signature, by_tools)
