@@ -71,7 +71,7 @@ def planned(before: Ledger, own: Own, asks: Sequence[Amounts], now: float, *, cl
     ledger.bury(now, but=own.id)
     others: dict[Measure, tuple[float, float]] = {measure: _others(ledger, own, measure) for measure in own.limits}
     plan = LedgerPlan(ledger)
-    given = dict.fromkeys(own.limits, 0.0)
+    given: dict[Measure, float] = dict.fromkeys(own.limits, 0.0)
     for amounts in asks:
         full = next(_too_much(own, amounts, given, others, now), None)
         plan.outcomes.append(full)
