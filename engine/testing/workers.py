@@ -38,6 +38,7 @@ class Workers:
         self._place, self._app, self._pools = place, app, pools
         self._answers: dict[str, _Answer] = {}
         self._failures: dict[str, deque[Exception]] = {}
+        self._failing: dict[str, Exception] = {}  # how executions end that were to fail
         self._running: list[tuple[WorkLoop, Bus]] = []
         self._held: dict[Delivery, None] = {}
         self.problem: DspexError | None = None
@@ -94,8 +95,11 @@ class Workers:
             lm="driver",
             started=self._place.now,
         )
-        if failures:
-            return record(error=_as_error(failures.popleft()).as_dict())
+        execution = request.record.id if request.record else ""  # it comes again where its workers were killed
+        if failures and execution not in self._failing:
+            self._failing[execution] = failures.popleft()
+        if execution in self._failing:
+            return record(error=_as_error(self._failing[execution]).as_dict())
         if answer is None:
             self.problem = NoAnswer(
                 f"{request.node} was called with {dict(request.inputs)} and has no answer", node=request.node

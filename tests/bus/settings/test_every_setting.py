@@ -68,7 +68,7 @@ ACTS: dict[str, str] = {
     "pools.*.cpu": "workers/config.py",
     "pools.*.timeout": "bus/settings/model.py",
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
-    "engine.max_bytes": "engine/hosting/engine.py",
+    **{f"engine.{name}": "engine/hosting/engine.py" for name in ("max_bytes", "submit")},
     "telemetry.log": "engine/cli/terminal/terminal.py",
 }
 

@@ -304,7 +304,7 @@ def test_cases_run_on_a_server_as_they_do_in_memory(dspex: Dspex) -> None:
 def test_the_same_faults_come_of_the_same_seed_and_change_no_outcome(dspex: Dspex) -> None:
     for seed in ("2", "3"):
         found = dspex("test", "--seed", seed, "--faults", "duplicate=0.2,delay=50ms,crash=0.01", "-k", "crash")
-        assert (found.code, found.out.splitlines()[-1]) == (0, "1 passed, 0 failed")
+        assert (found.code, found.out.splitlines()[-1]) == (0, "1 passed, 0 failed"), found.out
 
 
 def test_the_schema_takes_what_is_right_and_no_misspelt_step(dspex: Dspex) -> None:
