@@ -420,6 +420,13 @@ class Bus(Protocol):
         """
         ...
 
+    async def backlog(self, stream: str, name: str) -> int | None:
+        """How many messages wait in the durable consumer of this name, delivered to nobody yet; None where there is none.
+
+        Raises BusError where there is no such stream.
+        """
+        ...
+
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         """Make the durable consumer `name`, unless it is there: explicit ack, delivered again for ever.
 

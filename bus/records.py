@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args
+
+import orjson
+from typing_extensions import TypedDict  # pydantic checks it, and takes no other one before Python 3.12
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
@@ -27,6 +30,9 @@ Adapter: TypeAlias = Literal["chat", "json", "xml"]
 
 Affinity: TypeAlias = Literal["none", "prefer"]
 """Whether calls of one key go to the same process of a pool: wherever there is room, or where that has room."""
+
+MOST_PROCESSES: Final = 10_000
+"""That a pool may be asked to have."""
 
 Outputs: TypeAlias = Mapping[str, Any]
 """What a call gives: values by name, as JSON-able data."""
@@ -274,6 +280,34 @@ class CallRecord(_Packed):
     warning: str = ""
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Sized(TypedDict):
+    size: int | None
+
+
+class PoolSize(NamedTuple):
+    """How many processes the workers of a pool are to have, on all machines together, as an operator has set it. JSON, so that
+    people can look at it.
+
+    `size`: None: as the settings say.
+    """
+
+    size: int | None
+
+    def pack(self) -> bytes:
+        return orjson.dumps(self._asdict())
+
+    @classmethod
+    def read(cls, value: bytes) -> PoolSize:
+        """What `pack` gave. Raises DecodeError."""
+        try:
+            said: _Sized = checked(_Sized, "the size of a pool", orjson.loads(value))
+        except ValueError as e:
+            raise DecodeError(f"not the size of a pool: {e}") from None
+        if (size := said["size"]) is not None and not 0 <= size <= MOST_PROCESSES:
+            raise DecodeError(f"a pool cannot have {size} processes")
+        return cls(size)
 
 
 @dataclass(frozen=True)

@@ -411,6 +411,14 @@ def control(app: str, pool: str) -> str:
     return f"{prefix(app)}.control.{token(pool, 'pool')}"
 
 
+def manage(app: str, pool: str) -> str:
+    """What operators ask of the processes of a pool: to drain, to restart, to look how many they shall be (core NATS).
+
+    Not where callers cancel: who may call a pool may not stop it.
+    """
+    return f"{control(app, pool)}.manage"
+
+
 SERVICE_VERBS: Final = ("PING", "INFO", "STATS")  # of the NATS service protocol
 
 
@@ -516,5 +524,18 @@ def limit_key(*words: str) -> str:
 
 
 def member_key(kind: str, id: str) -> str:
-    """Who is alive: `engine.<id>`."""
+    """Who is alive: `engine.<id>`, `pool.<pool>.<id>`."""
     return f"{kind}.{id}"
+
+
+PARENTS: Final = "pool"  # how the keys of the processes of all pools begin
+
+
+def parents(pool: str) -> str:
+    """How the keys of the processes of a pool begin: a kind of members."""
+    return f"{PARENTS}.{token(pool, 'pool')}"
+
+
+def size_key(pool: str) -> str:
+    """How many children a pool is to have in all, as an operator has set it."""
+    return f"size.{token(pool, 'pool')}"

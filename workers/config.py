@@ -16,6 +16,7 @@ from dspex.bus.serving.limits import DAY, MINUTE, Budget, Measure
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import duration, environment
 from dspex.operators.native.adapters import ADAPTERS, Adapter
+from dspex.workers.pool.children.sizing import ScaleBounds
 
 if TYPE_CHECKING:  # a child process gets what was resolved: it need not know what settings are
     from dspex.bus.settings.model import Settings
@@ -59,6 +60,7 @@ class PoolConfig:
 
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
     `budgets`: all of the settings.
+    `scale`: how it is sized by its backlog; None: it is not.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
     hears of it. `cpu`: cores of each process. `zygote`: see `forks`; None: where it has no GPUs, which do not work in a fork.
     """
@@ -87,6 +89,7 @@ class PoolConfig:
     budgets: tuple[Budget, ...] = ()
     zygote: bool | None = None
     cpu: float | None = None
+    scale: ScaleBounds | None = None
 
     @property
     def forks(self) -> bool:
@@ -174,6 +177,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         budgets=tuple(_budget(name, budget) for name, budget in settings.budgets.items()),
         zygote=p.zygote,
         cpu=p.cpu,
+        scale=ScaleBounds(p.scale.min, p.scale.max, p.scale.cooldown) if p.scale is not None else None,
     )
 
 

@@ -93,6 +93,7 @@ def rights(
         "approver": _approver(app, prefix),
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
+    calls += [subjects.manage(app, pool) for pool in pools]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
     subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else ())]
     more = _sealed(app, role) if sealed else ()
@@ -168,6 +169,8 @@ def _worker(app: str, pool: str) -> Iterator[str]:
         yield f"$JS.ACK.{stream}.{consumer}.>"
     yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), stream)  # whether a record that is there is its own
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # what deployed nodes run
+    yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # how many there shall be of its pool, and which others there are
+    yield f"$KV.{subjects.bucket(app)}.{subjects.parents(pool)}.*"
     yield from _api(_LOOK, f"KV_{subjects.limits(app)}")  # what all pools use of limits
     yield from (f"$KV.{subjects.limits(app)}.>", subjects.cooling(app))
     yield from _speaks(app)

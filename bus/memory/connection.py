@@ -228,6 +228,10 @@ class MemoryBus:
         found = self._stream(stream).consumers.get(name)
         return found.after if found is not None else None
 
+    async def backlog(self, stream: str, name: str) -> int | None:
+        await self.trip()
+        return found.waiting if (found := self._stream(stream).consumers.get(name)) is not None else None
+
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await self.trip()
         found = self._stream(stream)

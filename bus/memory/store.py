@@ -250,6 +250,10 @@ class MemoryConsumer:
         self._next = self._stream.find([self._pattern], self._next, self._stream.last)
         return self._next if self._next <= self._stream.last else 0
 
+    @property
+    def waiting(self) -> int:
+        return self._stream.count([self._pattern], self._next - 1)
+
     def _hand_out(self, sequence: int, pull: Pull) -> None:
         if self._again:
             self._again.popleft()

@@ -160,6 +160,9 @@ class NatsBus:
         with what_a_server_says():
             return max(0, int(info["config"].get("opt_start_seq", 0)) - 1) if info is not None else None
 
+    async def backlog(self, stream: str, name: str) -> int | None:
+        return await consumer.waiting(self._connection, stream, name)
+
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await consumer.share(self._connection, stream, consumer.shared(name, pattern, ack_wait, after))
 

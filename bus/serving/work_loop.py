@@ -76,7 +76,7 @@ class WorkLoop:
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
-        """Begin to take work."""
+        """Begin to take work; also after `drain`."""
         self._taking = [self._loops.start(self._take(band), f"take {band}") for band in subjects.BANDS]
         self._loops.start(self._signs_of_life(), "signs of life")
         self._loops.start(self._ask_time(), "time")
@@ -86,6 +86,7 @@ class WorkLoop:
         await tasks.cancel(self._taking)
         for queue in list(self._queues.values()):
             await queue.close()
+        self._queues.clear()
         if self.calls:
             log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
             await self.calls.finish(grace)

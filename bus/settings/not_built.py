@@ -56,7 +56,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "defaults.call.tenant": "set it at the operator whose data says whose call it is",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
-    "pools.*.scale": _LEAVE_OUT,
     "telemetry.metrics": _LEAVE_OUT,
     "telemetry.content": _LEAVE_OUT,
     "telemetry.redact": _LEAVE_OUT,

@@ -25,6 +25,7 @@ from dspex.bus.settings.values import (
     PositiveSeconds,
     PositiveSize,
     Rate,
+    ScaleSettings,
     Seconds,
     SettingsTable,
     Texts,
@@ -240,13 +241,12 @@ class PoolSettings(SettingsTable):
     """A pool of workers: `size` processes with `slots` calls at once in each.
 
     Attributes:
-        lm: the profile of calls that name none.
+        lm: the profile of calls that name none. cpu: cores that each process may use, with all that it starts.
         lms: the others that calls may name. Workers get the keys of these and of no others; without `lm` and `lms`, of all.
         env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
         hmac_key_env: the variable with the key that signs its records. "NEW,OLD": NEW signs, and OLD is right too.
         zygote: whether its processes are forked from one that has imported its programs. None: where it has no `gpus`.
-        timeout: of a call of a topology that says nothing itself.
-        cpu: cores that each of its processes may use, with all that it starts.
+        timeout: of a call of a topology that says nothing itself. scale: `size` follows its backlog.
     """
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -266,6 +266,7 @@ class PoolSettings(SettingsTable):
     zygote: bool | None = None
     timeout: PositiveSeconds | None = None
     cpu: Annotated[float, Field(ge=0.01)] | None = None
+    scale: ScaleSettings | None = None
 
     @model_validator(mode="after")
     def _no_program_gets_the_key_that_signs(self) -> Self:

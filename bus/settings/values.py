@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias, cast, get_args
+from typing import Annotated, Literal, Self, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from dspex.bus import subjects
@@ -142,3 +142,20 @@ class SettingsTable(BaseModel):
         ):
             raise ValueError("this setting is not true or false")
         return value
+
+
+class ScaleSettings(SettingsTable):
+    """The size of a pool follows its backlog: `min` to `max` processes, on all machines together. It shrinks when less was
+    enough for `cooldown` seconds.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=1)]
+    cooldown: PositiveSeconds = 60.0
+
+    @model_validator(mode="after")
+    def _least_is_not_over_most(self) -> Self:
+        if self.min > self.max:
+            said = f"min, {self.min}, is more than max, {self.max}"
+            raise custom_error(ConfigError(said, code="DX105", fix="lower min, or raise max"))
+        return self

@@ -18,6 +18,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     payloads, an hour after they were put             a message names them, or a saved version of a program
     what a run or tenant used of a budget             it was used within `engine.records`
     sessions                                          they go on, or it has to be remembered that they have ended
+    what processes of pools said of themselves        they live, or died within ten minutes
     answers in the cache                              (at once, when no call may be given them any more)
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
@@ -88,6 +89,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
                 await limits.forget(bus, app, clock(), records)
                 await SessionStore(bus, app).purge()
                 await forget_answers(bus, app, clock())
+                await (await bus.bucket(subjects.bucket(app))).expire(subjects.PARENTS, clock() - EVERY)
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 

@@ -47,9 +47,15 @@ class Interactive:
         pool.children.slots.freed = self._changed.set
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
+        self._sent_away = 0
         self._turns = Turns(pool.bus, pool.config.app)
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
+
+    def sent_away(self) -> int:
+        """Requests that found no free slot since this was asked last."""
+        number, self._sent_away = self._sent_away, 0
+        return number
 
     async def run(self) -> None:
         """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
@@ -90,6 +96,7 @@ class Interactive:
             return
         try:
             if self._pool.free() <= 0:
+                self._sent_away += 1
                 self._changed.set()
                 self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
                 return

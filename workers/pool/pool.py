@@ -28,6 +28,8 @@ from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.cache.caching import Caching
 from dspex.workers.pool.cache.shared import SharedAnswers
+from dspex.workers.pool.children.managing import Managing
+from dspex.workers.pool.children.scaling import Scaling
 from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
@@ -59,7 +61,8 @@ class Pool:
         work: the loop that serves durable calls; `interactive` serves the others.
         limits: of profiles, and budgets: the last one, which knows what was chosen.
         status: answers questions about the pool. service: those that any NATS service is asked.
-        draining: it takes nothing more.
+        scaling: how many children there are. managing: does what operators ask.
+        draining: it takes nothing more; of one that an operator drained, until `renew`.
     """
 
     def __init__(self, bus: Bus, config: PoolConfig, *, sign_of_life: float = SIGN_OF_LIFE) -> None:
@@ -94,6 +97,8 @@ class Pool:
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
         self.service = PoolService(self)
+        self.scaling = Scaling(bus, config, self.id, self.children.resize, self._load, self._fail)
+        self.managing = Managing(self)
         self._tasks = Tasks(f"pool {config.name}", lambda name, error: self._fail(error))
         self._control: Subscription | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -104,16 +109,19 @@ class Pool:
         sealing, app = self.bus.sealing, self.config.app
         verify = sealing.verify if sealing is not None else partial(need_none, self.bus, app)
         await patiently(verify, lambda why: log.warning("waiting for the server", pool=self.config.name, why=why))
+        size = await self.scaling.begin()
         profile = self.config.default_profile()
         if profile is not None and profile.local:
             await asyncio.to_thread(weights.require, profile.model)  # before processes are started in vain
-            await asyncio.gather(self.children.start(), self.models.url(profile.name))
+            await asyncio.gather(self.children.start(size), self.models.url(profile.name))
         else:
-            await self.children.start()
+            await self.children.start(size)
         self._control = await self.status.subscribe()
         await self.service.start()
         await self.limits.start()
+        await self.managing.start()
         self.work.start()
+        self.scaling.start()
         self._tasks.start(self.interactive.run(), "interactive calls")
         log.info("pool ready", **self.status.summary())
 
@@ -121,8 +129,9 @@ class Pool:
         """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, end the children."""
         self.draining = True
         end = asyncio.get_running_loop().time() + grace
+        await self.managing.stop()
         await self._tasks.stop()
-        await asyncio.gather(self.work.drain(grace), self.executions.drain(grace))
+        await asyncio.gather(self.scaling.stop(), self.work.drain(grace), self.executions.drain(grace))
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left), self.cache.drain(left))
         if self._control is not None:
@@ -133,6 +142,31 @@ class Pool:
         await self.journals.tasks.stop()
         await self.models.stop()
         log.info("pool stopped", pool=self.config.name, served=self.work.served)
+
+    async def rest(self, grace: float) -> None:
+        """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, and have no children, until
+        `renew`. The process stays: whoever starts it again when it ends would undo this.
+        """
+        self.draining = self.scaling.resting = True
+        self.children.slots.freed()  # so that it leaves the queue group
+        await asyncio.gather(self.work.drain(grace), self.executions.drain(grace))
+        await self.scaling.look()
+
+    async def renew(self) -> None:
+        """Replace the children by others, which have imported everything anew, and take calls again after `rest`. No call
+        fails for it. Raises WorkerLost where one does not start.
+        """
+        await self.children.restart()
+        if self.draining:
+            self.draining = self.scaling.resting = False
+            await self.scaling.look()
+            self.work.start()
+            self.children.slots.freed()
+
+    def _load(self) -> tuple[int, int]:
+        """Slots that are taken, and calls that wait for one or were sent away since this was asked last."""
+        slots = self.children.slots
+        return slots.busy, slots.waiting + self.interactive.sent_away()
 
     def _fail(self, error: BaseException) -> None:
         """A task that the pool cannot do without has died: a process that only looks healthy must not go on."""

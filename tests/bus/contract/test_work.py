@@ -271,6 +271,19 @@ async def test_there_is_no_work_to_take_before_somebody_has_made_its_consumer(bu
 
 
 @pytest.mark.asyncio
+async def test_the_backlog_is_what_nobody_has_been_given_yet(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    assert await bus.backlog(unique, "w") is None
+    await put(bus, f"{unique}.x", 1, 2, 3)
+    await bus.add_consumer(unique, f"{unique}.>", name="w", ack_wait=30, after=1)
+    assert await bus.backlog(unique, "w") == 2
+    queue = await bus.work(unique, name="w", free=lambda: 1)
+    assert queue is not None
+    await soon(queue.next())
+    assert await bus.backlog(unique, "w") == 1
+
+
+@pytest.mark.asyncio
 async def test_a_consumer_that_begins_behind_a_message_delivers_what_comes_later(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     await put(bus, f"{unique}.x", 1, 2)

@@ -69,9 +69,9 @@ class Supervisor:
         self._started = False
 
     # -- life ------------------------------------------------------------------------------------------------------
-    async def start(self) -> None:
-        """Start the children and wait until each is ready. Raises ConfigError if they cannot run at all."""
-        await self.resize(self.config.size)
+    async def start(self, size: int) -> None:
+        """Start `size` children and wait until each is ready. Raises ConfigError if they cannot run at all."""
+        await self.resize(size)
         if self._fatal:
             await self.stop()
             raise self._fatal
@@ -93,6 +93,7 @@ class Supervisor:
         Those that are too many take no more calls, and end when they have none.
         """
         self.size, self.slots.total = size, size * self.config.slots
+        self._settled.set()
         for seat in self._seats[size:]:
             seat.wanted = False
             seat.told.set()

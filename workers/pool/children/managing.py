@@ -1,0 +1,96 @@
+"""What operators ask of the processes of a pool. Each process answers twice: when it begins, and when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NotRequired
+
+import orjson
+import structlog
+from typing_extensions import TypedDict
+
+from dspex.bus import subjects
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import BusError, DecodeError, WorkerLost, is_seconds
+from dspex.bus.message import Message
+from dspex.bus.port import Subscription
+from dspex.bus.tasks import Tasks
+
+if TYPE_CHECKING:
+    from dspex.workers.pool.pool import Pool
+
+log = structlog.get_logger("dspex.workers")
+KINDS: Final = ("drain", "restart", "look")
+
+
+class Order(TypedDict):
+    """What is asked.
+
+    Attributes:
+        kind: "drain": take nothing more, until a restart; "restart": have new children, which import everything anew; "look":
+            have as many as there shall be.
+        process: the id of the only process that is meant.
+        grace: seconds that calls have to end, of a drain.
+    """
+
+    kind: str
+    process: NotRequired[str | None]
+    grace: NotRequired[float]
+
+
+class Managing:
+    """Does what operators ask of one process of a pool, one thing after another."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._doing = ""
+        self._subscription: Subscription | None = None
+        self._tasks = Tasks(f"orders of {pool.config.name}", lambda name, error: log.error("not done", exc_info=error))
+
+    async def start(self) -> None:
+        """Hear, from now on. Raises BusError."""
+        config = self._pool.config
+        self._subscription = await self._pool.bus.subscribe(subjects.manage(config.app, config.name), self._on_request)
+
+    async def stop(self) -> None:
+        """Hear no more, and give up what is not done."""
+        if self._subscription is not None:
+            await self._subscription.close()
+        await self._tasks.stop()
+
+    async def _on_request(self, message: Message) -> None:
+        try:
+            order: Order = checked(Order, "an order to a pool", orjson.loads(message.data))
+        except (ValueError, DecodeError):
+            return
+        grace = order.get("grace", 30.0)
+        if order["kind"] not in KINDS or order.get("process") not in (None, self._pool.id) or not is_seconds(grace):
+            return
+        reply = message.reply if subjects.is_inbox(message.reply) else ""
+        await self._say(reply, "begun")
+        if self._doing and order["kind"] != "look":
+            await self._say(reply, "failed", f"it is busy with a {self._doing}")
+        else:
+            self._tasks.start(self._do(order["kind"], grace, reply), order["kind"])
+
+    async def _do(self, kind: str, grace: float, reply: str) -> None:
+        pool, why = self._pool, ""
+        log.info("told by an operator", pool=pool.config.name, order=kind)
+        if kind == "look":
+            await pool.scaling.look()
+        else:
+            self._doing = kind
+            try:
+                await (pool.rest(grace) if kind == "drain" else pool.renew())
+            except WorkerLost as error:
+                why = error.message
+            finally:
+                self._doing = ""
+        await self._say(reply, "failed" if why else "done", why)
+
+    async def _say(self, reply: str, state: str, why: str = "") -> None:
+        if not reply:
+            return
+        try:
+            await self._pool.bus.send(reply, orjson.dumps({"id": self._pool.id, "state": state, "why": why}))
+        except BusError as error:
+            log.warning("an operator was not answered", pool=self._pool.config.name, why=error.message)
