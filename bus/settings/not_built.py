@@ -26,7 +26,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
         *("runs", "replay", "fork", "diff"),
-        *("scale", "score", "evaluate"),
+        *("score", "evaluate"),
     ),
     "Run": ("steps", "cancel", "export"),
     "Driver": ("replay",),
@@ -63,7 +63,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "replay", "fork", "diff", "pools"),
+        *("gateway", "replay", "fork", "diff"),
         *("optimize", "eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

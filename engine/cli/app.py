@@ -63,6 +63,10 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             "What waits for a person's decision.",
             tuple(f"events.approvals:{verb}" for verb in ("ls", "show", "accept", "reject", "edit")),
         ),
+        "pools": _Noun(
+            "Pools of workers: how many there are, and how many there shall be.",
+            tuple(f"workers.pools:{verb}" for verb in ("ls", "scale", "drain", "restart")),
+        ),
         "programs": _Noun(
             "Saved states of programs, by version and alias.",
             tuple(f"workers.programs:{verb}" for verb in ("ls", "show", "put", "promote", "rollback")),

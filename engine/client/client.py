@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec, encode
-from dspex.bus.errors import ConfigError, DspexError
+from dspex.bus.errors import ConfigError, DspexError, WorkerLost
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
@@ -34,7 +34,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
-from dspex.engine.client.status import approvals, programs, state, status
+from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
@@ -380,6 +380,22 @@ class Client(Planned, names=METHODS["Client"]):
         to ask its pool what is deployed nowhere (`call.<pool>.adhoc.describe`). Raises as `call`.
         """
         return await programs.describe(self.bus, self.app, await self.resolve(what), seconds(timeout))
+
+    # -- pools ----------------------------------------------------------------------------------------------------
+    async def scale(self, pool: str, size: int | None) -> None:
+        """Have `size` worker processes in a pool from now on, on all machines together; None: as the settings say.
+
+        It outlives the pool's processes, and goes before `pools.*.scale`. Returns when the workers are ready. With 0, durable
+        calls wait. Needs the rights of an operator.
+
+        Raises:
+            Saturated: no process of the pool is running. WorkerLost: not all have as many as they should.
+            Fenced: somebody else sets it at the same time.
+        """
+        replicas = self._settings.server.replicas if self._settings is not None else 1
+        done = await scaling.scale(self.bus, self.app, pool, size, replicas=replicas)
+        if why := [f"{one.id}: {one.why}" for one in done if one.why]:
+            raise WorkerLost(f"pool {pool} is not as large as it should be: {'; '.join(why)}", node=pool)
 
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:

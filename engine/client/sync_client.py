@@ -480,6 +480,18 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.run(self._of.describe(what, timeout=timeout))
 
+    def scale(self, pool: str, size: int | None) -> None:
+        """Have `size` worker processes in a pool from now on, on all machines together; None: as the settings say.
+
+        It outlives the pool's processes, and goes before `pools.*.scale`. Returns when the workers are ready. With 0, durable
+        calls wait. Needs the rights of an operator.
+
+        Raises:
+            Saturated: no process of the pool is running. WorkerLost: not all have as many as they should.
+            Fenced: somebody else sets it at the same time.
+        """
+        background.run(self._of.scale(pool, size))
+
     def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
         return background.run(self._of.status(pools))

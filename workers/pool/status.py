@@ -90,6 +90,8 @@ class PoolStatus:
             "size": pool.children.size,
             "slots": pool.config.slots,
             "busy": children.slots.busy,
+            "waiting": children.slots.waiting,
+            "of": pool.scaling.total,
             "ready": children.ready,
             "restarts": children.restarts,
             "failed": children.failed,

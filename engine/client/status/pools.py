@@ -21,7 +21,7 @@ FIRST_ANSWER, MORE_ANSWERS = 1.0, 0.15  # seconds that pools have to answer
 
 async def pool_rows(bus: Bus, app: str, names: Sequence[str]) -> list[PoolRow]:
     """What each process of each pool reports, or that a pool has none."""
-    answers = await asyncio.gather(*(_ask(bus, app, name) for name in names))
+    answers = await asyncio.gather(*(processes(bus, app, name) for name in names))
     return [row for name, rows in zip(names, answers) for row in rows or [_absent(name)]]
 
 
@@ -41,7 +41,7 @@ def _absent(pool: str) -> PoolRow:
     return PoolRow(pool=pool, id=None, host=None, pid=None, size=0, slots=0, busy=0, ready=0, restarts=0)
 
 
-async def _ask(bus: Bus, app: str, pool: str) -> list[PoolRow]:
+async def processes(bus: Bus, app: str, pool: str) -> list[PoolRow]:
     """The answers of all processes of a pool, which may run on several hosts."""
     queue: asyncio.Queue[Message] = asyncio.Queue()
     inbox = bus.inbox(queue.put_nowait)

@@ -248,6 +248,8 @@ class PoolRow(TypedDict):
     busy: int
     ready: int
     restarts: int
+    waiting: NotRequired[int]  # accepted calls that have no slot yet
+    of: NotRequired[int | None]  # workers that all processes of the pool are to have together; None: each has its own number
     failed: NotRequired[bool]
     draining: NotRequired[bool]
     served: NotRequired[int]

@@ -177,7 +177,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
     [
         ('http = { bind = ":8080" }\n', "http"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
-        ("[pools.a]\nscale = 1.0\n", "pools.a.scale"),
         ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
         ("[telemetry]\ncontent = false\n", "telemetry.content"),
         ('[defaults.call]\nfallback = "a:b"\n', "defaults.call.fallback"),
@@ -359,7 +358,7 @@ def test_a_list_of_several_lines_moves_no_line_number_and_is_no_error(folder: Pa
 
 @pytest.mark.parametrize(
     "given",
-    [{"pools": {"x": {"scale": 1}}}, {"telemetry": {"redact": []}}, {"pools": {"lightweight": {"lm": "nope"}}}, {"engine": 3}],
+    [{"pools": {"x": {"scale": {}}}}, {"telemetry": {"redact": []}}, {"pools": {"lightweight": {"lm": "nope"}}}, {"engine": 3}],
     ids=str,
 )
 def test_settings_made_in_python_raise_the_errors_of_loaded_ones(folder: Path, given: dict[str, Any]) -> None:
