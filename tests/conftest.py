@@ -79,19 +79,23 @@ def _few_processes_are_measured(request: pytest.FixtureRequest, monkeypatch: pyt
 
 CONFIG = """
 listen: "127.0.0.1:-1"
+http: "127.0.0.1:-1"
 jetstream {{ store_dir: "{store}", max_file: 8796093022208 }}
 feature_flags {{ js_ack_fc_v2: false }}
 """
 
 
 class Nats:
-    """A real nats-server with its store in `folder`, on a port that it picks itself. `stop` it."""
+    """A real nats-server with its store in `folder`, on ports that it picks itself. `stop` it. `monitor`: where it tells about
+    itself.
+    """
 
     def __init__(self, folder: Path, config: str = CONFIG) -> None:
         file = folder / "nats.conf"
         file.write_text(config.format(store=folder / "js"))
         binary = Path(sys.executable).parent / "nats-server"
         self.process = subprocess.Popen([binary, "-c", file], stderr=subprocess.PIPE, text=True)
+        self.monitor = ""
         self.url = self._ready()
         # the pipe has to be emptied for as long as the server lives, or it would stop at a full one
         self._rest = threading.Thread(target=self.process.communicate, daemon=True)
@@ -104,6 +108,8 @@ class Nats:
             log.append(line)
             if found := re.search(r"client connections on (\S+)", line):
                 url = f"nats://{found[1]}"
+            if found := re.search(r"http monitor on (\S+)", line):
+                self.monitor = f"http://{found[1]}"
             if "Server is ready" in line:
                 return url
         raise RuntimeError("nats-server did not start:\n" + "".join(log))
@@ -114,11 +120,17 @@ class Nats:
 
 
 @pytest.fixture(scope="session")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a real nats-server with JetStream, one for the whole test session: use unique names on it."""
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    """A real nats-server with JetStream, one for the whole test session: use unique names on it."""
     server = Nats(tmp_path_factory.mktemp("nats"))
-    yield server.url
+    yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def nats_url(nats_server: Nats) -> str:
+    """The URL of that server."""
+    return nats_server.url
 
 
 @pytest.fixture

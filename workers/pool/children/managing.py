@@ -22,7 +22,7 @@ log = structlog.get_logger("dspex.workers")
 KINDS: Final = ("drain", "restart", "look")
 
 
-class Order(TypedDict):
+class PoolOrder(TypedDict):
     """What is asked.
 
     Attributes:
@@ -59,7 +59,7 @@ class Managing:
 
     async def _on_request(self, message: Message) -> None:
         try:
-            order: Order = checked(Order, "an order to a pool", orjson.loads(message.data))
+            order: PoolOrder = checked(PoolOrder, "an order to a pool", orjson.loads(message.data))
         except (ValueError, DecodeError):
             return
         grace = order.get("grace", 30.0)
