@@ -47,6 +47,10 @@ SCENARIOS: dict[str, Scenario] = {
     "workers killed": Scenario(
         f"{ALL} --target worker --kills 10 --seed 2", "SIGKILL of a pool's parent or of a child, ten times"
     ),
+    "scaled": Scenario(
+        "--events 2000 --pace 0.3 --pools 2 --target scale --kills 6 --seed 25",
+        "a pool made larger, smaller, restarted or drained, and its parents and workers killed meanwhile",
+    ),
     "server killed": Scenario(f"{ALL} --target server --kills 10 --seed 3", "SIGKILL of the NATS server, ten times"),
     "all killed": Scenario(f"{ALL} --target all --kills 10 --seed 4", "each of them ten times in one run"),
     "sealed": Scenario(

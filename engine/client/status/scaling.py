@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import orjson
@@ -22,6 +21,7 @@ from dspex.engine.client.status.pools import FIRST_ANSWER, MORE_ANSWERS, process
 _log = structlog.get_logger("dspex.client")
 OrderKind: TypeAlias = Literal["drain", "restart", "look"]
 PATIENCE: Final = 600.0  # seconds that processes have for what they are told
+LOOK: Final = 5.0  # seconds between two looks whether they are still there
 
 
 class Managed(NamedTuple):
@@ -119,12 +119,17 @@ async def manage(
     inbox = bus.inbox(queue.put_nowait)
     order = {"kind": kind, "process": process, "grace": grace}
     states: dict[str, _Said] = {}
+    end = asyncio.get_running_loop().time() + grace + patience
     try:
         await bus.send(subjects.manage(app, pool), orjson.dumps(order), reply=inbox.subject)
-        await _hear(queue, states, FIRST_ANSWER, MORE_ANSWERS, lambda: False)
-        await _hear(
-            queue, states, grace + patience, grace + patience, lambda: all(s["state"] != "begun" for s in states.values())
-        )
+        await _hear(queue, states, FIRST_ANSWER, MORE_ANSWERS)
+        while open := {id for id, said in states.items() if said["state"] == "begun"}:
+            if asyncio.get_running_loop().time() > end:
+                break
+            await _hear(queue, states, LOOK, LOOK, until_all=True)
+            for id in open - {str(row["id"]) for row in await processes(bus, app, pool)}:
+                if states[id]["state"] == "begun":
+                    states[id] = _Said(id=id, state="failed", why="it does not answer any more")
     finally:
         inbox.close()
     late = f"it was not done within {grace + patience:.0f} s"
@@ -132,12 +137,12 @@ async def manage(
 
 
 async def _hear(
-    queue: asyncio.Queue[Message], states: dict[str, _Said], first: float, more: float, over: Callable[[], bool]
+    queue: asyncio.Queue[Message], states: dict[str, _Said], first: float, more: float, *, until_all: bool = False
 ) -> None:
-    """Hear what processes say, until it is over: `first` seconds, and `more` behind each answer."""
+    """Hear what processes say for `first` seconds, and `more` behind each answer. `until_all`: or until all are done."""
     try:
         async with asyncio.timeout(first) as limit:
-            while not over():
+            while not until_all or any(said["state"] == "begun" for said in states.values()):
                 answer = await queue.get()
                 if answer.headers.get("Status") == "503":
                     return

@@ -9,10 +9,12 @@ from contextlib import suppress
 from random import Random
 
 from dspex.bus import subjects
+from dspex.bus.errors import Saturated
+from dspex.engine.client.status import scaling
 from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.latest import latest
 from processes.process import Process, last_words
-from processes.world import APP, World
+from processes.world import APP, POOL, World
 
 HOUR = 3600
 
@@ -57,6 +59,22 @@ async def kill_child(world: World, random: Random) -> None:
 async def kill_worker(world: World, random: Random) -> None:
     """SIGKILL a pool's parent or one of its children."""
     await random.choice([kill_pool, kill_child])(world, random)
+
+
+async def scale_pool(world: World, random: Random) -> None:
+    """Have one to six workers, or all replaced, or a process drained and taken back, while a worker is killed."""
+    what, size = random.choice(("scale", "restart", "drain")), random.randint(1, 6)
+
+    async def told() -> None:
+        with suppress(Saturated):  # no process of the pool lives just now
+            if what == "scale":
+                await scaling.scale(world.bus, APP, POOL, size)
+            elif what == "drain":
+                await scaling.drain(world.bus, APP, POOL, None, random.uniform(0.0, 1.0))
+            if what != "scale":
+                await scaling.restart(world.bus, APP, POOL, None)
+
+    await asyncio.gather(told(), kill_child(world, random))
 
 
 async def drain_engine(world: World, random: Random) -> None:
