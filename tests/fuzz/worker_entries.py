@@ -21,7 +21,7 @@ from pool_bench import received
 from dspex.bus import codecs, errors, subjects
 from dspex.bus.errors import CallError, DataError
 from dspex.bus.message import Message
-from dspex.bus.records import CallRequest, RecordTo, Usage
+from dspex.bus.records import CallRequest, PoolSize, RecordTo, Usage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.record_store import RecordStore
@@ -36,7 +36,9 @@ from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, JournalFrame, StatusFrame
 from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
 from dspex.workers.pool.cache.shared import SharedAnswers
+from dspex.workers.pool.children.managing import read_order
 from dspex.workers.pool.children.output import forward
+from dspex.workers.pool.children.scaling import read_row
 from dspex.workers.pool.status import PoolStatus
 
 HEAD = 4  # bytes of the length of a frame
@@ -214,6 +216,16 @@ def _take_control() -> Take:
     return lambda case: loop.run(asked._on_request(Message(subject, case.data, case.headers, 0, 0.0, "")))
 
 
+def _orders() -> list[Case]:
+    orders: list[dict[str, object]] = [{"kind": "drain", "process": "p", "grace": 3.5}, {"kind": "look", "process": None}]
+    return [Case(orjson.dumps(order)) for order in orders]
+
+
+def _parents() -> list[Case]:
+    row = {"host": "h", "boot": "b", "pids": "n", "pid": 7, "starting": False, "busy": 1, "waiting": 2}
+    return [Case(orjson.dumps({**row, **more})) for more in ({"most": None, "decided": 3}, {"most": 4, "decided": None})]
+
+
 QUESTIONS = [Case(b'{"kind":"status"}'), Case(b'{"kind":"other"}')]
 ENTRIES = [
     Entry("request", _requests, _take_request, headers=HEADERS, subject="work", slice=300),
@@ -223,4 +235,12 @@ ENTRIES = [
     Entry("cached answer", _answers, _take_answer, slice=300),
     Entry("log line", _lines, _take_line, "text", slice=60),
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
+    Entry("order", _orders, lambda: lambda case: read_order(case.data), "json"),
+    Entry("parent", _parents, lambda: lambda case: read_row(case.data), "json"),
+    Entry(
+        "pool size",
+        lambda: [Case(PoolSize(n).pack()) for n in (None, 3)],
+        lambda: lambda case: PoolSize.read(case.data),
+        "json",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NotRequired
+from typing import TYPE_CHECKING, Final, Literal, NotRequired
 
 import orjson
 import structlog
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
 
 log = structlog.get_logger("dspex.workers")
-KINDS: Final = ("drain", "restart", "look")
+GRACE: Final = 30.0  # seconds that calls have to end, where an order does not say
 
 
 class PoolOrder(TypedDict):
@@ -32,7 +32,7 @@ class PoolOrder(TypedDict):
         grace: seconds that calls have to end, of a drain.
     """
 
-    kind: str
+    kind: Literal["drain", "restart", "look"]
     process: NotRequired[str | None]
     grace: NotRequired[float]
 
@@ -59,12 +59,13 @@ class Managing:
 
     async def _on_request(self, message: Message) -> None:
         try:
-            order: PoolOrder = checked(PoolOrder, "an order to a pool", orjson.loads(message.data))
-        except (ValueError, DecodeError):
+            order = read_order(message.data)
+        except DecodeError as error:
+            log.debug("no order", pool=self._pool.config.name, why=error.message)
             return
-        grace = order.get("grace", 30.0)
-        if order["kind"] not in KINDS or order.get("process") not in (None, self._pool.id) or not is_seconds(grace):
+        if order.get("process") not in (None, self._pool.id):
             return
+        grace = order.get("grace", GRACE)
         reply = message.reply if subjects.is_inbox(message.reply) else ""
         await self._say(reply, "begun")
         if self._doing and order["kind"] != "look":
@@ -94,3 +95,14 @@ class Managing:
             await self._pool.bus.send(reply, orjson.dumps({"id": self._pool.id, "state": state, "why": why}))
         except BusError as error:
             log.warning("an operator was not answered", pool=self._pool.config.name, why=error.message)
+
+
+def read_order(data: bytes) -> PoolOrder:
+    """The order in a message. Raises DecodeError."""
+    try:
+        order: PoolOrder = checked(PoolOrder, "an order to a pool", orjson.loads(data))
+    except ValueError as e:
+        raise DecodeError(f"not an order to a pool: {e}") from None
+    if not is_seconds(order.get("grace", GRACE)):
+        raise DecodeError("the grace of an order is no number of seconds")
+    return order

@@ -33,6 +33,7 @@ from dspex.workers.pool.children.sizing import Needed, by_backlog, needed, sprea
 log = structlog.get_logger("dspex.workers")
 
 BEAT: Final = 2.0  # seconds between two rows of a process
+MOST_CALLS: Final = 1_000_000_000  # that are believed of a process
 SILENT: Final = 5  # beats without which a process counts as dead
 
 
@@ -183,10 +184,9 @@ class Scaling:
             if now - self._seen[id][1] > SILENT * BEAT:
                 continue
             try:
-                row: ParentRow = checked(ParentRow, "the row of a process", orjson.loads(value))
-                _check(row)
-            except (ValueError, DecodeError) as error:
-                self._seldom.warning("what no process of the pool wrote is left out", pool=self._config.name, why=str(error))
+                row = read_row(value)
+            except DecodeError as error:
+                self._seldom.warning("what no process of the pool wrote is left out", pool=self._config.name, why=error.message)
                 continue
             if not is_dead(row):
                 living[id] = row
@@ -219,9 +219,14 @@ class Scaling:
         return sum(number or 0 for number in found)
 
 
-def _check(row: ParentRow) -> None:
-    """Raise DecodeError where its figures are none."""
+def read_row(value: bytes) -> ParentRow:
+    """The row that a process wrote. Raises DecodeError."""
+    try:
+        row: ParentRow = checked(ParentRow, "the row of a process", orjson.loads(value))
+    except ValueError as e:
+        raise DecodeError(f"not the row of a process: {e}") from None
     for name in ("most", "busy", "waiting", "decided"):
         figure = row.get(name)
-        if isinstance(figure, int) and not 0 <= figure <= (MOST_PROCESSES if name == "decided" else 1 << 40):
-            raise DecodeError(f"{name} is {figure}")
+        if isinstance(figure, int) and not 0 <= figure <= (MOST_PROCESSES if name == "decided" else MOST_CALLS):
+            raise DecodeError(f"{name} of a process is {figure}")
+    return row

@@ -115,6 +115,8 @@ class Supervisor:
         """
         self._nursery.renew()
         for seat in list(self._seats):
+            if not seat.wanted:  # the pool was made smaller meanwhile
+                continue
             seat.renewed = asyncio.get_running_loop().create_future()
             seat.renew("restart")
             await seat.renewed
