@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import orjson
 import pytest
 
 from dspex.bus import subjects
+from dspex.bus.local.processes import process
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import NewMessage, StreamConfig
@@ -37,8 +41,8 @@ class World:
         await self.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
         await WorkConsumers(self.bus, APP, [(POOL, 1)]).look()
 
-    def join(self, id: str, config: PoolConfig = CONFIG) -> None:
-        """A process that starts, and has its children at once."""
+    def join(self, id: str, config: PoolConfig = CONFIG, *, ready: bool = True) -> None:
+        """A process that starts, and has its children at once; `ready`: and says so."""
 
         async def resize(size: int) -> None:
             self.sizes[id] = size
@@ -46,8 +50,9 @@ class World:
         async def go() -> None:
             found = Scaling(self.server.connect(), config, id, resize, lambda: self.load.get(id, (0, 0)), self._failed)
             self.sizes[id] = await found.begin()
-            found.start()
             self.parents[id] = found
+            if ready:
+                found.start()
 
         self.loop.run(go(), advance=True)
 
@@ -117,6 +122,31 @@ def test_a_process_that_falls_silent_is_replaced_by_the_others(world: World) -> 
     world.loop.run(world.parents["b"]._tasks.stop(), advance=True)  # pyright: ignore[reportPrivateUsage]
     assert world.after(BEAT * SILENT / 2)["a"] == 3
     assert world.after(BEAT * (SILENT + 2))["a"] == 6
+
+
+def test_who_starts_gets_its_part_when_its_workers_are_ready(world: World) -> None:
+    world.join("a")
+    world.scale(6)
+    world.after()
+    world.join("b", ready=False)
+    assert world.after(BEAT) == {"a": 6, "b": 3}
+    world.loop.call_soon(world.parents["b"].start)
+    assert world.after() == {"a": 3, "b": 3}
+
+
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(world: World) -> None:
+    world.join("b")
+    world.scale(6)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    row = {**process(), "pid": gone.pid, "starting": False, "most": None, "busy": 0, "waiting": 0, "decided": None}
+
+    async def left() -> None:
+        bucket = await world.bus.bucket(subjects.bucket(APP))
+        await bucket.put(f"{subjects.parents(POOL)}.a", orjson.dumps(row))
+
+    world.loop.run(left(), advance=True)
+    assert world.after(BEAT) == {"b": 6}
 
 
 def test_a_number_outlives_all_processes_and_who_starts_begins_with_its_share(world: World) -> None:
@@ -209,6 +239,18 @@ def test_who_takes_over_the_decision_begins_with_what_was_decided(world: World) 
     world.leave("a")
     assert world.after(3 * BEAT) == {"b": 6}
     assert world.after(70.0) == {"b": 1}
+
+
+def test_one_that_joins_and_is_to_decide_begins_with_what_was_decided(world: World) -> None:
+    config = replace(CONFIG, scale=BOUNDS)
+    world.join("b", config)
+    world.load["b"] = (8, 12)
+    world.after(3 * BEAT)
+    world.load.clear()
+    world.after()
+    world.join("a", config)
+    assert world.after(3 * BEAT) == {"a": 3, "b": 3}
+    assert world.after(70.0) == {"a": 1, "b": 0}
 
 
 def test_an_operators_number_goes_before_the_backlog(world: World) -> None:

@@ -126,13 +126,14 @@ async def test_a_restart_loads_what_the_programs_are_now_and_no_call_fails(shop:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_pool_that_is_made_smaller_while_it_restarts_ends_with_both(shop: Bench, client: Client) -> None:
-    before = {child.pid for child in shop.pool.children.children}
-    restarted = asyncio.gather(scaling.restart(shop.bus, APP, POOL, None))
-    await until(lambda: {child.pid for child in shop.pool.children.children} - before)
-    await client.scale(POOL, 1)
-    ((done,),) = await restarted
-    assert done.why == ""
-    assert not {child.pid for child in shop.pool.children.slots.usable} & before
+    children = shop.pool.children
+    before = {child.pid for child in children.children}
+    restarted = asyncio.gather(children.restart())
+    await until(lambda: {child.pid for child in children.children} - before)
+    await children.resize(1)
+    await asyncio.wait_for(restarted, 30)
+    await until(lambda: len(children.children) == 1)
+    assert not {child.pid for child in children.slots.usable} & before
     await client.scale(POOL, None)
     assert shop.pool.children.ready == 2
 
