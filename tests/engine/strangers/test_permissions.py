@@ -32,6 +32,7 @@ OPTIONS: Mapping[str, list[str]] = {
 }
 ROLES = tuple(OPTIONS)
 PAUSING = (["pause", "triage", "--until", "1h"], ["resume", "triage"])
+SCALING = (["ls"], ["scale", "lightweight=2"], ["drain", "lightweight"], ["restart", "lightweight"])
 SAVING = (
     ["put", "reply", "state.json"],
     ["promote", "reply", "1", "prod"],
@@ -284,7 +285,7 @@ def _run_all(project: Project, url: str) -> str:
         # an engine says what it owns with its next heartbeat
         assert eventually(lambda: run("operator", "status", "--health").code == 0)
         plain = (["status"], ["status", "--health"], ["dlq", "ls"], ["approvals", "ls"], ["doctor"], ["plan"], ["apply"])
-        for verb in (*plain, *PAUSING, *(["programs", *verb] for verb in SAVING)):
+        for verb in (*plain, *PAUSING, *(["programs", *v] for v in SAVING), *(["pools", *v] for v in SCALING)):
             done = run("operator", "--json", *verb)
             assert done.code == 0, (verb, done.out, done.err)
         saved = run("caller", "--json", "call", "text -> reply", "text=hello", "--state", "reply@prod")
