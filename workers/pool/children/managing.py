@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import BusError, DecodeError, WorkerLost, is_seconds
+from dspex.bus.errors import BusError, DecodeError, DspexError, is_seconds
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
 from dspex.bus.tasks import Tasks
@@ -82,7 +82,7 @@ class Managing:
             self._doing = kind
             try:
                 await (pool.rest(grace) if kind == "drain" else pool.renew())
-            except WorkerLost as error:
+            except DspexError as error:
                 why = error.message
             finally:
                 self._doing = ""
