@@ -38,7 +38,7 @@ class _Said(TypedDict):
     why: str
 
 
-async def scale(bus: Bus, app: str, pool: str, size: int | None, *, replicas: int = 1) -> list[Managed]:
+async def scale(bus: Bus, app: str, pool: str, size: object, *, replicas: int = 1) -> list[Managed]:
     """Have `size` worker processes in a pool from now on; None: as the settings say. Returns when they are ready.
 
     Raises ConfigError (DX105), Saturated where no process of the pool is there, Fenced where somebody else sets it now.
