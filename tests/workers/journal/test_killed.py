@@ -72,5 +72,5 @@ async def test_an_attempt_that_another_one_came_after_leaves_no_record(mortal: B
     await mortal.bus.publish(NewMessage(subject, claim.pack(), expect=last.sequence))
     await until(lambda: pool.children.slots.busy == 0)
     await until(lambda: pool.work.served == served + later)
+    await until(lambda: not pool.work.calls)
     assert (shared_model.requests, len(mortal.seen)) == (asked + 3, seen)
-    assert not pool.work.calls
