@@ -300,11 +300,10 @@ def classes() -> list[type[errors.DspexError]]:
 
 
 NOT_RAISED = {
-    "BudgetExceeded",
     "AffinityLost",
-    "ReplayError", "Divergence", "RecordingIncomplete",
+    "ReplayError", "Divergence",
 }  # fmt: skip
-"""Classes of what this version does not have yet: limits, sessions, replay."""
+"""Classes of what this version does not have yet: strict affinity, replay."""
 
 
 def rows() -> list[tuple[str, str, str, str]]:

@@ -247,7 +247,8 @@ def _error(account: Account, full: Full) -> CallError:
     said = f"{name}: {_number(full.taken)} of {_number(most)} {what}{window} are used or reserved"
     if "budget" in account.about:
         error = BudgetExceeded(f"the budget {account.about['budget']} is reached: {said}", node=name, retry_after=full.again)
-        error.fix = f"wait until it is counted anew, or raise budgets.{account.about['budget']}"
+        wait = "wait until it is counted anew, or " if full.limit.per else ""  # a run has its budget once
+        error.fix = f"{wait}raise budgets.{account.about['budget']}"
         return error
     return RateLimited(
         f"the limit of a profile is reached: {said}",
