@@ -132,7 +132,7 @@ class Client(Planned, names=METHODS["Client"]):
             id: what tells the server that the event is stored already, for as long as it remembers ids (2 minutes); random by
                 default. The event's own id comes from its place in the stream.
             key: keeps order, and spreads over partitions.
-            session: id of the session it belongs to.
+            session: id of the session it belongs to. An event is no turn of it, and neither are the calls that it causes.
             time: event time; by default when it is stored.
             at: when the engine takes it, which is its event time too. It is stored at once. The engine compares with its own
                 clock, which is the server's. At most 366 days ahead: else it is a dead letter.
@@ -169,14 +169,17 @@ class Client(Planned, names=METHODS["Client"]):
                 its topology.
             data: the inputs by name.
             timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
+            session: the call is the next turn of this session, as by `Client.session`; one that is there keeps its ttl.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
             ConfigError: DX108, a Spec with `retry`, `fallback`, `on_error`, `order` or `priority`: only a topology carries
                 them out.
         """
+        if session is not None:
+            return await Session(self, self._nodes, session, None, "queue").call(what, data, timeout=timeout)
         limit = None if timeout is None else seconds(timeout)
-        return await interactive.call(self.bus, self._nodes, what, data, timeout=limit, session=session)
+        return await interactive.call(self.bus, self._nodes, what, data, timeout=limit)
 
     def stream(
         self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None
@@ -186,9 +189,11 @@ class Client(Planned, names=METHODS["Client"]):
         Leaving the block before the end cancels the call in the worker. `timeout`: of the whole call; by default the smaller of
         `timeout` and `deadline` of a Spec that has one of them, else 10 minutes. Reading raises what `call` raises.
         """
+        if session is not None:
+            return Session(self, self._nodes, session, None, "queue").stream(what, data, timeout=timeout)
         limit = None if timeout is None else seconds(timeout)
         bus, nodes = self.bus, self._nodes
-        return Answer(lambda told: interactive.call(bus, nodes, what, data, timeout=limit, session=session, told=told))
+        return Answer(lambda told: interactive.call(bus, nodes, what, data, timeout=limit, told=told))
 
     async def batch(
         self, what: HasCall[V] | str, items: Iterable[Any], /, *, concurrency: int = 16, timeout: Duration | None = None
@@ -207,7 +212,8 @@ class Client(Planned, names=METHODS["Client"]):
         async for result in in_order(lambda data: self.call(what, data, timeout=timeout), items, concurrency):
             yield result
 
-    async def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
+    @lacks("Client.submit")
+    async def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None) -> Run:
         """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
 
         It is tried again as a call of a topology is. The application must have `engine.submit = true`.
@@ -223,9 +229,7 @@ class Client(Planned, names=METHODS["Client"]):
             `order`: only a topology carries them out.
         """
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
-        return await submitting.submit(
-            self.bus, self._nodes, what, data, id=id, session=session, above=above, waits=self._waits
-        )
+        return await submitting.submit(self.bus, self._nodes, what, data, id=id, above=above, waits=self._waits)
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

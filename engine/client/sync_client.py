@@ -258,7 +258,7 @@ class Client(Planned, names=METHODS["Client"]):
             id: what tells the server that the event is stored already, for as long as it remembers ids (2 minutes); random by
                 default. The event's own id comes from its place in the stream.
             key: keeps order, and spreads over partitions.
-            session: id of the session it belongs to.
+            session: id of the session it belongs to. An event is no turn of it, and neither are the calls that it causes.
             time: event time; by default when it is stored.
             at: when the engine takes it, which is its event time too. It is stored at once. The engine compares with its own
                 clock, which is the server's. At most 366 days ahead: else it is a dead letter.
@@ -295,6 +295,7 @@ class Client(Planned, names=METHODS["Client"]):
                 its topology.
             data: the inputs by name.
             timeout: of the whole call; by default the smaller of `timeout` and `deadline` of a Spec, else 60 s.
+            session: the call is the next turn of this session, as by `Client.session`; one that is there keeps its ttl.
 
         Raises:
             Saturated: all workers are busy, or there is none. CallTimeout. Any CallError of the program.
@@ -329,7 +330,8 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.each(self._of.batch(what, items, concurrency=concurrency, timeout=timeout))
 
-    def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
+    @lacks("Client.submit")
+    def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None) -> Run:
         """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
 
         It is tried again as a call of a topology is. The application must have `engine.submit = true`.
@@ -344,7 +346,7 @@ class Client(Planned, names=METHODS["Client"]):
             NotStored: the application takes no submitted calls. ConfigError: DX108, a Spec with `fallback`, `on_error` or
             `order`: only a topology carries them out.
         """
-        return Run(background.run(self._of.submit(what, data, id=id, session=session)))
+        return Run(background.run(self._of.submit(what, data, id=id)))
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

@@ -28,6 +28,7 @@ SILENT: Final = 15.0  # seconds after which a place that was not renewed does no
 MOST_TURNS: Final = 200  # of a session that are kept: the last ones
 MOST_BYTES: Final = 256 << 10  # of the turns that are kept together, of one turn, and of what is saved
 MOST_PLACES: Final = 1000  # of a line
+TTL: Final = 30 * 86400.0  # seconds that a session lives where nobody said so
 
 
 class InLine(NamedTuple):
@@ -98,13 +99,13 @@ class SessionState:
         return next((turn for turn in reversed(self.turns) if turn.id == id), None)
 
 
-def used(id: str, state: SessionState | None, now: float, ttl: float) -> SessionState:
-    """The session, used now; a new one where there was none. Raises SessionEnded."""
+def used(id: str, state: SessionState | None, now: float, ttl: float | None) -> SessionState:
+    """The session, used now; a new one where there was none. `ttl`: None: it keeps its own. Raises SessionEnded."""
     if state is None:
-        return SessionState(ttl, now)
+        return SessionState(TTL if ttl is None else ttl, now)
     if state.over(now):
         raise SessionEnded(f"session {id} was ended" if state.ended else f"the time to live of session {id} has run out")
-    return replace(state, ttl=ttl, touched=now)
+    return replace(state, ttl=state.ttl if ttl is None else ttl, touched=now)
 
 
 def joined(id: str, state: SessionState, now: float, place: InLine, policy: Policy) -> SessionState:

@@ -56,14 +56,15 @@ class Session:
         id: of the session. policy: what a call does where another one has the session; see `Client.session`.
     """
 
-    def __init__(self, client: Client, nodes: Nodes, id: str, ttl: Duration, policy: Policy) -> None:
+    def __init__(self, client: Client, nodes: Nodes, id: str, ttl: Duration | None, policy: Policy) -> None:
+        """`ttl`: None: one that is there keeps its own."""
         subjects.session_key(id)  # it may be none
         if policy not in get_args(Policy):
             raise ConfigError(f"there is no policy {policy!r}", code="DX105", fix=f"one of: {', '.join(get_args(Policy))}")
         self.id = id
         self.policy: Policy = policy
-        self._client, self._nodes, self._ttl = client, nodes, seconds(ttl)
-        if not self._ttl > 0:
+        self._client, self._nodes, self._ttl = client, nodes, None if ttl is None else seconds(ttl)
+        if self._ttl is not None and not self._ttl > 0:
             raise ConfigError(f"a session cannot live for {ttl!r}", code="DX105", fix='a ttl such as "30d"', node="ttl")
         self._store = SessionStore(client.bus, client.app)
         self._beats = Tasks(f"session {id[:40]}")

@@ -33,7 +33,6 @@ async def submit(
     data: Any,
     *,
     id: str | None,
-    session: str | None,
     above: int,
     waits: RunWaits | None,
 ) -> Run:
@@ -45,7 +44,7 @@ async def submit(
     body, content_type = encode(event_of(call, call.inputs(data)), "msgpack")
     token = blake2b((id or new_id()).encode(), digest_size=_TOKEN).hexdigest()
     subject = subjects.submit(nodes.app, call.pool, call.spec.kind, token)
-    headers = publishing.headers_of(token, None, session, None, None, content_type)
+    headers = publishing.headers_of(token, None, None, None, None, content_type)
     draft = NewMessage(subject, body, headers, expect=0)  # the same id twice is one call, however much later
     try:
         return await publishing.publish(bus, nodes.app, draft, above, waits)

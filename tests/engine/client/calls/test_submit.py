@@ -42,12 +42,12 @@ def submit(one: Lab, what: Any = "text -> reply", text: str = "hi", **options: A
 
 def test_a_submitted_call_is_made_and_any_process_has_its_result(lab: MakeLab) -> None:
     one = made(lab)
-    run = submit(one, dspex.chain_of_thought("text -> reply", timeout="20s", deadline="2m"), session="s")
+    run = submit(one, dspex.chain_of_thought("text -> reply", timeout="20s", deadline="2m"))
     one.work()
     result: Result[Any] = one.run(run.result("1m"))
     assert (result.data, result.worker, result.attempts) == ({"reply": "re: hi"}, "lab", 1)
     (asked,) = one.asked
-    assert (asked.topology, asked.node, asked.spec.kind, asked.session) == (subjects.SUBMITTED, NODE, "chain_of_thought", "s")
+    assert (asked.topology, asked.node, asked.spec.kind) == (subjects.SUBMITTED, NODE, "chain_of_thought")
     assert (asked.timeout, round(asked.left)) == (20.0, 120)
     again: Result[Any] = one.run(one.client.run(run.id).result("1m"))
     assert again == result

@@ -44,6 +44,22 @@ def test_each_call_sees_the_turns_before_it_whoever_asked(t: Talks) -> None:
     assert t.texts(other) == ["a", "b", "c"]
 
 
+def test_whoever_says_of_which_session_a_call_is_takes_its_next_turn(t: Talks) -> None:
+    t.say(t.client.session("c1", ttl="2h"), "a")
+
+    async def streamed() -> str:
+        async with t.client.stream(ECHO, {"text": "b"}, session="c1") as answer:
+            return str((await answer.result()).data["reply"])
+
+    assert t.run(streamed()) == "b after 1"
+    assert t.run(t.client.call(ECHO, {"text": "c"}, session="c1")).data["reply"] == "c after 2"
+    assert t.texts(t.client.session("c1")) == ["a", "b", "c"]
+    assert (info := t.run(t.client.session("c1").info())) is not None
+    assert info.ttl.total_seconds() == 7200, "who only calls changes nothing else of the session"
+    with pytest.raises(ConfigError, match="is not built"):
+        t.run(t.client.submit(ECHO, {"text": "d"}, session="c1"))  # type: ignore[call-arg]
+
+
 def test_a_history_that_is_given_is_not_filled_and_no_other_signature_gets_one(t: Talks) -> None:
     session = t.client.session("c1")
     t.say(session, "a")
