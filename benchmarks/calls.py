@@ -1,7 +1,8 @@
 """What a call costs: a worker in other processes is asked for what it does at once, and the answer is read back.
 
 * raw: a request of nats-py between two processes: the limit of what crosses a server with this client.
-* direct, cached, durable, watched: dspex; see calling/in_dspex.py. celery, dramatiq, taskiq-nats: peers. One worker each.
+* direct, cached, durable, awaited, watched: dspex; see calling/in_dspex.py.
+* celery, dramatiq, taskiq-nats: peers. One worker each.
 
 Parts:
 
@@ -66,6 +67,7 @@ SYSTEMS = {
     "direct": Needs(),
     "cached": Needs(),
     "durable": Needs(),
+    "awaited": Needs(),
     "watched": Needs(),
     "celery": Needs("celery", redis=True),
     "dramatiq": Needs("dramatiq", redis=True),

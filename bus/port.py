@@ -380,7 +380,10 @@ class Bus(Protocol):
         ...
 
     async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
-        """The last message of each of these subjects that has one, asked of any replica, so it may be behind: no patterns."""
+        """The last message of each of these subjects that has one, asked of any replica, so it may be behind: no patterns.
+
+        A single subject takes the right to ask for this subject alone.
+        """
         ...
 
     async def next(self, stream: str, subject: str, sequence: int) -> Message | None:

@@ -9,6 +9,7 @@ keys of a newer version are ignored, missing ones get the default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args
@@ -166,6 +167,27 @@ class RecordTo(NamedTuple):
     event: bytes
 
 
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class AnswerTo(NamedTuple):
+    """Who submitted a call, and hears of its answer: tokens of subjects.
+
+    Attributes:
+        user: whose inbox it is. call: the call, as that user named it.
+        client: the process that waits, which is told at once; "" for none.
+    """
+
+    user: str
+    call: str
+    client: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether subjects can be made of it."""
+        return all(_TOKEN.fullmatch(word) for word in (self.user, self.call, self.client or "0"))
+
+
 @dataclass(frozen=True)
 class CallRequest(_Packed):
     """One execution of a call.
@@ -190,6 +212,7 @@ class CallRequest(_Packed):
         opened: when the call was, in seconds since the epoch: the same in every execution. 0: not known.
         describe: what is asked for is what the program is made of: see `Client.describe`. Nothing is called.
         affinity: what the calls have in common that the same process of the pool should answer; None: nothing.
+        answer: who submitted the call, and is told of its answer; None: nobody did.
     """
 
     call: str
@@ -212,6 +235,7 @@ class CallRequest(_Packed):
     opened: float = 0.0
     describe: bool = False
     affinity: str | None = None
+    answer: AnswerTo | None = None
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -228,6 +252,8 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
         if found.describe and (found.record is not None or found.topology or found.stream or found.turn is not None):
             raise DecodeError("not a CallRequest of dspex: a description is of no call")
+        if found.answer is not None and (found.record is None or not found.answer.sound):
+            raise DecodeError("not a CallRequest of dspex: nobody submitted it")
         return found
 
     def called_on(self, app: str, pool: str) -> str:

@@ -56,7 +56,9 @@ def token(name: str, what: str = "name") -> str:
 
 
 # Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
-_KINDS: Final = frozenset({"sources", "requests", "keys", "told", "applied", "sessions", "limits", "cache", "payloads"})
+_KINDS: Final = frozenset(
+    {"sources", "requests", "answers", "keys", "told", "applied", "sessions", "limits", "cache", "payloads"}
+)
 
 
 @lru_cache(256)
@@ -155,6 +157,14 @@ def sources(app: str) -> str:
 def requests(app: str) -> str:
     """The stream in which calls journal their model and tool requests while they run."""
     return f"{stream(app)}_requests"
+
+
+def answers(app: str) -> str:
+    """The stream with the answers to submitted calls, each where only who submitted it reads it.
+
+    It is not the application's: each answer has a subject of its own, and many of them would slow its readers down.
+    """
+    return f"{stream(app)}_answers"
 
 
 def told(app: str) -> str:
@@ -396,9 +406,48 @@ def call_pattern(app: str, pool: str) -> str:
     return f"{prefix(app)}.call.{token(pool, 'pool')}.>"
 
 
-def submit(app: str, pool: str, kind: str, call: str) -> str:
-    """Where a call is submitted, by the kind of operator. `call`: its own token, so that it is submitted once."""
-    return f"{prefix(app)}.submit.{token(pool, 'pool')}.{token(kind, 'kind') if kind != '*' else kind}.{call}"
+def submit(app: str, pool: str, kind: str, user: str, call: str) -> str:
+    """Where a call is submitted, by the kind of operator. `user`: whose it is, as `inbox_user` says. `call`: its own token, so
+    that it is submitted once.
+    """
+    return f"{prefix(app)}.submit.{token(pool, 'pool')}.{token(kind, 'kind') if kind != '*' else kind}.{user}.{call}"
+
+
+def inbox_user(inbox: str) -> str:
+    """Who hears what comes to an inbox, as a token: users who share a prefix (`server.inbox_prefix`) are one."""
+    return inbox.partition(".")[0]
+
+
+def submitted_by(subject: str) -> tuple[str, str]:
+    """Whose submitted call came on a subject of `submit`, and its token."""
+    user, call = subject.split(".")[-2:]
+    return user, call
+
+
+def answer(app: str, pool: str, user: str, call: str) -> str:
+    """Where the answer to a submitted call is stored, by the worker that has made it."""
+    return f"{prefix(app)}.answer.{token(pool, 'pool')}.{user}.{call}"
+
+
+def answer_pattern(app: str, pool: str = "") -> str:
+    """The answers of a pool, or all."""
+    return f"{prefix(app)}.answer.{token(pool, 'pool')}.>" if pool else f"{prefix(app)}.answer.>"
+
+
+def notice(app: str, pool: str, user: str, client: str, call: str) -> str:
+    """Where a client hears of a call that it has submitted, from the worker that makes it (core NATS)."""
+    return f"{prefix(app)}.notice.{token(pool, 'pool')}.{user}.{client}.{call}"
+
+
+def notice_pattern(app: str, pool: str) -> str:
+    """All that the workers of a pool say so."""
+    return f"{prefix(app)}.notice.{token(pool, 'pool')}.>"
+
+
+def dead_submitted(app: str, user: str, call: str) -> str:
+    """Where the dead letter of a submitted call lies: who submitted it reads it there. `call`: `*` for those of all."""
+    words = [word if word == "*" else re.sub(r"[^A-Za-z0-9_-]", "_", word[:MOST_NAME]) for word in (user, call)]
+    return ".".join([dead(app, SUBMITTED, "call"), *words])
 
 
 def submit_pattern(app: str) -> str:

@@ -2,7 +2,8 @@
 
 * direct: `client.call`. Nothing is stored before the answer.
 * cached: the same with `cache=`, of a hundred texts by turns: answers that the pool has in memory.
-* durable: an event is published, and `dspex run` calls the program for it; then `run.wait` and `run.outputs`.
+* durable: `client.submit`, of which `dspex run` makes a call, and `run.result`: stored, answered, read back.
+* awaited: an event is published, and a topology calls the program for it; then `run.wait`. What it gave is not read.
 * watched: the same, but its client reads all results by one `client.watch`.
 """
 
@@ -78,14 +79,26 @@ async def cached(where: Where) -> AsyncGenerator[System]:
 
 @asynccontextmanager
 async def durable(where: Where) -> AsyncGenerator[System]:
-    """A pool, an engine, and a client that follows each of its runs."""
+    """A pool, an engine, and a client that submits calls."""
+    async with _engine(where) as (client, workers):
+        spec = dspex.program(_program(where), SIGNATURE, pool=POOL)
+
+        async def ask(text: str) -> object:
+            run = await client.submit(spec, {"text": text})
+            return (await run.result(LIMIT)).data["reply"]
+
+        yield System(Coroutines(ask), workers)
+
+
+@asynccontextmanager
+async def awaited(where: Where) -> AsyncGenerator[System]:
+    """A pool, an engine, and a client that waits for each of its runs."""
     async with _engine(where) as (client, workers):
 
         async def ask(text: str) -> object:
             run = await client.publish(SOURCE, {"text": text})
-            await run.wait(LIMIT)
-            (event,) = await run.outputs()
-            return event.data["reply"]
+            info = await run.wait(LIMIT)
+            return text if (info.status, info.calls) == ("done", 1) else info
 
         yield System(Coroutines(ask), workers)
 
@@ -149,6 +162,7 @@ def _settings(where: Where, folder: str) -> Settings:
             "path": [str(FOLDER)],
             "server": {"url": where.nats},
             "pools": {POOL: pool, CROWD: pool | {"size": 1, "slots": max(1, where.crowd)}},
+            "engine": {"submit": True},
             "telemetry": {"log": "error"},
         }
     )

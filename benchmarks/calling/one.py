@@ -27,6 +27,7 @@ SYSTEMS = {
     "direct": "in_dspex:direct",
     "cached": "in_dspex:cached",
     "durable": "in_dspex:durable",
+    "awaited": "in_dspex:awaited",
     "watched": "in_dspex:watched",
     "celery": "in_celery:system",
     "dramatiq": "in_dramatiq:system",

@@ -88,14 +88,15 @@ def rights(
         "operator": _operator(app, about, streams, copies),
         "worker": (right for pool in pools for right in _worker(app, pool)),
         "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
-        "caller": _caller(app, pools),
+        "caller": _caller(app, prefix, pools),
         "reader": _reader(app, prefix, about),
         "approver": _approver(app, prefix),
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     calls += [subjects.manage(app, pool) for pool in pools]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
-    subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else ())]
+    hears = [subjects.notice(app, pool, prefix, "*", "*") for pool in pools]
+    subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else hears if role == "caller" else ())]
     more = _sealed(app, role) if sealed else ()
     return Rights((subjects.USER_INFO, *dict.fromkeys([*publish[role], *more])), tuple(subscribe), role == "worker", prefix)
 
@@ -107,7 +108,7 @@ def _api(patterns: Sequence[str], stream: str) -> Iterator[str]:
 def _kept(app: str) -> list[str]:
     """The streams of an application, also those that hold its buckets and its objects."""
     buckets = [f"KV_{name}" for name in subjects.buckets(app)]
-    others = [subjects.sources(app), subjects.requests(app), subjects.told(app), subjects.keys(app)]
+    others = [subjects.sources(app), subjects.requests(app), subjects.answers(app), subjects.told(app), subjects.keys(app)]
     return [subjects.stream(app), *others, *buckets, f"OBJ_{subjects.objects(app)}"]
 
 
@@ -178,20 +179,24 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield f"$KV.{subjects.cache(app)}.*.{pool}.*"  # answers of its own pool
     yield from (subjects.interactive_record(app, pool), f"{subjects.interactive_record(app, pool)}.>")
     yield subjects.request_pattern(app, pool)
+    yield from (subjects.answer_pattern(app, pool), subjects.notice_pattern(app, pool))
     yield from _api(("STREAM.MSG.GET.{}",), subjects.requests(app))  # what an earlier attempt at a call has journaled
     yield from _api(_LOOK, f"OBJ_{objects}")
     yield f"$O.{objects}.>"
     yield _seals(app)
 
 
-def _caller(app: str, pools: Sequence[str]) -> Iterator[str]:
+def _caller(app: str, prefix: str, pools: Sequence[str]) -> Iterator[str]:
     yield subjects.ACCOUNT_INFO
     yield from (subjects.audit(app, "call"), subjects.audit(app, "end"))
     yield from _speaks(app)
     yield _seals(app)
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # which nodes there are
+    yield f"$JS.API.DIRECT.GET.{subjects.stream(app)}.{subjects.dead_submitted(app, prefix, '*')}"
     for pool in pools:
-        yield from (subjects.call_pattern(app, pool), subjects.control(app, pool), subjects.submit(app, pool, "*", "*"))
+        yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
+        yield subjects.submit(app, pool, "*", prefix, "*")  # in its own name, and so its answers are its own
+        yield f"$JS.API.DIRECT.GET.{subjects.answers(app)}.{subjects.answer(app, pool, prefix, '*')}"
         yield from (f"$SRV.*.{subjects.service(app, pool)}", f"$SRV.*.{subjects.service(app, pool)}.*")
 
 

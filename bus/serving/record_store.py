@@ -32,8 +32,9 @@ class _Waiting:
     """A record to be stored. `stored`: who waits for that; None: nobody does."""
 
     message: NewMessage
+    record: CallRecord
     request: CallRequest
-    stored: asyncio.Future[bool] | None
+    stored: asyncio.Future[CallRecord | None] | None
     alone: bool = False  # not stored with its batch
 
 
@@ -77,13 +78,14 @@ class RecordStore:
             if len(text) > INHERITED or not {"\r", "\n"}.isdisjoint(text):
                 raise DecodeError("an id of its call, run, session or record has a line break, or is too long for a header")
 
-    async def store(self, record: CallRecord, request: CallRequest) -> bool:
-        """Store the record where its request says; False if it never can be: its call is not to be run, and paid, again.
+    async def store(self, record: CallRecord, request: CallRequest) -> CallRecord | None:
+        """Store the record where its request says; the one that is stored for it then, which is that of an earlier answer where
+        there was one. None if it never can be: its call is not to be run, and paid, again.
 
         Tries again for as long as the bus may still take it: also after a missing permission, which somebody can give, and
         after what a server says that nobody here knows. An answer was paid for, and its call is not run again.
         """
-        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[CallRecord | None] = asyncio.get_running_loop().create_future()
         self._add(record, request, stored)
         return await stored
 
@@ -106,11 +108,11 @@ class RecordStore:
         self,
         record: CallRecord,
         request: CallRequest,
-        stored: asyncio.Future[bool] | None,
+        stored: asyncio.Future[CallRecord | None] | None,
         packed: bytes | None = None,
     ) -> None:
         self._counted += stored is not None
-        one = _Waiting(NewMessage("", b""), request, stored)
+        one = _Waiting(NewMessage("", b""), record, request, stored)
         try:
             one.message = self._message(record, request, packed)
         except DataError as error:
@@ -148,7 +150,7 @@ class RecordStore:
         batch = [one for one in batch if len(one.message.data) <= most]
         for one, outcome in zip(batch, await self._written([one.message for one in batch])):
             if isinstance(outcome, Ack) and not outcome.duplicate:
-                self._settle(one, True)
+                self._settle(one, one.record)
             else:
                 self._go_alone(one, outcome)
 
@@ -179,8 +181,7 @@ class RecordStore:
     async def _store_alone(self, one: _Waiting, outcome: Ack | DspexError | None) -> None:
         """See `store`. `outcome`: what came of the first try; None: there was none."""
         try:
-            await self._store(one.message, one.request, outcome)
-            self._settle(one, True)
+            self._settle(one, await self._store(one, outcome))
         except NotStored as error:
             if one.request.record is not None:
                 self._lost(one, error)
@@ -188,16 +189,16 @@ class RecordStore:
             # Nothing has been applied, and nobody asked for a record. Said now and then, not at each call.
             why = "the application has no stream, because nothing was applied"
             self._seldom.warning("interactive calls are answered, and not recorded", pool=self.pool, why=why, fix="dspex apply")
-            self._settle(one, False)
+            self._settle(one, None)
         except (BusError, DataError) as error:
             self._lost(one, error)
 
     def _lost(self, one: _Waiting, error: DspexError) -> None:
         self.lost += 1
         log.error("a record cannot be stored", pool=self.pool, call=one.request.call, why=error.message)
-        self._settle(one, False)
+        self._settle(one, None)
 
-    def _settle(self, one: _Waiting, stored: bool) -> None:
+    def _settle(self, one: _Waiting, stored: CallRecord | None) -> None:
         self._counted -= one.stored is not None or one.alone
         if one.stored is not None and not one.stored.done():
             one.stored.set_result(stored)
@@ -212,15 +213,19 @@ class RecordStore:
         headers = {subjects.MESSAGE_ID: id, subjects.RUN: request.run, **in_session(request.session)}
         return NewMessage(subject, self.sized(record) if packed is None else packed, headers)
 
-    async def _store(self, message: NewMessage, request: CallRequest, outcome: Ack | DspexError | None) -> None:
-        """Store the message. Tries again after an error that may pass, and under another id where something else has it."""
-        pause = 0.1
+    async def _store(self, one: _Waiting, outcome: Ack | DspexError | None) -> CallRecord:
+        """Store the record; which one is stored. Tries again after an error that may pass, and under another id where something
+        else has it.
+        """
+        pause, message, request = 0.1, one.message, one.request
         while True:
             if isinstance(outcome, (NotStored, PayloadTooLarge, DataError)):
                 raise outcome
             if isinstance(outcome, Ack):
-                if not outcome.duplicate or await self._is_record(outcome, message.subject, request):
-                    return
+                if not outcome.duplicate:
+                    return one.record
+                if (first := await self._first(outcome, message.subject, request)) is not None:
+                    return first
                 message = self._under_fresh_id(message, outcome, request)
             elif outcome is not None:
                 log.warning("record not stored", pool=self.pool, call=request.call, error=outcome.message)
@@ -231,19 +236,19 @@ class RecordStore:
             except (BusError, DataError) as error:
                 outcome = error
 
-    async def _is_record(self, ack: Ack, subject: str, request: CallRequest) -> bool:
-        """Whether what the bus stored first under the id is a record of this execution. Asks the leader of the stream."""
+    async def _first(self, ack: Ack, subject: str, request: CallRequest) -> CallRecord | None:
+        """What the bus stored first under the id, if it is a record of this execution. Asks the leader of the stream."""
         stored = await self.bus.get(ack.stream, ack.sequence)
         if stored is None or stored.subject != subject or (self._keys and not is_signed(stored, self._keys)):
-            return False
+            return None
         stored = await payloads.checked_out(self.bus, self.app, stored)
         if stored is None:
-            return False
+            return None
         try:
             found = CallRecord.unpack(stored.data)
         except DecodeError:
-            return False
-        return (found.call, found.try_number) == (request.call, request.try_number)
+            return None
+        return found if (found.call, found.try_number) == (request.call, request.try_number) else None
 
     def _under_fresh_id(self, message: NewMessage, ack: Ack, request: CallRequest) -> NewMessage:
         """The same message under an id that nobody can have used: without it, a paid answer would be dropped."""

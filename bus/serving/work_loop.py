@@ -20,6 +20,7 @@ from dspex.bus.port import Bus, Delivery, WorkQueue
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.record_store import RecordStore
+from dspex.bus.serving.sayings import AnswerStore
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
 
@@ -48,7 +49,7 @@ class WorkLoop:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
         served: pieces of work that are answered and acked.
         refused: requests that nobody who knows dspex could have sent, and that were not run.
-        clock: tells how long ago work was stored.
+        clock: tells how long ago work was stored. answers: of submitted calls.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WorkLoop:
         self.bus, self.app, self.pool = bus, app, pool
         self._accept, self._free = accept, free
         self.records = records or RecordStore(bus, app, pool)
+        self.answers = AnswerStore(bus, app, pool)
         self._sign_of_life = sign_of_life
         self.served = self.refused = 0
         self.clock = ServerClock(bus, subjects.stream(app))
@@ -91,6 +93,7 @@ class WorkLoop:
             log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
             await self.calls.finish(grace)
         await self.calls.stop()
+        await self.answers.stop()
         await self._loops.stop()
         for delivery in self._held:
             await self._hand_back(delivery)
@@ -100,6 +103,7 @@ class WorkLoop:
         """Stop as a killed process does: nothing is handed back, and what was taken comes again after `ack_wait`."""
         await self._loops.stop()
         await self.calls.stop()
+        await self.answers.stop()
         await self.records.drain(0)
 
     # -- taking work -----------------------------------------------------------------------------------------------
@@ -182,8 +186,8 @@ class WorkLoop:
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:
             record = await job()
-            if record is not None:
-                await self.records.store(record, request)
+            if record is not None and (stored := await self.records.store(record, request)) is not None:
+                await self.answers.give(stored, request)
             await delivery.ack()
             self.served += 1
         except BusError as error:

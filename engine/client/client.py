@@ -26,6 +26,7 @@ from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
 from dspex.engine.client.calls import submit as submitting
+from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
@@ -72,6 +73,7 @@ class Client(Planned, names=METHODS["Client"]):
             app = settings.app
         self.app: str = app
         self._nodes = Nodes(app)
+        self._submitted = SubmittedCalls(app)
         if bus is not None and bus.sealing is not None and bus.sealing.app != app:  # nobody in `app` could open what it seals
             why = f"this connection seals for application {bus.sealing.app}, and the client is one of {app}"
             raise ConfigError(why, code="DX124", fix="give it a connection of its own")
@@ -229,7 +231,9 @@ class Client(Planned, names=METHODS["Client"]):
             `order`: only a topology carries them out.
         """
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
-        return await submitting.submit(self.bus, self._nodes, what, data, id=id, above=above, waits=self._waits)
+        return await submitting.submit(
+            self.bus, self._nodes, self._submitted, what, data, id=id, above=above, waits=self._waits
+        )
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"
@@ -263,12 +267,12 @@ class Client(Planned, names=METHODS["Client"]):
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
-        async for finished in finishing(self.bus, self.app, await full_ids(self.bus, ids), timeout):
+        async for finished in finishing(self.bus, self.app, await full_ids(self.bus, self.app, ids), timeout):
             yield finished
 
     async def outputs(self, ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
         """What each of these runs sent to sinks so far, in order, by their full ids."""
-        return await outputs(self.bus, self.app, await self.manifests(), await full_ids(self.bus, ids))
+        return await outputs(self.bus, self.app, await self.manifests(), await full_ids(self.bus, self.app, ids))
 
     # -- dead letters ---------------------------------------------------------------------------------------------
     def dead_letters(self, topology: str, *, node: str | None = None, reason: str | None = None) -> AsyncIterator[DeadLetter]:

@@ -27,12 +27,17 @@ async def publish(bus: Bus, app: str, message: NewMessage, above: int = payloads
     Raises ConfigError for what is no subject, and (DX124) where the application's payloads are sealed, and there is no key
     here; NotStored, PayloadTooLarge.
     """
-    (draft,) = await ready(bus, app, [message], above)
     try:
-        ack = await bus.publish(draft)
+        ack = await store(bus, app, message, above)
     except NotStored as e:
         raise await _suggested(bus, app, message.subject, e) from None
     return run_at(bus, app, message.subject, ack, waits)
+
+
+async def store(bus: Bus, app: str, message: NewMessage, above: int = payloads.ABOVE) -> Ack:
+    """Store an event of a source; where it is. Raises as `publish`, and Fenced where it expects another sequence."""
+    (draft,) = await ready(bus, app, [message], above)
+    return await bus.publish(draft)
 
 
 async def ready(bus: Bus, app: str, messages: Sequence[NewMessage], above: int = payloads.ABOVE) -> list[NewMessage]:

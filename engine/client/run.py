@@ -14,6 +14,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.graph import manifest
@@ -30,6 +31,7 @@ class Run(Planned, names=METHODS["Run"]):
     Attributes:
         id: of the run. One that this client published is named by the place of its event, `<stream>@<sequence>`, until it
             is looked up, so that publishing needs no second question; one that was named by its end has only that until then.
+            That of a submitted call is `<pool>/<call>` until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """
@@ -44,6 +46,7 @@ class Run(Planned, names=METHODS["Run"]):
         sequence: int = 0,
         duplicate: bool = False,
         waits: RunWaits | None = None,
+        submission: Submission | None = None,
     ) -> None:
         self._bus = bus
         self._waits = waits
@@ -53,12 +56,13 @@ class Run(Planned, names=METHODS["Run"]):
         self.stream = stream
         self.sequence = sequence
         self.duplicate = duplicate
+        self._submission = submission or Submission.of(id)
 
     async def _known(self) -> tuple[str, Mapping[str, Manifest]]:
         """The full id, and what is applied."""
         applied = await manifest.of_application(self._bus, self._app)
-        if AT in self.id:
-            self.id = await at_place(self._bus, self.id)
+        if AT in self.id or "/" in self.id:
+            (self.id,) = await full_ids(self._bus, self._app, [self.id])
         elif len(self.id) < FULL_ID:
             self.id = await find(self._bus, applied, self.id)
         return self.id, applied
@@ -85,8 +89,9 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def _finished(self) -> RunInfo:
         """What is known of it once it is done."""
-        if self._waits is not None and AT in self.id:
-            stream, _, number = self.id.rpartition(AT)
+        place = f"{self.stream}{AT}{self.sequence}" if self.sequence else self.id
+        if self._waits is not None and AT in place and len(self.id) != FULL_ID:
+            stream, _, number = place.rpartition(AT)
             told = await self._waits.wait(self._bus, stream, int(number)) if number.isdecimal() else None
             if told is not None:
                 self.id = told[0].id
@@ -97,13 +102,17 @@ class Run(Planned, names=METHODS["Run"]):
         raise RunNotFound(f"run {id} is not known", run=id)
 
     async def result(self, timeout: Duration | None = None) -> Result[Any]:
-        """The result of a submitted call (`Client.submit`), when it is there; of any process, by the run's id.
+        """The result of a submitted call (`Client.submit`), when it is there; in any process of the user who submitted it, by
+        the id that its run had then (`pool/call`). By the full id of the run it is read from the application's stream, which
+        takes the right to read that.
 
-        Raises the call's error, CallTimeout after `timeout`, RunFailed where no worker has answered it before its deadline,
-        RunNotFound where the run is no submitted call, or its record is not kept any more.
+        Raises the call's error, CallTimeout after `timeout`, RunFailed where the call's own time was over, RunNotFound where
+        the run is no submitted call, or its record is not kept any more.
         """
         from dspex.engine.client.calls.submit import finished
 
+        if self._submission is not None:
+            return await answer_to(self._bus, self._app, self._submission, timeout)
         return await finished(self, self._bus, self._app, timeout)
 
     async def outputs(self) -> list[Event[Any]]:
@@ -140,9 +149,23 @@ def _too_late(left: Sequence[str], of: int, timeout: Duration | None) -> CallTim
     )
 
 
-async def full_ids(bus: Bus, ids: Iterable[str]) -> list[str]:
-    """The same runs by their full ids, where some are named by the place of their event. Raises RunNotFound."""
-    return [await at_place(bus, id) if AT in id else id for id in ids]
+async def full_ids(bus: Bus, app: str, ids: Iterable[str]) -> list[str]:
+    """The same runs by their full ids, where some are named by the place of their event, or as calls that were submitted.
+
+    Raises RunNotFound.
+    """
+    return [await at_place(bus, id) if AT in id else await _of_submitted(bus, app, id) if "/" in id else id for id in ids]
+
+
+async def _of_submitted(bus: Bus, app: str, id: str) -> str:
+    """The id of the run of a submitted call. Raises RunNotFound."""
+    pool, _, call = id.partition("/")
+    stream = subjects.sources(app)
+    info = await bus.stream(stream) if subjects.is_subject(f"{pool}.{call}") else None
+    message = await bus.last(stream, subjects.submit(app, pool, "*", "*", call)) if info is not None else None
+    if info is None or message is None:
+        raise RunNotFound(f"no submitted call {id} is stored", run=id)
+    return run_of(stream, info.created, message)
 
 
 async def at_place(bus: Bus, place: str) -> str:

@@ -41,6 +41,7 @@ class Run(Planned, names=METHODS["Run"]):
     Attributes:
         id: of the run. One that this client published is named by the place of its event, `<stream>@<sequence>`, until it
             is looked up, so that publishing needs no second question; one that was named by its end has only that until then.
+            That of a submitted call is `<pool>/<call>` until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
     """
@@ -77,10 +78,12 @@ class Run(Planned, names=METHODS["Run"]):
         return background.run(self._of.wait(timeout))
 
     def result(self, timeout: Duration | None = None) -> Result[Any]:
-        """The result of a submitted call (`Client.submit`), when it is there; of any process, by the run's id.
+        """The result of a submitted call (`Client.submit`), when it is there; in any process of the user who submitted it, by
+        the id that its run had then (`pool/call`). By the full id of the run it is read from the application's stream, which
+        takes the right to read that.
 
-        Raises the call's error, CallTimeout after `timeout`, RunFailed where no worker has answered it before its deadline,
-        RunNotFound where the run is no submitted call, or its record is not kept any more.
+        Raises the call's error, CallTimeout after `timeout`, RunFailed where the call's own time was over, RunNotFound where
+        the run is no submitted call, or its record is not kept any more.
         """
         return background.run(self._of.result(timeout))
 

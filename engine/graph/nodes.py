@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.errors import DspexError
-from dspex.bus.records import Affinity, OnError, Order, Origin
+from dspex.bus.records import Affinity, AnswerTo, OnError, Order, Origin
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.context import Build, Handler, Rows
 
@@ -63,12 +63,12 @@ class Call(Generic[R_co]):
         accept: (data, outputs) → the operator's output, `{**data, **outputs}` validated by `into`; raises InvalidOutput.
         fallback: data → outputs, when attempts are spent; None for none.
         priority: 0 (first) to 9; decides the band of work in which its requests wait.
-        order: "any": as they finish; "key": released in the order of their key (None is a key too);
-            "serial": the next call of a key is made when the one before has landed.
+        order: "any": as they finish; "key": released in the order of their key (None too); "serial": made one after the other.
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
         of: makes the call of an event's data and subject, where each event says what is asked; see submitted.py.
         affinity: "prefer": calls of one key, or else session, go to the same process of a pool where that has room.
+        answer: who submitted the call, and is told of its answer; None: nobody did.
     """
 
     spec: CallSpec
@@ -85,6 +85,7 @@ class Call(Generic[R_co]):
     tenant: Callable[[Any], str | None] | None = None
     of: Callable[[Any, str], Call[Any]] | None = None
     affinity: Affinity = "prefer"
+    answer: AnswerTo | None = None
 
     def for_event(self, data: Any, subject: str) -> Call[Any]:
         """What is asked for an event, by its data and its subject. Raises DataError; NotAllowed for what may not be asked."""
@@ -226,8 +227,7 @@ class NodeBase:
         name: unique in the topology; the identity of state, calls and dead letters. Sources and sinks: the subject.
         op: the operator's word ("map", "branch", "predict"), for people.
         inputs: incoming edges; none for a source.
-        options: everything that makes it what it is, as plain data: digest, YAML and `show` come from it. A function
-            stands in it as its ref, or as "<lambda>".
+        options: all that makes it what it is, as plain data, for digest, YAML and `show`: functions as refs, or "<lambda>".
         outlets: number of outgoing streams; only `branch` has more than one.
         type: what its output is called, for people ("Triaged"); None where unknown.
         fields: output fields by name with their types as text; None where unknown.

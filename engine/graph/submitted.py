@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, NotAllowed, is_seconds
-from dspex.bus.records import DEFAULT_POOL
+from dspex.bus.records import DEFAULT_POOL, AnswerTo
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.duration import seconds
 from dspex.engine.graph.graph import Graph
@@ -32,10 +32,11 @@ class _Submitted(TypedDict):
     deadline: float
     priority: int
     retry: dict[str, Any]
+    client: str
 
 
-def event_of(call: Call[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of the event that submits a call."""
+def event_of(call: Call[Any], inputs: Mapping[str, Any], client: str) -> dict[str, Any]:
+    """The data of the event that submits a call. `client`: who is told of its answer."""
     retry = asdict(call.retry) | {name: seconds(getattr(call.retry, name)) for name in ("backoff", "cap")}
     return {
         "spec": call.spec.plain(),
@@ -45,6 +46,7 @@ def event_of(call: Call[Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         "deadline": call.deadline,
         "priority": call.priority,
         "retry": retry,
+        "client": client,
     }
 
 
@@ -70,10 +72,14 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
         raise DecodeError("not a submitted call of dspex: its times are no numbers of seconds, or its priority is none")
     if retry.attempts < 1 or not 1 <= retry.factor < 1e6 or not 0 <= retry.jitter <= 1:
         raise DecodeError("not a submitted call of dspex: nobody can try again so")
-    wanted = subjects.submit(app, found["pool"], spec.kind, "*")
+    wanted = subjects.submit(app, found["pool"], spec.kind, "*", "*")
     if not subjects.matches(wanted, subject):
         raise NotAllowed(f"a call for {wanted} came on {subject}", fix="submit it on its own subject")
-    return Call(spec, found["pool"], _inputs, _outputs, found["timeout"], found["deadline"], retry, priority=found["priority"])
+    to = AnswerTo(*subjects.submitted_by(subject), found["client"])
+    if not to.sound:
+        raise DecodeError("not a submitted call of dspex: nobody can be told of its answer")
+    pool, timeout, deadline = found["pool"], found["timeout"], found["deadline"]
+    return Call(spec, pool, _inputs, _outputs, timeout, deadline, retry, priority=found["priority"], answer=to)
 
 
 def _inputs(data: Any) -> Mapping[str, object]:

@@ -3,6 +3,7 @@
     stream DSPEX_<app>            everything that commits write: logs, work, records, dead letters, and the sinks
     stream DSPEX_<app>_sources    sources that no other stream captures and that are nobody's sink (ADR-0008)
     stream DSPEX_<app>_requests   what calls journal while they run
+    stream DSPEX_<app>_answers    the answers to submitted calls, for who submitted them, where calls may be submitted
     stream DSPEX_<app>_told       what publishers and callers say that they did, for the audit
     stream DSPEX_<app>_keys       the keys that seal payloads, where the settings name one (ADR-0010)
     buckets, object store         see bus/subjects.py
@@ -39,6 +40,7 @@ from dspex.engine.log.positions import first_position
 _log = structlog.get_logger("dspex.engine")
 CONSUMERS = 4000  # of the application stream: the server's own default is 1000
 DAY = 86400.0
+KEPT = 30 * DAY  # of answers to submitted calls
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,12 @@ async def _make_streams(
 
 
 async def _make_streams_of_others(bus: Bus, app: str, planned: ApplyPlan, own: StreamInfo) -> None:
-    """Make the streams that publishers and callers write to. Of what the application's stream leaves they have their parts."""
+    """Make the streams that publishers and callers fill. Of what the application's stream leaves they have their parts."""
     part = (lambda of: own.max_bytes // of) if own.max_bytes > 0 else lambda of: -1
-    for name, share in ((subjects.told(app), 100), (subjects.sources(app), 5)):
+    for name, share, age in ((subjects.told(app), 100, 0.0), (subjects.sources(app), 5, 0.0), (subjects.answers(app), 5, KEPT)):
         if name in planned.subjects:
-            await bus.ensure_stream(StreamConfig(name, planned.subjects[name], own.replicas, max_bytes=part(share)))
+            config = StreamConfig(name, planned.subjects[name], own.replicas, max_bytes=part(share), max_age=age)
+            await bus.ensure_stream(config)
 
 
 async def _make_stores(bus: Bus, app: str, replicas: int) -> None:

@@ -107,6 +107,7 @@ async def _everything(bus: Bus, app: str) -> tuple[list[str], list[str]]:
     all_of_it: list[tuple[Kept, str]] = [
         ("stream", subjects.sources(app)),
         ("stream", subjects.requests(app)),
+        ("stream", subjects.answers(app)),
         ("stream", subjects.told(app)),
         ("stream", subjects.keys(app)),
         ("stream", subjects.stream(app)),

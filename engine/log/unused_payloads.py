@@ -110,4 +110,5 @@ def _streams(app: str, applied: Mapping[str, Manifest]) -> dict[str, list[str]]:
         for source, stream in manifest.streams.items():
             if (subject := manifest.subject(source)) not in found.setdefault(stream, []):
                 found[stream].append(subject)
-    return {**found, **{stream: [">"] for stream in (subjects.stream(app), subjects.sources(app), subjects.requests(app))}}
+    own = (subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.answers(app))
+    return {**found, **{stream: [">"] for stream in own}}

@@ -221,7 +221,10 @@ def letter(
     own |= in_session(event.origin.session)
     if whole.stored is not None:
         own[subjects.STORED] = f"{whole.stored.stream}:{whole.stored.sequence}"
-    return NewMessage(subjects.dead(a.app, a.topology, whole.node), body, own)
+    to = subjects.dead(a.app, a.topology, whole.node)
+    if a.topology == subjects.SUBMITTED:  # who submitted the call reads there what became of it
+        to = subjects.dead_submitted(a.app, *subjects.submitted_by(event.origin.subject))
+    return NewMessage(to, body, own)
 
 
 def _text(text: str) -> str:

@@ -24,6 +24,7 @@ from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
 from dspex.bus.serving.sessions.state import InLine, SessionState, StoredTurn
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.client import letters
+from dspex.engine.client.calls.answers import HeardAnswer, result_of
 from dspex.engine.client.status import pools
 from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.graph import pauses
@@ -125,6 +126,22 @@ def _take_reply() -> Take:
     def take(case: Case) -> object:
         found[0] = case
         return one.run(one.client.call("text -> label", {"text": "a"}, timeout=1.0)).as_dict()
+
+    return take
+
+
+def _given() -> list[Case]:
+    record = CallRecord("c", 1, 1, "_submit", "call", outputs={"reply": "b"}, usage={"input_tokens": 3}, routing=[])
+    return [Case(record.pack()), Case(b"")]
+
+
+def _take_given() -> Take:
+    """What a worker tells who has submitted a call, or stores for it, and what becomes of it there."""
+
+    def take(case: Case) -> object:
+        told = HeardAnswer()
+        told.take(Message(subjects.notice(APP, POOL, "_INBOX", "c", "0"), case.data, case.headers))
+        return None if told.answer is None else result_of(told.answer).as_dict()
 
     return take
 
@@ -271,6 +288,7 @@ ENTRIES = [
     Entry("marker", lambda: [Case(b'{"letter":4}')], _take_marker, "json", subject="redriven"),
     Entry("saying", _sayings, _take_saying, slice=150),
     Entry("reply", _replies, _take_reply, headers=HEADERS, slice=150, refused=("", "CallError")),
+    Entry("submitted answer", _given, _take_given, headers=HEADERS, slice=150, refused=("", "CallError")),
     Entry("pool row", _pool_rows, _take_pool_row, "json", slice=80, refused=("CallTimeout", "Saturated")),
     Entry("audit", _audited, _take_audited, "json", subject="audit", slice=300),
     Entry("limit", _limits, _take_limit, "json", subject="limit"),

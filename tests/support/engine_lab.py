@@ -167,11 +167,17 @@ class Lab:
         self.run(host.drain())
         self.run(bus.close())
 
-    def work(self, *pools: str, slots: int = 1000) -> None:
+    def work(self, *pools: str, slots: int = 1000, bus: MemoryBus | None = None) -> None:
         """Start workers for these pools ("lightweight" if none is named). `slots`: calls at once of each."""
         for pool in pools or ("lightweight",):
-            self.run(self._work(pool, slots))
+            self.run(self._work(pool, slots, bus))
         self.advance(0.1)
+
+    def kill_workers(self) -> None:
+        """As SIGKILL: what they have taken comes again."""
+        for loop in self._workers:
+            self.run(loop.kill())
+        self._workers.clear()
 
     def stop_workers(self) -> None:
         """End the workers as a drain does."""
@@ -179,7 +185,7 @@ class Lab:
             self.run(loop.drain(1.0))
         self._workers.clear()
 
-    async def _work(self, pool: str, slots: int) -> None:
+    async def _work(self, pool: str, slots: int, bus: MemoryBus | None) -> None:
         taken: list[CallRequest] = []
 
         def accept(request: CallRequest, delivery: Delivery) -> Job:
@@ -192,7 +198,8 @@ class Lab:
             finally:
                 taken.remove(request)
 
-        loop = WorkLoop(self.server.connect(), APP, pool, accept, free=lambda: slots - len(taken), failed=self.failures.append)
+        free, connection = lambda: slots - len(taken), bus or self.server.connect()
+        loop = WorkLoop(connection, APP, pool, accept, free=free, failed=self.failures.append)
         loop.start()
         self._workers.append(loop)
 

@@ -134,7 +134,7 @@ class DemoRun:
         self.printed.engine(self.engine.pid)
         before = await self._last(client)
         runs = [await client.publish(SOURCE, _unlabelled(m), key=m["customer"]) for m in self.sample]
-        ids = await full_ids(client.bus, [run.id for run in runs])
+        ids = await full_ids(client.bus, client.app, [run.id for run in runs])
         self.messages = dict(zip(ids, self.sample))
         await self.pools.ready()
         if self.pools.failures:

@@ -11,7 +11,6 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 if TYPE_CHECKING:
     from dspex.engine.client.call import Result
     from dspex.engine.client.calls.stream import Answer
-    from dspex.engine.client.client import Client
     from dspex.engine.client.run import Run
 
 
@@ -49,12 +48,9 @@ async def print_stream(t: Terminal, answer: Answer[Any]) -> None:
     _cost(t, result)
 
 
-async def print_submitted(t: Terminal, c: Client, run: Run) -> None:
+def print_submitted(t: Terminal, run: Run) -> None:
     """The run of a call that was submitted."""
-    from dspex.engine.client.run import full_ids
-
-    (id,) = await full_ids(c.bus, [run.id])
-    t.emit({"run": id, "stream": run.stream, "seq": run.sequence, "duplicate": run.duplicate}, f"run {id}")
+    t.emit({"run": run.id, "stream": run.stream, "seq": run.sequence, "duplicate": run.duplicate}, f"run {run.id}")
 
 
 def _object(event: Accepted | Progress | Chunk) -> dict[str, object]:

@@ -70,7 +70,7 @@ def call(
                 for inputs in records(data or [], sys.stdin):
                     calls += 1
                     if detach:
-                        await print_submitted(t, c, await c.submit(spec, inputs))
+                        print_submitted(t, await c.submit(spec, inputs))
                     elif stream:
                         async with c.stream(spec, inputs, timeout=limit, session=session) as answer:
                             await print_stream(t, answer)

@@ -33,7 +33,7 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
     from dspex.engine.client.run import full_ids
 
     await _read_by_someone(t, c, runs[0].subject)
-    full = await full_ids(c.bus, [run.id for run in runs])
+    full = await full_ids(c.bus, c.app, [run.id for run in runs])
     ids = list(dict.fromkeys(full))
     found = await _finished(t, c, ids, limit)
     took = time.monotonic() - began

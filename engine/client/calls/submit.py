@@ -1,4 +1,4 @@
-"""Calls that outlive who asks: submitted as events of the application's own topology, and their results read from records."""
+"""Calls that outlive who asks: submitted as events of the application's own topology, and their results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from dspex.bus.codecs import encode
 from dspex.bus.errors import CallError, DecodeError, Fenced, InvalidInput, NotStored, RunFailed, RunNotFound, from_dict
 from dspex.bus.message import id_time, new_id
 from dspex.bus.port import Ack, Bus, NewMessage
-from dspex.bus.records import CallRecord, Usage
+from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
+from dspex.bus.settings.duration import Duration
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls.answers import Submission, SubmittedCalls, result_of, user_of
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.resolve import HasCall, Nodes
 from dspex.engine.client.run import Run
@@ -29,6 +31,7 @@ _TOKEN = 16  # bytes of what an id becomes in a subject
 async def submit(
     bus: Bus,
     nodes: Nodes,
+    calls: SubmittedCalls,
     what: HasCall[Any] | str,
     data: Any,
     *,
@@ -41,25 +44,27 @@ async def submit(
     call = asked.call or Call[Any](asked.spec, asked.pool, dict, lambda data, outputs: outputs)
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
-    body, content_type = encode(event_of(call, call.inputs(data)), "msgpack")
-    token = blake2b((id or new_id()).encode(), digest_size=_TOKEN).hexdigest()
-    subject = subjects.submit(nodes.app, call.pool, call.spec.kind, token)
+    body, content_type = encode(event_of(call, call.inputs(data), calls.client), "msgpack")
+    # Of two users each has its own, and so has each kind: who has an id first does not decide who is told.
+    user = user_of(bus)
+    token = blake2b(f"{user}.{call.spec.kind}.{id or new_id()}".encode(), digest_size=_TOKEN).hexdigest()
+    subject = subjects.submit(nodes.app, call.pool, call.spec.kind, user, token)
     headers = publishing.headers_of(token, None, None, None, None, content_type)
     draft = NewMessage(subject, body, headers, expect=0)  # the same id twice is one call, however much later
+    told = await calls.told(bus, call.pool, token)
     try:
-        return await publishing.publish(bus, nodes.app, draft, above, waits)
+        ack = await publishing.store(bus, nodes.app, draft, above)
     except NotStored as error:
         fix = "set engine.submit = true in dspex.toml, and start the engine anew: dspex run"
         raise NotStored("nothing takes submitted calls, so the call would be lost", code=error.code, fix=fix) from None
     except Fenced:
-        stored = await bus.last(subjects.sources(nodes.app), subject)
-        if stored is None:
-            raise
-        return publishing.run_at(bus, nodes.app, subject, Ack(subjects.sources(nodes.app), stored.sequence, True), waits)
+        ack = Ack("", 0, True)  # submitted before, and long ago
+    name = Submission(call.pool, token, told)
+    return Run(bus, nodes.app, f"{name.pool}/{token}", subject, ack.stream, ack.sequence, ack.duplicate, waits, name)
 
 
-async def result_of(bus: Bus, app: str, run: str) -> Result[Any]:
-    """The result of a submitted call that is over, by its last record.
+async def _recorded(bus: Bus, app: str, run: str) -> Result[Any]:
+    """The result of a submitted call that is over, by the last record of its run.
 
     Raises the call's error; RunFailed where no worker has answered it; RunNotFound where it is no submitted call, or its record
     is not kept any more.
@@ -81,28 +86,16 @@ async def result_of(bus: Bus, app: str, run: str) -> Result[Any]:
     if found.error is not None:
         error = from_dict(found.error)
         raise error.of_call() if isinstance(error, CallError) else error
-    return Result(
-        data=dict(found.outputs or {}),
-        id=found.call,
-        route=found.route,
-        usage=Usage.read(found.usage),
-        lm=found.lm,
-        worker=found.worker,
-        attempts=found.attempt,
-        elapsed=timedelta(seconds=found.elapsed),
-        dspy_version=found.dspy_version,
-        state=found.state,
-        warning=found.warning,
-    )
+    return result_of(found)
 
 
-async def finished(run: Run, bus: Bus, app: str, timeout: Any) -> Result[Any]:
-    """Wait for a submitted call, and give its result. Raises as `result_of`, and CallTimeout."""
+async def finished(run: Run, bus: Bus, app: str, timeout: Duration | None) -> Result[Any]:
+    """Wait for a submitted call by the id of its run, and give its result. Raises as `_recorded`, and CallTimeout."""
     try:
         await run.wait(timeout)
     except RunFailed as failed:
         try:
-            return await result_of(bus, app, run.id)
+            return await _recorded(bus, app, run.id)
         except RunNotFound:
             raise failed from None
-    return await result_of(bus, app, run.id)
+    return await _recorded(bus, app, run.id)

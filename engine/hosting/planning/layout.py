@@ -92,6 +92,8 @@ def wanted_subjects(app: str, graphs: Sequence[Graph], streams: Mapping[str, str
         own: without_overlap(wanted),
         subjects.told(app): [subjects.told_pattern(app)],
     }
+    if any(g.name == subjects.SUBMITTED for g in graphs):
+        found[subjects.answers(app)] = [subjects.answer_pattern(app)]
     captured = [subject for subject, stream in streams.items() if stream == name]
     return found | ({name: without_overlap(captured)} if captured else {})
 

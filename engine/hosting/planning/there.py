@@ -111,7 +111,7 @@ async def look(
     holders, stores = await asyncio.gather(_holders(bus, sorted(patterns)), _stores(bus, app))
     there = There(manifests, {}, holders, stores, graphs=graphs)
     known = [m for g in graphs if (m := there.last(g.name)) is not None]
-    own = (subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.told(app))
+    own = (subjects.stream(app), subjects.sources(app), subjects.requests(app), subjects.answers(app), subjects.told(app))
     read = {s.stream for g in graphs for s in sources(g) if s.stream} | {name for m in known for name in m.streams.values()}
     names = sorted({*own, *read, *holders.values()})
     infos = await asyncio.gather(*(bus.stream(name) for name in names))

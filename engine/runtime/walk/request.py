@@ -107,6 +107,7 @@ def request(
         opened=row.deadline - call.deadline,
         tenant=row.tenant,
         affinity=(event.origin.key or event.origin.session) if call.affinity == "prefer" else None,
+        answer=call.answer,
     )
     band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)

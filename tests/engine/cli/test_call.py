@@ -105,7 +105,7 @@ def test_a_call_is_submitted_and_its_result_is_fetched_by_its_run(project: Proje
         result = client.run(sent["run"]).result("30s")
     assert (result.data, result.lm) == ({"reply": "reply of later"}, "main")
     human = project.here("call", "text -> reply", "text=later", "--detach")
-    assert human.out.startswith("run 01")
+    assert human.out.startswith("run lightweight/")
     told = project.here("call", "text -> reply", "text=later", "--detach", "--session", "c1")
     assert (told.code, "error[DX108]" in told.err) == (2, True)
     refused = project.here("call", "text -> reply", "text=later", "--detach", "--timeout", "5s")

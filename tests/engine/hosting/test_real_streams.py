@@ -20,6 +20,7 @@ from dspex.bus.local.server import LocalServer
 from dspex.bus.nats import NatsBus
 from dspex.bus.port import NewMessage
 from dspex.engine.graph.lanes import Backfill
+from dspex.engine.graph.submitted import submitted
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.delete import delete
 from dspex.engine.hosting.host import Host
@@ -61,20 +62,22 @@ async def test_a_subject_is_not_captured_whose_stream_of_others_was_deleted(
 async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_can_be_rolled_up(
     bus: NatsBus, js: JetStreamContext, unique: str
 ) -> None:
-    await apply(bus, unique, [reading(f"{unique}.in", f"{unique}.out").graph], max_bytes=1 << 20)
+    graphs = [reading(f"{unique}.in", f"{unique}.out").graph, submitted(unique, ("lightweight",))]
+    await apply(bus, unique, graphs, max_bytes=1 << 20)
     there = list(await js.streams_info())
     while page := await js.streams_info(offset=len(there)):  # a server tells of 256 at a time, and other tests have some, too
         there += page
     infos = {i.config.name: i.config for i in there if i.config.name and unique in i.config.name}
     app = subjects.stream(unique)
-    kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_told", f"OBJ_{app}_payloads"]
+    kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_answers", f"{app}_told", f"OBJ_{app}_payloads"]
     kinds += [f"KV_{app}{kind}" for kind in ("", "_applied", "_sessions", "_limits", "_cache")]
     assert set(infos) == set(kinds)
     assert not any(c.allow_rollup_hdrs or c.allow_msg_ttl or c.allow_msg_schedules for c in infos.values())
     assert (infos[app].max_consumers, infos[app].max_bytes) == (4000, 1 << 20)
     assert infos[f"{app}_sources"].max_bytes == (1 << 20) // 5
     assert infos[f"{app}_told"].max_bytes == (1 << 20) // 100
-    assert infos[f"{app}_requests"].max_age == 86400.0
+    assert infos[f"{app}_requests"].max_age == 86400.0 + 600.0
+    assert (infos[f"{app}_answers"].max_age, infos[f"{app}_answers"].max_bytes) == (30 * 86400.0, (1 << 20) // 5)
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engine_lab import SOURCES, STREAM, Lab
+from engine_lab import APP, SOURCES, STREAM, Lab
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, Fenced, PayloadTooLarge, SubjectTaken, Unsettled
@@ -354,5 +354,5 @@ def test_an_id_that_any_nats_client_stores_twice_is_one_event_and_not_the_id_of_
     one.store(NewMessage("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
     one.store(NewMessage("in", b'{"n": 1}', {subjects.MESSAGE_ID: "mine"}))
     (m,) = one.messages("out")
-    (run,) = one.run(full_ids(one.client.bus, [f"{SOURCES}@{one.messages('in')[0].sequence}"]))
+    (run,) = one.run(full_ids(one.client.bus, APP, [f"{SOURCES}@{one.messages('in')[0].sequence}"]))
     assert m.headers[subjects.RUN] == run != "mine"

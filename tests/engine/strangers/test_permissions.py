@@ -16,9 +16,11 @@ import pytest
 from cli_bench import CLASSIFY, Done, Project, stand_in
 from waiting import eventually
 
+import dspex
 from dspex.bus import subjects
 from dspex.bus.local.launch import find_binary
 from dspex.bus.local.server import LocalServer
+from dspex.bus.settings.model import Settings
 
 APP = "shop"
 OPTIONS: Mapping[str, list[str]] = {
@@ -60,6 +62,7 @@ lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
 # What a user of each role may publish: the subject, and the roles that may. Everybody else is denied.
 S, KV, OBJ = f"DSPEX_{APP}", f"KV_DSPEX_{APP}", f"OBJ_DSPEX_{APP}_payloads"
 APPLIED = f"{KV}_applied"
+ANSWERS = f"$JS.API.DIRECT.GET.{S}_answers.dspex.{APP}.answer"
 OWNERS = {"engine", "operator"}
 PUBLISHED: Mapping[str, Collection[str]] = {
     "shop.in": {"publisher"},
@@ -87,6 +90,10 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.call.lightweight.adhoc.predict": {"caller"},
     "dspex.shop.call.lightweight.adhoc.describe": {"caller", "operator"},
     "dspex.shop.call.gpu.triage.classify": set(),
+    **{f"dspex.shop.submit.{pool}.predict._INBOX_caller.0": who for pool, who in (("lightweight", {"caller"}), ("gpu", set()))},
+    "dspex.shop.submit.lightweight.predict._INBOX_other.0": set(),
+    **{f"dspex.shop.{kind}.lightweight._INBOX_caller.0": {"worker"} for kind in ("answer", "notice")},
+    **{f"dspex.shop.{kind}.gpu._INBOX_caller.0": set() for kind in ("answer", "notice")},
     "dspex.shop.control.lightweight": {"caller", "operator"},
     "dspex.shop.control.gpu": {"operator"},
     "dspex.shop.control.lightweight.manage": {"operator"},
@@ -117,6 +124,14 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     f"$JS.API.STREAM.MSG.GET.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
     **{f"$JS.API.STREAM.MSG.GET.{of}": {*OWNERS, "worker"} for of in (OBJ, f"{S}_requests")},
     f"$JS.API.DIRECT.GET.{S}": {*OWNERS, "approver"},
+    **{f"$JS.API.{verb}.{S}_answers": OWNERS for verb in ("STREAM.MSG.GET", "DIRECT.GET", "STREAM.INFO")},
+    f"{ANSWERS}.lightweight._INBOX_caller.0": {*OWNERS, "caller"},
+    f"{ANSWERS}.gpu._INBOX_caller.0": OWNERS,
+    f"{ANSWERS}.lightweight._INBOX_other.0": OWNERS,
+    f"{ANSWERS}.lightweight.*.0": OWNERS,
+    f"$JS.API.DIRECT.GET.{S}.dspex.shop.dead._submit.call._INBOX_caller.0": {*OWNERS, "approver", "caller"},
+    f"$JS.API.DIRECT.GET.{S}.dspex.shop.dead._submit.call._INBOX_other.0": {*OWNERS, "approver"},
+    f"$JS.API.DIRECT.GET.{S}.dspex.shop.dead.triage.classify": {*OWNERS, "approver"},
     f"$JS.API.DIRECT.GET.{S}.shop.out": {*OWNERS, "approver"},
     f"$JS.API.DIRECT.GET.{KV}": {*OWNERS, "worker"},
     f"$JS.API.DIRECT.GET.{APPLIED}": {*OWNERS, "caller", "worker", "approver"},
@@ -170,6 +185,11 @@ HEARD: Mapping[str, Collection[str]] = {
     "dspex.shop.call.gpu.>": set(),
     "dspex.shop.control.lightweight": {"worker"},
     "dspex.shop.control.lightweight.manage": {"worker"},
+    "dspex.shop.notice.lightweight._INBOX_caller.c.*": {"caller"},
+    "dspex.shop.notice.lightweight._INBOX_other.c.*": set(),
+    "dspex.shop.notice.gpu._INBOX_caller.c.*": set(),
+    "dspex.shop.notice.>": set(),
+    "dspex.shop.answer.>": set(),
     "$SRV.PING": {"worker"},
     "$SRV.*.dspex-shop-lightweight": {"worker"},
     "$SRV.*.dspex-shop-gpu": set(),
@@ -250,7 +270,7 @@ async def test_every_role_runs_its_verbs_with_these_rights_and_payloads_that_are
     project: Project, tmp_path: Path
 ) -> None:
     settings = project.folder / "dspex.toml"
-    settings.write_text(f'{settings.read_text()}engine.encrypt_key_env = "SEAL"\n')
+    settings.write_text(f'{settings.read_text()}engine = {{ encrypt_key_env = "SEAL", submit = true }}\n')
     project.write("state.json", json.dumps(STATE))
     async with AsyncExitStack() as stack:
         made = LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project))
@@ -282,6 +302,7 @@ def _run_all(project: Project, url: str) -> str:
         for what in ("triage/classify", CLASSIFY):
             called = run("caller", "--json", "call", what, "text=hello")
             assert called.code == 0, called.err
+        _submit(project, _as(project, url, "caller") | {"SEAL": KEY})
         # an engine says what it owns with its next heartbeat
         assert eventually(lambda: run("operator", "status", "--health").code == 0)
         plain = (["status"], ["status", "--health"], ["dlq", "ls"], ["approvals", "ls"], ["doctor"], ["plan"], ["apply"])
@@ -298,13 +319,32 @@ def _run_all(project: Project, url: str) -> str:
         wide = project.here("--json", "doctor", "--role", "reader", "--subject", "shop.out", NATS_URL=url)
         (fault,) = [o for o in wide.objects() if o["check"] == "permissions"]
         assert (wide.code, fault["ok"], "publish >" in fault["message"]) == (1, False, True)
-        letters = run("operator", "--json", "dlq", "ls").objects()
+        letters = run("operator", "--json", "dlq", "ls", "--topology", "triage").objects()
         assert len(letters) == 1
         assert run("operator", "dlq", "redrive", str(letters[0]["sequence"])).code == 0
         forgot = run("operator", "--json", "runs", "forget", "--session", "ann", "--yes")
         assert (forgot.code, forgot.objects()) == (0, [{"session": "ann", "keys": 1}]), forgot.err
         assert (one.end(), pool.end()) == (0, 0), one.errors() + pool.errors()
         return one.errors() + pool.errors()
+
+
+def _submit(project: Project, caller: dict[str, str]) -> None:
+    """What a caller submits, it fetches; in one process, and in another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in caller.items():
+            patch.setenv(name, value)
+        settings = Settings.load(project.folder / "dspex.toml")
+        with dspex.sync.connect(settings=settings) as client:
+            at_once, twice = (client.submit(CLASSIFY, {"text": "hello"}, id="one") for _ in range(2))
+            failed = client.submit(dspex.predict(CLASSIFY, retry=dspex.Retry(attempts=1)), {"text": "standin:nonsense"})
+            result = at_once.result("30s")
+            with pytest.raises(dspex.errors.InvalidOutput):
+                failed.result("30s")
+            with pytest.raises(dspex.errors.NotAllowed):
+                at_once.info()
+        with dspex.sync.connect(settings=settings) as later:
+            assert [later.run(run.id).result("30s") for run in (at_once, twice)] == [result] * 2
+    assert (at_once.duplicate, twice.duplicate) == (False, True)
 
 
 @pytest.mark.parametrize(

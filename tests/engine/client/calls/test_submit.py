@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,14 +11,63 @@ from engine_lab import APP, Lab
 
 import dspex
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import CallTimeout, ConfigError, LMUnavailable, NotStored, ProgramError
-from dspex.bus.port import NewMessage
+from dspex.bus.errors import CallTimeout, ConfigError, LMUnavailable, NotStored, ProgramError, RunNotFound
+from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.handles import MemoryInbox, MemorySubscription
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import Message
+from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.records import CallRecord
 from dspex.engine.client.call import Result
+from dspex.engine.client.client import Client
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Retry
 from dspex.engine.graph.submitted import NODE, submitted
 
 MakeLab = Callable[..., Lab]
+
+
+class Looking(MemoryBus):
+    """A connection that notes what answers were looked for."""
+
+    def __init__(self, server: MemoryServer, events: BusEvents) -> None:
+        super().__init__(server, events)
+        self.looked: list[str] = []
+
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, Message]:
+        self.looked += subjects
+        return await super().multi_last(stream, subjects)
+
+
+class Deaf(MemoryBus):
+    """A connection on which all that is not stored is lost."""
+
+    async def subscribe(self, subject: str, handler: Any, **options: Any) -> MemorySubscription:
+        async def lost(message: Message) -> None:
+            pass
+
+        return await super().subscribe(subject, lost, **options)
+
+
+class Dying(MemoryBus):
+    """The connection of a worker that dies when it has stored a record: it tells nobody, and acknowledges nothing."""
+
+    def tell(self, subject: str, data: bytes, **options: Any) -> None:
+        pass
+
+    async def publish_all(self, drafts: Sequence[NewMessage], **options: Any) -> Any:
+        if any(".answer." in draft.subject for draft in drafts):
+            await asyncio.Event().wait()
+        return await super().publish_all(drafts, **options)
+
+
+class Bob(MemoryBus):
+    """The connection of another user."""
+
+    def inbox(self, take: Callable[[Message], None]) -> MemoryInbox:
+        inbox = super().inbox(take)
+        inbox.subject = inbox.subject.replace("_INBOX", "_INBOX_bob")
+        return inbox
 
 
 class Submits:
@@ -52,6 +102,116 @@ def test_a_submitted_call_is_made_and_any_process_has_its_result(lab: MakeLab) -
     again: Result[Any] = one.run(one.client.run(run.id).result("1m"))
     assert again == result
     assert one.differences() == []
+
+
+def test_the_worker_tells_the_answer_though_no_engine_lives_that_could(lab: MakeLab) -> None:
+    one = made(lab)
+    run = submit(one)
+    one.advance(1.0)  # the engine has made the call
+    one.kill()
+    one.work()
+    assert one.run(run.result("1s")).data == {"reply": "re: hi"}
+
+
+def test_who_waits_is_told_and_looks_for_nothing(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+    bus = Looking(one.server, BusEvents())
+    run = one.run(Client(bus=bus, app=APP).submit("text -> reply", {"text": "hi"}))
+    assert one.run(run.result("1m")).data == {"reply": "re: hi"}
+    assert bus.looked == []
+
+
+def test_who_comes_later_finds_the_answer_where_only_its_user_reads(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+    id = submit(one).id
+    one.advance(30.0)
+    bus = Looking(one.server, BusEvents())
+    result: Result[Any] = one.run(Client(bus=bus, app=APP).run(id).result("1m"))
+    assert (result.data, result.attempts) == ({"reply": "re: hi"}, 1)
+    pool, _, call = id.partition("/")
+    assert bus.looked == [subjects.answer(APP, pool, "_INBOX", call)]
+
+
+def test_a_message_to_who_waits_that_is_lost_costs_a_second(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+    run = one.run(Client(bus=Deaf(one.server, BusEvents()), app=APP).submit("text -> reply", {"text": "hi"}))
+    began = one.loop.time()
+    assert one.run(run.result("1m")).data == {"reply": "re: hi"}
+    assert one.loop.time() - began < 1.1
+
+
+def test_of_two_answers_of_workers_that_die_the_one_in_the_record_is_told(lab: MakeLab) -> None:
+    one = made(lab)
+    run = submit(one)
+    first = Dying(one.server, BusEvents())
+    one.answers[NODE] = lambda inputs, request: {"reply": f"answer {len(one.asked)}"}
+    one.work(bus=first)
+    one.kill_workers()
+    one.work()
+    assert one.run(run.result("10m")).data == {"reply": "answer 1"}
+    assert len(one.asked) == 2
+    records = one.messages(subjects.record(APP, "*", subjects.SUBMITTED, "*", "*"))
+    assert len(records) == 1
+    assert one.differences() == []
+
+
+def test_an_error_is_told_as_soon_as_the_engine_has_given_up(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+
+    def fails(inputs: dict[str, Any], request: Any) -> dict[str, Any]:
+        raise ProgramError("a bug")
+
+    one.answers[NODE] = fails
+    run, began = submit(one), one.loop.time()
+    with pytest.raises(ProgramError, match="a bug"):
+        one.run(run.result("1m"))
+    assert one.loop.time() - began < 0.2
+    with pytest.raises(ProgramError, match="a bug"):
+        one.run(one.client.run(run.id).result("1m"))
+
+
+def test_an_id_of_one_user_is_not_that_of_another_and_a_kind_has_its_own(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+    plain, thought = submit(one, id="a"), submit(one, dspex.chain_of_thought("text -> reply"), id="a")
+    stranger = one.run(Client(bus=Bob(one.server, BusEvents()), app=APP).submit("text -> reply", {"text": "hi"}, id="a"))
+    one.loop.settle()
+    assert not any(run.duplicate for run in (plain, thought, stranger))
+    assert len({run.id for run in (plain, thought, stranger)}) == 3
+    with pytest.raises(CallTimeout):  # who knows its name does not find it
+        one.run(Client(bus=Bob(one.server, BusEvents()), app=APP).run(plain.id).result("20s"))
+    assert one.run(stranger.result("1m")).data == {"reply": "re: hi"}
+
+
+def test_what_no_worker_wrote_is_no_answer(lab: MakeLab) -> None:
+    one = made(lab)
+    run = submit(one)
+    pool, _, call = run.id.partition("/")
+    for body in (b"", b"\xc1", codecs.msgpack_bytes({"call": "x"}), CallRecord("x", 1, 1, "", "").pack()):
+        one.store(NewMessage(subjects.answer(APP, pool, "_INBOX", call), body))
+        one.run(one.client.bus.send(subjects.notice(APP, pool, "_INBOX", one.client._submitted.client, call), body))
+    with pytest.raises(CallTimeout):
+        one.run(run.result("20s"))
+    one.work()
+    assert one.run(run.result("1m")).data == {"reply": "re: hi"}
+
+
+def test_a_submitted_run_is_followed_as_any_other_by_the_id_that_it_had(lab: MakeLab) -> None:
+    one = made(lab)
+    one.work()
+    run = submit(one)
+    later = one.client.run(run.id)
+    assert one.run(run.result("1m")).id == one.run(later.result("1m")).id
+    infos = [one.run(run.info()), one.run(later.wait("1m"))]
+    assert [(info.topology, info.status, info.calls) for info in infos] == [(subjects.SUBMITTED, "done", 1)] * 2
+    full = one.client.run(infos[0].id)
+    assert one.run(full.result("1m")).data == one.run(run.result("1m")).data
+    with pytest.raises(RunNotFound):
+        one.run(one.client.run("lightweight/none").info())
 
 
 def test_it_survives_the_death_of_engine_and_worker(lab: MakeLab) -> None:
@@ -102,7 +262,7 @@ def test_it_is_tried_again_as_its_spec_says_and_its_error_is_the_calls_own(lab: 
 def test_a_call_that_nobody_answers_ends_at_its_deadline(lab: MakeLab) -> None:
     one = made(lab)
     run = submit(one, dspex.predict("text -> reply", deadline="30s"))
-    with pytest.raises(CallTimeout, match="not finished"):
+    with pytest.raises(CallTimeout, match="has no answer after"):
         one.run(run.result("5s"))
     one.advance(60)
     with pytest.raises(dspex.errors.RunFailed):

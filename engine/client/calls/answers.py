@@ -1,0 +1,190 @@
+"""The answers to submitted calls, as who submitted them hears and finds them.
+
+A worker tells the client that waits, and stores its answer where only the user who submitted the call reads it; the dead letter
+of a call that failed lies where that user reads it, too. So nobody needs the right to read the application's stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
+
+from dspex.bus import subjects
+from dspex.bus.errors import (
+    CallError,
+    CallTimeout,
+    DecodeError,
+    DspexError,
+    NotStored,
+    RunFailed,
+    RunNotFound,
+    Unreachable,
+    from_dict,
+    is_seconds,
+)
+from dspex.bus.message import Message, new_id
+from dspex.bus.port import Bus, Subscription
+from dspex.bus.records import CallRecord, Letter, Usage
+from dspex.bus.serving import payloads
+from dspex.bus.settings.duration import Duration, human, seconds
+from dspex.engine.client.call import Result
+
+LOOK: Final = 1.0  # seconds after which who waits looks for what is stored, in case nobody told it; then twice as long
+MOST_LOOK: Final = 5.0
+SOON: Final = 0.005  # the same where there will be something in a moment, and where nobody is told
+
+
+class HeardAnswer:
+    """What a client hears of a call that it has submitted. `answer`: a worker's record with outputs, once it is there."""
+
+    def __init__(self) -> None:
+        self.answer: CallRecord | None = None
+        self._news = asyncio.Event()
+
+    def take(self, message: Message) -> None:
+        """What a worker says: its record; nothing where something is to be looked for."""
+        if message.data:
+            with suppress(DecodeError):  # no worker wrote it
+                self.answer = _with_outputs(CallRecord.unpack(message.data)) or self.answer
+        self._news.set()
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait for news, for so many seconds; whether there are some."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        heard = self._news.is_set()
+        self._news.clear()
+        return heard
+
+
+class Submission(NamedTuple):
+    """A submitted call, as its run is named: `pool/call`. `told`: what the client hears that submitted it."""
+
+    pool: str
+    call: str
+    told: HeardAnswer | None = None
+
+    @classmethod
+    def of(cls, id: str) -> Submission | None:
+        """That of a run's id; None for another kind of id."""
+        pool, slash, call = id.partition("/")
+        return cls(pool, call) if slash else None
+
+
+class SubmittedCalls:
+    """What the runs of a client hear that it has submitted and still holds: one subscription for each pool.
+
+    `client`: how workers name it.
+    """
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self.client = new_id().replace("-", "")
+        self._told = WeakValueDictionary[tuple[str, str], HeardAnswer]()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._one = asyncio.Lock()
+
+    async def told(self, bus: Bus, pool: str, call: str) -> HeardAnswer:
+        """What will be heard of a call that is about to be submitted to a pool. Raises BusError."""
+        async with self._one:
+            if pool not in self._subscriptions:
+                subject = subjects.notice(self._app, pool, user_of(bus), self.client, "*")
+                self._subscriptions[pool] = await bus.subscribe(subject, self._hear)
+        found = self._told.get((pool, call)) or HeardAnswer()
+        self._told[pool, call] = found
+        return found
+
+    async def _hear(self, message: Message) -> None:
+        _, _, _, pool, _, _, call = message.subject.split(".")
+        if (told := self._told.get((pool, call))) is not None:
+            told.take(message)
+
+
+def user_of(bus: Bus) -> str:
+    """Who this connection is, as its inboxes say: in whose name it submits."""
+    inbox = bus.inbox(lambda message: None)
+    inbox.close()
+    return subjects.inbox_user(inbox.subject)
+
+
+async def answer_to(bus: Bus, app: str, of: Submission, timeout: Duration | None) -> Result[Any]:
+    """The result of a submitted call, when it is there.
+
+    Raises the call's error; CallTimeout after `timeout`; RunFailed where its own time is over; RunNotFound where the
+    application takes no submitted calls.
+    """
+    user, told, limit = user_of(bus), of.told, None if timeout is None else seconds(timeout)
+    pause = 0.0 if told is None else LOOK
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                if told is None:
+                    await asyncio.sleep(pause)
+                elif await told.wait(pause):
+                    pause = 0.0
+                if told is not None and told.answer is not None:
+                    return result_of(told.answer)
+                if (found := await _look(bus, app, of, user)) is not None:
+                    return result_of(found)
+                pause = min(max(SOON, 2 * pause), MOST_LOOK)
+    except TimeoutError:
+        why = f"the call {of.pool}/{of.call} has no answer after {human(limit or 0.0)}"
+        raise CallTimeout(why, run=of.call, fix="wait longer, or see what it waits for: dspex status") from None
+
+
+async def _look(bus: Bus, app: str, of: Submission, user: str) -> CallRecord | None:
+    """The answer that is stored; None where there is none yet. Raises what became of the call where that is no answer."""
+    try:
+        answer = await _last(bus, app, subjects.answers(app), subjects.answer(app, of.pool, user, of.call))
+        letter = None
+        if answer is None:
+            letter = await _last(bus, app, subjects.stream(app), subjects.dead_submitted(app, user, of.call))
+    except NotStored as error:
+        raise RunNotFound("the application takes no submitted calls", run=of.call) from error
+    except Unreachable:
+        return None  # it is looked for again
+    with suppress(DecodeError):  # no worker wrote it
+        if answer is not None:
+            return _with_outputs(CallRecord.unpack(answer.data))
+        if letter is not None:
+            raise _error_of(Letter.unpack(letter.data), of)
+    return None
+
+
+async def _last(bus: Bus, app: str, stream: str, subject: str) -> Message | None:
+    found = (await bus.multi_last(stream, [subject])).get(subject)
+    return None if found is None else await payloads.required(bus, app, found)
+
+
+def _with_outputs(record: CallRecord) -> CallRecord | None:
+    return record if record.outputs is not None and record.error is None else None
+
+
+def _error_of(letter: Letter, of: Submission) -> DspexError:
+    error = from_dict(letter.error)
+    if isinstance(error, CallTimeout):  # else it would look as if one had to wait longer
+        return RunFailed(
+            error.message, run=of.call, fix="raise its timeout or its deadline, or see why nobody answers: dspex status"
+        )
+    return error.of_call() if isinstance(error, CallError) else error
+
+
+def result_of(record: CallRecord) -> Result[Any]:
+    """What a record with outputs says to who asked."""
+    return Result(
+        data=dict(record.outputs or {}),
+        id=record.call,
+        route=record.route,
+        usage=Usage.read(record.usage),
+        lm=record.lm,
+        worker=record.worker,
+        attempts=record.attempt,
+        elapsed=timedelta(seconds=record.elapsed if is_seconds(record.elapsed) else 0.0),  # anybody may have written it
+        dspy_version=record.dspy_version,
+        state=record.state,
+        warning=record.warning,
+    )
