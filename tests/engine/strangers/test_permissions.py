@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shlex
-import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,7 +16,6 @@ from waiting import eventually
 
 import dspex
 from dspex.bus import subjects
-from dspex.bus.local.launch import find_binary
 from dspex.bus.local.server import LocalServer
 from dspex.bus.settings.model import Settings
 
@@ -347,23 +344,6 @@ def _submit(project: Project, caller: dict[str, str]) -> None:
     assert (at_once.duplicate, twice.duplicate) == (False, True)
 
 
-@pytest.mark.parametrize(
-    ("args", "why"),
-    [
-        (["--role", "worker"], "--pool is missing"),
-        (["--role", "reader"], "--subject is missing"),
-        (["--role", "publisher", "--subject", "a b"], "is not a subject"),
-        (["--role", "publisher", "--subject", "a", "--pool", "p"], "--pool means nothing"),
-        (["--role", "approver", "--subject", "a"], "--subject means nothing"),
-        (["--role", "engine", "--stream", "a.b"], "is not the name of a stream"),
-        (["--role", "engine", "--user", "a.b"], "cannot be part of a subject"),
-    ],
-)
-def test_what_a_role_lacks_or_does_not_take_is_said(tmp_path: Path, args: list[str], why: str) -> None:
-    done = Project(tmp_path, APP).here("--json", "server", "permissions", *args)
-    assert (done.code, why in done.error()["message"]) == (2, True)
-
-
 @pytest.mark.parametrize("role", ["publisher", "caller", "reader"])
 def test_who_has_nothing_to_commit_writes_nothing_into_the_stream_of_the_commits(tmp_path: Path, role: str) -> None:
     """A server lets fifty batches be begun on a stream: who begins them all, again and again, lets nobody commit."""
@@ -410,31 +390,3 @@ def test_doctor_does_not_leave_out_the_check_of_a_role_that_it_was_asked_for(tmp
     asked = project.here("--json", "doctor", "--role", "engine")
     assert (asked.code, asked.error()["code"]) == (3, "DX221")
     assert project.here("--json", "doctor").objects()  # all that can be checked is
-
-
-def test_the_server_reads_subjects_of_any_letters(tmp_path: Path) -> None:
-    project = Project(tmp_path, APP)
-    for role, subject in {"publisher": "größe.in", "engine": 'a"b\\x41.out'}.items():
-        user = project.here("server", "permissions", "--role", role, "--subject", subject).out
-        user = re.sub(r"\$[A-Z_]+_PASSWORD", "p", user)
-        (tmp_path / "nats.conf").write_text(f"authorization {{ users: [\n{user}\n] }}")
-        checked = subprocess.run([find_binary(), "-t", "-c", tmp_path / "nats.conf"], capture_output=True, text=True)
-        assert checked.returncode == 0, checked.stderr
-
-
-def test_a_subject_is_one_to_nsc_and_no_command_to_a_shell(tmp_path: Path) -> None:
-    project = Project(tmp_path, APP)
-    args = ["server", "permissions", "--role", "publisher", "--nsc", "--subject"]
-    (_, command) = project.here(*args, "a';touch${IFS}x;'").out.splitlines()
-    allowed = ["$SYS.REQ.USER.INFO", "a';touch${IFS}x;'", "dspex.shop.told.publish", "$JS.API.STREAM.INFO.DSPEX_shop_keys"]
-    assert shlex.split(command)[5:7] == ["--allow-pub", ",".join(allowed)]
-    assert "no subject with a comma" in project.here("--json", *args, "a,dspex.shop.log.>").error()["message"]
-
-
-def test_nsc_and_json_say_the_same(tmp_path: Path) -> None:
-    project = Project(tmp_path, APP)
-    (found,) = project.here("--json", "server", "permissions", "--role", "worker", "--pool", "gpu").objects()
-    (comment, command) = project.here("server", "permissions", "--role", "worker", "--pool", "gpu", "--nsc").out.splitlines()
-    assert found["inbox_prefix"] in comment
-    assert f"--allow-pub '{','.join(found['publish'])}' --allow-sub '{','.join(found['subscribe'])}'" in command
-    assert "--allow-pub-response" in command
