@@ -51,6 +51,11 @@ class LocalModel:
                 self._url = await self._start()
             return self._url
 
+    @property
+    def running(self) -> str | None:
+        """Where it listens; None while it does not run."""
+        return self._url if self._alive() and not self._lock.locked() else None
+
     async def stop(self) -> None:
         """End the server."""
         if self._process is not None:
@@ -120,6 +125,11 @@ class LocalModels:
         names = lms or work.spec.lm or ([default.name] if default else [])
         profiles = self._config.profiles
         return next((name for name in names if name in profiles and profiles[name].local), None)
+
+    def running(self, name: str) -> str | None:
+        """Where the server of the profile's model listens; None while it does not run."""
+        model = self._models.get(self._config.profile(name).model)
+        return model.running if model is not None else None
 
     async def url(self, name: str) -> str:
         """Where the server of the profile's model listens; starts it if it does not run.

@@ -120,6 +120,8 @@ class Execution:
             return
         if (model := self._all.models.needed(self.work, self.lms)) is None:
             self._ask(child, None)
+        elif (url := self._all.models.running(model)) is not None:
+            self._ask(child, url)
         else:
             self._all.tasks.start(self._ask_with(child, model), "local model")
 
@@ -209,7 +211,7 @@ class Execution:
         self._number = child.call(self._packed, local, self, self.lms, limit, self.state, self.hedge)
 
     async def _ask_with(self, child: Child, model: str) -> None:
-        """The same with a local model, whose server may have to be started first."""
+        """The same with a local model, whose server has to be started first."""
         try:
             url = await self._all.models.url(model)
         except DspexError as error:

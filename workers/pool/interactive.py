@@ -30,11 +30,13 @@ from dspex.workers.pool.telling import Telling
 from dspex.workers.pool.turns import Turns
 
 if TYPE_CHECKING:
+    from dspex.workers.pool.execution import Execution
     from dspex.workers.pool.pool import Pool
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
+ACCEPT_AFTER = 0.005  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
 LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
 
@@ -48,6 +50,7 @@ class Interactive:
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._sent_away = 0
+        self._to_accept: list[tuple[Execution, str]] = []  # calls whose callers have not been told, and where they hear it
         self._turns = Turns(pool.bus, pool.config.app)
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
@@ -85,8 +88,9 @@ class Interactive:
                 self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
             elif free <= 0 and self._subscription is not None:
                 await asyncio.sleep(LEAVE_AFTER)  # requests under way are answered `busy`; a closed subscription drops them
-                subscription, self._subscription = self._subscription, None
-                await subscription.close()
+                if self._pool.free() <= 0:  # else its calls are short, and to leave and come back would keep callers waiting
+                    subscription, self._subscription = self._subscription, None
+                    await subscription.close()
         except BusError as error:
             log.warning("cannot join the queue group", pool=config.name, error=error.message)
 
@@ -137,9 +141,21 @@ class Interactive:
         self._turns.begin(work)
         execution = pool.executions.start(work, message.data, partial(self._ended, message.reply, work, telling))
         execution.telling = telling  # what its child says comes later, if it has one
-        if not work.stream and not execution.over:  # else its result is on its way, and says more
-            self._accept(message.reply, work, pool.free())
+        if not work.stream:
+            self._accept_soon(execution, message.reply)
         self._changed.set()
+
+    def _accept_soon(self, execution: Execution, reply: str) -> None:
+        if not self._to_accept:
+            asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
+        self._to_accept.append((execution, reply))
+
+    def _accept_all(self) -> None:
+        to_accept, self._to_accept = self._to_accept, []
+        free = self._pool.free()
+        for execution, reply in to_accept:
+            if not execution.over:
+                self._accept(reply, execution.work, free)
 
     def _accept(self, reply: str, work: CallRequest, free: int) -> None:
         pool = self._pool

@@ -49,6 +49,7 @@ class Asking:
         self.bus, self.app, self.pool, self.request, self.told = bus, app, pool, request, told
         self.inbox = bus.inbox(self._take)
         self.taken = False  # a worker has accepted it
+        self._sent = False
         self._answered = False
         self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
         self._loop = asyncio.get_running_loop()
@@ -80,6 +81,7 @@ class Asking:
             if self.told is not None:  # of two workers, one is heard: else their pieces would be mixed
                 self.inbox.close()
                 self.inbox = self.bus.inbox(self._take)
+            self._sent = True
             await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox.subject)
         return await self._heard
 
@@ -105,11 +107,14 @@ class Asking:
             self._heard.set_result(None)
 
     def close(self) -> None:
-        """It is over: what still comes is dropped, and a worker that has it and has not answered stops it."""
+        """It is over: what still comes is dropped, and a worker that has it and has not answered stops it.
+
+        Also where no worker has said that it has it: one may have it and not have said so yet.
+        """
         self.inbox.close()
         if self._late is not None:
             self._late.cancel()
-        if self.taken and not self._answered:
+        if self._sent and not self._answered:
             said = orjson.dumps({"kind": "cancel", "call": self.request.call})
             with suppress(BusError):  # who cannot be told finds out by its deadline
                 self.bus.tell(subjects.control(self.app, self.pool), said)

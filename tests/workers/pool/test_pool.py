@@ -299,14 +299,14 @@ async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
     await until(lambda: shared.joined)
-    item = work("quick", record=None)
+    item = work("standin:slow=0.05 quick", record=None)
     frames = await call(shared, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
     accepted = codecs.decode(frames[0][1].data, codecs.MSGPACK)
     assert [accepted[k] for k in ("call", "free", "waiting")] == [item.call, shared.pool.children.slots.total - 1, 0]
     record = CallRecord.unpack(frames[1][1].data)
     assert record.outputs is not None
-    assert record.outputs["intent"] == standin.intent("quick", CHOICES)
+    assert record.outputs["intent"] == standin.intent("standin:slow=0.05 quick", CHOICES)
     reader = await shared.bus.reader(subjects.stream(APP), [subjects.interactive_record(APP, POOL)], after=0, name="records")
     async with asyncio.timeout(30):
         (stored,) = await reader.read(10)

@@ -153,6 +153,26 @@ async def test_leaving_cancels_the_call_and_leaving_after_the_end_does_not() -> 
 
 
 @pytest.mark.asyncio
+async def test_a_call_whose_caller_leaves_before_a_worker_has_said_a_word_is_cancelled_too() -> None:
+    begun: list[Worker] = []
+    said: list[dict[str, Any]] = []
+
+    async def serve(worker: Worker) -> None:
+        begun.append(worker)
+
+    async def heard(message: Message) -> None:
+        said.append(orjson.loads(message.data))
+
+    async with await client_of(serve) as client:
+        await client.bus.subscribe(subjects.control(APP, POOL), heard)
+        call = asyncio.create_task(client.call(SPEC, {"text": "x"}))
+        await until(lambda: begun)
+        call.cancel()
+        await until(lambda: said)
+    assert said == [{"kind": "cancel", "call": begun[0].request.call}]
+
+
+@pytest.mark.asyncio
 async def test_the_error_of_a_call_comes_behind_its_pieces_and_its_time_is_bounded() -> None:
     async def serve(worker: Worker) -> None:
         worker.accept()
