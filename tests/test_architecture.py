@@ -40,6 +40,7 @@ CATCHES_ALL = {
     "operators/keyed/values.py": "tries the init() of the user's at build, which may raise anything: a problem like any other",
     "workers/answerers/refs.py": "imports the user's program, which may raise anything",
     "workers/answerers/router.py": "runs the user's program, which may raise anything",
+    "workers/optimize/scoring.py": "runs the user's metric, whose errors an optimizer would take for bad answers",
     "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",
     "engine/cli/app.py": "the last stop before the user",
 }
@@ -65,7 +66,11 @@ SAME_NAME = {
 }
 ROOM_OF_LIBRARY: dict[str, str | tuple[str, ...]] = {
     "nats": "bus/nats/",
-    "dspy": ("workers/dspy/", "topologies/support_program.py"),  # a program, as a user's: it runs in workers
+    "dspy": (
+        "workers/dspy/",
+        "workers/optimize/",
+        "topologies/support_program.py",
+    ),  # a program, as a user's: it runs in workers
     "litellm": "workers/dspy/",
     "torch": "workers/dspy/",
     "xllamacpp": "workers/models/",

@@ -16,6 +16,7 @@ from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.programs import modules
+from dspex.bus.serving.programs.optimizers import OPTIMIZE, JobArguments, refs_of
 
 MAX_ITERS = 10
 """The most steps of a `react` that does not say how many."""
@@ -37,7 +38,7 @@ class CallSpec:
     """A recorded operator as data: what a worker needs to run it. No code, no key, no secret.
 
     Attributes:
-        kind: "predict", "chain_of_thought", "react", "program" or "enrich".
+        kind: "predict", "chain_of_thought", "react", "program" or "enrich"; "optimize" for a job of an optimizer.
         target: the signature for the first three, the ref `pkg.module:name` for a program and for a function that enriches.
         signature: "a, b: int -> c"; for a program too; "" for a function that enriches.
         instructions: of the signature; "" for DSPy's default.
@@ -54,7 +55,8 @@ class CallSpec:
         hedge: a Hedge; "" for none.
         first_token_timeout: seconds that a model may take until it begins to answer; 0: as long as it may take in all.
         route: who answers: "auto", "worker" (DSPy) or "native". Absent: "worker", the only route of older engines.
-        arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments.
+        arguments: of one of DSPy's own modules (`dspy:RLM` as the target of a program): see ModuleArguments; of a job: see
+            JobArguments.
         effect: the function that enriches changes something elsewhere, and is called with an idempotency key.
         reconcile: ref of the function that tells what such a call did whose worker died; None for none.
         cost: slots that a call takes.
@@ -97,6 +99,8 @@ class CallSpec:
         """What the allow-list of a pool has to name: the code of users that a worker imports, and modules that run code."""
         named = self.kind == "enrich" or (self.kind == "program" and modules.needs_permission(self.target))
         more = (self.reconcile,) if self.reconcile else ()
+        if self.kind == OPTIMIZE:
+            return (*self.optimized.refs, *refs_of(self.arguments))
         return (*((self.target,) if named else ()), *self.tools, *more, *modules.refs_in(self.target, self.arguments))
 
     @property
@@ -107,7 +111,18 @@ class CallSpec:
     @property
     def journaled(self) -> bool:
         """Whether its requests are, while it runs: each of them costs, or does something that must not be done twice."""
-        return self.kind in ("react", "program") or self.effect
+        return self.kind in ("react", "program", OPTIMIZE) or self.effect
+
+    @cached_property
+    def optimized(self) -> CallSpec:
+        """The program that a job is to make better. Raises DecodeError where it names none."""
+        found = self.arguments.get("program")
+        if not isinstance(found, Mapping):
+            raise DecodeError("not a spec of a call: an optimizer has no program")
+        inner = CallSpec.read(cast("Mapping[str, object]", found))
+        if inner.kind in (OPTIMIZE, "enrich"):
+            raise DecodeError(f"not a spec of a call: no optimizer makes {inner.kind} better")
+        return inner
 
     @cached_property
     def packed(self) -> bytes:
@@ -162,6 +177,9 @@ class CallSpec:
         known |= {name: tuple(found) for name in ("lm", "tools") if isinstance(found := known.get(name), list)}
         try:
             found = cls(**checked(cls, "a spec of a call", known))
+            if found.kind == OPTIMIZE:
+                checked(JobArguments, "the arguments of an optimizer", dict(found.arguments))
+                _ = found.optimized
             if found.cost < 1:
                 raise DecodeError("not a spec of a call: it takes one slot at least")
         except TypeError as e:

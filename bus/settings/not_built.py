@@ -65,7 +65,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 VERBS = frozenset(
     {
         *("gateway", "replay", "fork", "diff"),
-        *("optimize", "eval", "shadow", "ui", "mcp", "skills"),
+        *("eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }

@@ -49,6 +49,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
     "Events and calls": {
         "publish": "events.publish:publish",
         "call": "events.call:call",
+        "optimize": "workers.optimize:optimize",
         "watch": "events.watch:watch",
         "runs": _Noun("Runs: what source events caused.", ("runs:forget",)),
         "dlq": _Noun(

@@ -25,6 +25,7 @@ from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
 from dspex.engine.client import watch
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls import jobs
 from dspex.engine.client.calls import submit as submitting
 from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
@@ -234,6 +235,24 @@ class Client(Planned, names=METHODS["Client"]):
         return await submitting.submit(
             self.bus, self._nodes, self._submitted, what, data, id=id, above=above, waits=self._waits
         )
+
+    async def job_status(self, run: str) -> str | None:
+        """How far the job of an optimizer is (`Spec.optimize`), "scoring before 12/96"; None where it does not run now.
+
+        `run`: the id of its run as `submit` gave it, `pool/call`. Raises Saturated where no process of the pool is there;
+        RunNotFound for another id.
+        """
+        return await jobs.said_of(self.bus, self.app, run)
+
+    async def cancel_job(self, run: str) -> bool:
+        """Cancel the job of an optimizer: its run ends in Cancelled. Whether it was running; one that waits ends where a
+        process of the pool takes it up.
+
+        `run` as of `job_status`. Raises as that; Saturated says that nobody could be told.
+        """
+        running = await jobs.end(self.bus, self.app, run)
+        await audit.leave(self.bus, self.app, "call", cancelled=run)
+        return running
 
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"

@@ -351,6 +351,22 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return Run(background.run(self._of.submit(what, data, id=id)))
 
+    def job_status(self, run: str) -> str | None:
+        """How far the job of an optimizer is (`Spec.optimize`), "scoring before 12/96"; None where it does not run now.
+
+        `run`: the id of its run as `submit` gave it, `pool/call`. Raises Saturated where no process of the pool is there;
+        RunNotFound for another id.
+        """
+        return background.run(self._of.job_status(run))
+
+    def cancel_job(self, run: str) -> bool:
+        """Cancel the job of an optimizer: its run ends in Cancelled. Whether it was running; one that waits ends where a
+        process of the pool takes it up.
+
+        `run` as of `job_status`. Raises as that; Saturated says that nobody could be told.
+        """
+        return background.run(self._of.cancel_job(run))
+
     def session(
         self, id: str, *, ttl: Duration = "30d", policy: Literal["queue", "reject", "interrupt", "latest"] = "queue"
     ) -> Session:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, cast
 from typing_extensions import Unpack
 
 from dspex.bus.codecs.copied import copied
-from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
+from dspex.bus.errors import InvalidOutput, TopologyError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import MAX_ITERS as MAX_ITERS
 from dspex.bus.serving.call_spec import CallSpec
@@ -33,7 +33,9 @@ from dspex.operators.native.user_types.described import refuse_what_cannot_trave
 from dspex.operators.parameters import Arguments, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
+from dspex.operators.recorded.optimize import Optimization, OptimizeOptions, optimize
 from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
+from dspex.operators.recorded.tenant import tenant_of
 from dspex.operators.typing.names import T_co, V
 from dspex.operators.typing.refs import Local, resolve
 from dspex.operators.typing.shape import Shape, record_of, shape_of, validator
@@ -42,7 +44,6 @@ from dspex.operators.typing.stream_checks import MAP_IT, contradictions, missing
 SignatureLike: TypeAlias = "str | Signature | type[Any]"
 
 NOTHING = Arguments()
-MOST_TENANT = 200  # characters of the name of a tenant
 _REASONING: Mapping[str, object] = {"reasoning": str}  # the field that DSPy adds to these signatures
 
 
@@ -78,6 +79,20 @@ class Spec(Generic[T_co]):
         changed, errors = checked(self.takes, cast("Mapping[str, object]", o), not_built=self.not_built)
         all_of(errors)
         return consistent(replace(self, options={**self.options, **changed}))
+
+    def optimize(self, metric: str, **o: Unpack[OptimizeOptions]) -> Optimization:
+        """A job of one of DSPy's optimizers, for `Client.submit`: `spec.optimize("f1", using="MIPROv2")`. It takes
+        `{"rows": […]}`, or `{"train": […], "test": […]}`, of the signature's fields, and its result has the scores `before` and
+        `after` in percent, and `state`, for `Client.put_program`.
+
+        Args:
+            metric: a name in `dspex.metrics`, which compares the outputs of a row; or the ref of a function of DSPy's form,
+                (example, prediction, trace), which the pool allows.
+
+        Raises:
+            ConfigError: DX105, no such optimizer, option, metric or number.
+        """
+        return optimize(self.to_call().spec, metric, **o)
 
     @property
     def digest(self) -> str:
@@ -147,7 +162,7 @@ class Spec(Generic[T_co]):
             order=o["order"],
             on_error=o["on_error"],
             priority=o["priority"],
-            tenant=_tenant(o.get("tenant")),
+            tenant=tenant_of(o.get("tenant")),
             affinity=o["affinity"],
         )
 
@@ -242,27 +257,6 @@ def _accept(spec: Spec[V]) -> Callable[[object, Outputs], Any]:
         return result if typed is None else typed(result)
 
     return accept
-
-
-def _tenant(text: str | None) -> Callable[[object], str | None] | None:
-    """data → on whose behalf. Raises InvalidInput, ExpressionError."""
-    if text is None:
-        return None
-    read = expressions.compile(text).function
-
-    def tenant(data: object) -> str | None:
-        found = read(data)
-        if found is None or isinstance(found, str):
-            said: str | None = found
-        elif isinstance(found, int) and not isinstance(found, bool):
-            said = str(found)
-        else:
-            raise InvalidInput(f"tenant is a text or a whole number, and {text!r} gives {type(found).__name__}")
-        if said is not None and not 0 < len(said) <= MOST_TENANT:
-            raise InvalidInput(f"tenant has {len(said):,} characters, of which 1 to {MOST_TENANT} are allowed")
-        return said
-
-    return tenant
 
 
 def _fallback(value: object) -> Callable[[object], Outputs] | None:

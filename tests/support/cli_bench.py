@@ -282,9 +282,9 @@ class Seen:
 
 
 @contextmanager
-def stand_in() -> Iterator[str]:
+def stand_in(server: StandIn | None = None) -> Iterator[str]:
     """The URL of a stand-in for a model's server, in a thread of its own."""
-    loop, server = asyncio.new_event_loop(), StandIn()
+    loop, server = asyncio.new_event_loop(), server or StandIn()
     thread = threading.Thread(target=loop.run_forever, name="stand-in")
     thread.start()
     try:

@@ -17,6 +17,7 @@ from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost, is_seconds
 from dspex.bus.records import ANSWERED, CallRequest, Outputs, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.operators.native.prompts.values import to_jsonable
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
@@ -147,7 +148,7 @@ def checked(work: CallRequest) -> CallRequest:
         raise InvalidInput(
             short(why), fix=f"a call may set {known}; the server and its key are those of the profile", node=work.node
         )
-    if work.record is not None or not spec.asks_a_model:
+    if work.record is not None or not spec.asks_a_model or spec.kind == OPTIMIZE:  # a job looks at its rows itself
         return work
     try:
         signature = _signature(spec.signature_json)

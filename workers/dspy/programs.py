@@ -20,7 +20,9 @@ from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.modules import is_own
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.operators.native.problems import listed
+from dspex.operators.native.signature import Signature
 from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
@@ -34,6 +36,7 @@ from dspex.workers.dspy.streaming import Writing
 from dspex.workers.dspy.threads import Threads, look
 from dspex.workers.dspy.versions import installed
 
+_OF_JOBS: Mapping[str, Any] = {"trace": None, "max_trace_size": 10_000}  # an optimizer looks at the traces that it asks for
 _REASONED = ("chain_of_thought", "react")
 Made = TypeVar("Made")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
@@ -72,14 +75,15 @@ class Programs:
         spec, work, name = attempt.spec, attempt.work, attempt.lm
         profile = self._models.profile(name) if name else None
         signature = self._signature(spec, adapter_of(profile, spec.adapter))
-        inputs = _inputs(signature, work.inputs)
-        program, attempt.program, counts = self._program(spec, signature, attempt.state)
+        of = spec.optimized if spec.kind == OPTIMIZE else spec
+        program, attempt.program, counts = self._program(of, signature, attempt.state)
         attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
-        if spec.kind == "program":
-            inputs = values.as_annotated(program, inputs, signature)
         program = program.deepcopy() if counts else program
+        if of is spec:
+            inputs, threads = _filled(of, program, signature, work.inputs), Threads()
+        else:
+            program, inputs, threads = self._job(attempt, of, program, signature)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
-        threads = Threads()
         asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
         attempt.requests.priced = partial(attempt.priced, profile=profile)
         if attempt.chunk is not None:
@@ -92,7 +96,7 @@ class Programs:
                     warn_on_type_mismatch=False,  # the engine has checked the inputs
                     usage_tracker=(tracker := replies.Spent()),
                     **asked,
-                    **installed.settings(),
+                    **(installed.settings() if of is spec else _OF_JOBS),
                 ),
             ):
                 try:
@@ -107,7 +111,17 @@ class Programs:
                     )
         except installed.ERRORS as error:
             raise to_error(error, work.node, spec.target) from error
-        return _outputs(result, signature, spec)
+        return _outputs(result, signature, spec) if of is spec else result
+
+    def _job(self, attempt: Attempt, of: CallSpec, program: Any, signature: type[dspy.Signature]) -> tuple[Any, Any, Threads]:
+        """What is run where the call is a job of an optimizer, and with what. `program`: what is to become better."""
+        from dspex.workers.optimize.job import OptimizerJob, stops_job  # only where there is one
+
+        spec, asked = attempt.spec, attempt.requests
+        plain_signature = Signature.from_plain(json.loads(spec.signature_json))
+        made = OptimizerJob(spec, program, plain_signature, self._refs, asked, partial(_filled, of, program, signature))
+        judge = stops_job(asked, lambda error: to_error(error, attempt.work.node, of.target))
+        return made, {name: attempt.work.inputs.get(name) for name in ("train", "test")}, Threads(judge)
 
     def describe(self, attempt: Attempt) -> Outputs:
         """What the program is made of, with its saved state. Raises ProgramError as `ask`."""
@@ -206,6 +220,12 @@ def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> dic
         has = listed(given) or "nothing"
         raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
     return values.Filler(signature).inputs(given)
+
+
+def _filled(spec: CallSpec, program: Any, signature: type[dspy.Signature], given: Mapping[str, object]) -> dict[str, Any]:
+    """The inputs as the program takes them. Raises InvalidInput."""
+    inputs = _inputs(signature, given)
+    return values.as_annotated(program, inputs, signature) if spec.kind == "program" else inputs
 
 
 def _examples_out(value: Any) -> Any:

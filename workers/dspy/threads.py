@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
 import dspy
 
 from dspex.bus.errors import Cancelled
+from dspex.workers.dspy.versions import installed
 
 _THREADS: Final = "dspex_threads"  # beside DSPy's own settings, as in replies.py
 _CALL, _ACALL = dspy.BaseLM.__call__, dspy.BaseLM.acall
 
 
 class Threads:
-    """The requests of one call. Made on the loop that it belongs to."""
+    """The requests of one call. Made on the loop that it belongs to.
 
-    def __init__(self) -> None:
+    `judge`: what is to be raised for an error of a model's, and for the end of the call; by default that error itself.
+    """
+
+    def __init__(self, judge: Callable[[BaseException], BaseException] = lambda error: error) -> None:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._judge = judge
         self._lock = threading.Lock()
         self._open: set[Future[Any]] = set()
         self._ended = False
@@ -41,13 +47,17 @@ class Threads:
         """What the model says, asked on the loop. Raises Cancelled where the call is over."""
         with self._lock:
             if self._ended:
-                raise Cancelled("the call is over")
+                raise self._judge(Cancelled("the call is over"))
             asked = asyncio.run_coroutine_threadsafe(_ACALL(lm, *args, **kwargs), self._loop)
             self._open.add(asked)
         try:
             return asked.result()
         except CancelledError:
-            raise Cancelled("the call is over") from None
+            raise self._judge(Cancelled("the call is over")) from None
+        except installed.ERRORS as error:
+            if (judged := self._judge(error)) is error:
+                raise
+            raise judged from error
         finally:
             with self._lock:
                 self._open.discard(asked)

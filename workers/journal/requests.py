@@ -54,6 +54,18 @@ class Journaling(Protocol):
         ...
 
 
+class Metering(Protocol):
+    """Counts what a call asks of models, and says when it may not ask more."""
+
+    def begin(self) -> DspexError | None:
+        """A request is about to be made, or answered from the journal; why it must not be."""
+        ...
+
+    def add(self, used: Usage | None) -> None:
+        """It was answered."""
+        ...
+
+
 class WhatIsAsked(NamedTuple):
     """What is about to be asked.
 
@@ -102,6 +114,7 @@ class Requests:
         priced: adds what tokens cost.
         ending: why the call ends, whatever its program makes of it.
         context: what `dspex.workers.context()` gives, for threads that only DSPy knows.
+        meter: of a job of an optimizer; None for other calls.
     """
 
     def __init__(self, call: str, journal: Journaling | None) -> None:
@@ -117,6 +130,7 @@ class Requests:
         self.priced: Callable[[Usage], Usage] = lambda used: used
         self.ending: DspexError | None = None
         self.context: object = None
+        self.meter: Metering | None = None
 
     def __deepcopy__(self, memo: object) -> Requests:
         return self
@@ -146,15 +160,19 @@ class Requests:
     async def before(self, asking: WhatIsAsked) -> OpenRequest:
         """To be awaited before a request is made. Raises StopCall where it must not be."""
         turn = self._turn(asking)
+        if self.meter is not None and asking.kind == "model" and (refusal := self.meter.begin()) is not None:
+            self.end(refusal)
         if self._journal is None:
             return turn
         found = (await self._open(self._journal)).get(turn.place)
         self._unasked.discard(turn.place)
         if found is not None and not found.begun:
             self._made, self._answered = self._made - 1, self._answered + 1
+            if self.meter is not None and asking.kind == "model":
+                self.meter.add(found.used)
         elif asking.once and found is not None:
             why = f"{asking.name} was begun, and its worker died: what came of it is not known"
-            self._end(OutcomeUnknown(why, node=asking.name))
+            self.end(OutcomeUnknown(why, node=asking.name))
         elif asking.effect and found is None:
             await self._append(self._entry(turn, begun=True))
         turn.found = found
@@ -162,9 +180,12 @@ class Requests:
 
     async def after(self, turn: OpenRequest, answer: object, used: Usage | None = None) -> None:
         """To be awaited when a request has been made, before anything else happens. Raises StopCall."""
+        used = None if used is None else self.priced(used)
+        if self.meter is not None and turn.asking.kind == "model":
+            self.meter.add(used)
         if self._journal is None or not turn.kept:
             return
-        cost = None if used is None else dict(vars(self.priced(used)))
+        cost = None if used is None else dict(vars(used))
         try:
             await self._append(self._entry(turn, answer=answer, usage=cost))
         except InvalidInput as error:  # after a death it is asked again
@@ -209,7 +230,7 @@ class Requests:
                 try:
                     found = {entry.place: entry for entry in await journal.open()}
                 except DspexError as error:
-                    self._end(error)
+                    self.end(error)
                 self._unasked = {place for place, entry in found.items() if not entry.begun and not entry.within}
                 self._found = found
             return self._found
@@ -222,7 +243,7 @@ class Requests:
         except InvalidInput:
             raise
         except DspexError as error:
-            self._end(error)
+            self.end(error)
         self._found[entry.place] = entry._replace(asked=None)
 
     def _entry(
@@ -232,9 +253,10 @@ class Requests:
         name, within = turn.asking.name or self.lm, bool(_inside.get())
         return JournalEntry(turn.asking.kind, digest, occurrence, name, turn.asking.about, begun, answer, usage, within)
 
-    def _end(self, error: DspexError) -> NoReturn:
+    def end(self, error: DspexError, cause: BaseException | None = None) -> NoReturn:
+        """End the call, whatever its program makes of it. Raises StopCall. `cause`: what has led to it."""
         self.ending = self.ending or error
-        raise StopCall(self.ending)
+        raise StopCall(self.ending) from cause
 
 
 def _digest(what: object) -> str:

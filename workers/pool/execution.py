@@ -44,6 +44,7 @@ class Execution:
         outdone: another attempt at the call goes on: what is made of this one is not recorded.
         again: its request was delivered before.
         state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
+        said: what its program has said last of how it goes; "" for nothing.
     """
 
     def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float, at: int) -> None:
@@ -67,6 +68,7 @@ class Execution:
         self.passed: list[CallStep] = []
         self.telling: Telling | None = None
         self.state: GivenState | None = None
+        self.said = ""
         self._to_ask: Iterator[CallStep] = iter(executions.steps[:1] if work.describe else executions.steps)
 
     @property
@@ -156,6 +158,7 @@ class Execution:
 
     def status(self, text: str) -> None:
         """What the program says."""
+        self.said = text
         log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=text)
         if self.telling is not None:
             self.telling.status(text)

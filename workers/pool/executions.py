@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import telemetry
 from dspex.bus.errors import Cancelled, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.models.local import LocalModels
@@ -21,6 +22,7 @@ from dspex.workers.pool.steps import CallStep
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
+MOST_ENDED = 1000  # cancelled jobs that are remembered: one may be waiting, or be about to begin again
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
 
 
@@ -45,6 +47,7 @@ class Executions:
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
         self._closed: asyncio.Event | None = None  # set when none is open any more
+        self._ended_jobs: dict[str, None] = {}  # jobs that somebody cancelled
         self.tasks = Tasks(f"calls of {self.pool}")
 
     def start(
@@ -65,6 +68,8 @@ class Executions:
         self.open[execution] = None
         if delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
+        elif _job_of(work) in self._ended_jobs:
+            execution.fail(_cancelled(work))
         else:
             execution.go_on()
         return execution
@@ -95,6 +100,26 @@ class Executions:
         for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
             execution.give_up(Cancelled("its caller gave it up", node=execution.work.node))
 
+    def end_job(self, call: str) -> bool:
+        """Cancel the job of an optimizer, also where it has not begun or is to begin again; whether it runs here.
+
+        `call`: as who submitted it names it.
+        """
+        self._ended_jobs[call] = None
+        if len(self._ended_jobs) > MOST_ENDED:
+            del self._ended_jobs[next(iter(self._ended_jobs))]
+        found = self._jobs(call)
+        for execution in found:
+            execution.give_up(_cancelled(execution.work))
+        return bool(found)
+
+    def said_of_job(self, call: str) -> str | None:
+        """What the job of an optimizer has said last of how it goes; None where it does not run here."""
+        return next((execution.said for execution in self._jobs(call)), None)
+
+    def _jobs(self, call: str) -> list[Execution]:
+        return [e for e in self.open if _job_of(e.work) == call]
+
     async def drain(self, grace: float) -> None:
         """Wait until none is open, and after `grace` seconds until the children have given them up: their records say that the
         pool was stopped.
@@ -115,3 +140,12 @@ class Executions:
 
     def _about(self, work: CallRequest) -> dict[str, object]:
         return {"pool": self.pool, "topology": work.topology, "node": work.node, "call": work.call, "attempt": work.attempt}
+
+
+def _job_of(work: CallRequest) -> str | None:
+    """How who submitted it names a job of an optimizer; None for another call."""
+    return work.answer.call if work.answer is not None and work.spec.kind == OPTIMIZE else None
+
+
+def _cancelled(work: CallRequest) -> Cancelled:
+    return Cancelled("somebody cancelled the job", node=work.node)

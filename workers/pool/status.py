@@ -18,6 +18,7 @@ from dspex.workers.processes.usage import resident
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
 
+MOST_CALL = 100  # characters of the name of a job: who may ask could otherwise fill the memory
 FRESH = 0.1  # seconds for which an answer is as good as a new one
 
 
@@ -56,8 +57,19 @@ class PoolStatus:
             self._pool.executions.cancel(call)
         if kind == "programs":
             self._pool.saved.forget()
+        if kind in ("job", "end job") and isinstance(call := asked.get("call"), str) and len(call) <= MOST_CALL:
+            await self._of_job(kind, call, message)
         if kind == "status" and subjects.is_inbox(message.reply):
             await self._pool.bus.send(message.reply, self._answer())
+
+    async def _of_job(self, kind: str, call: str, message: Message) -> None:
+        """Who runs the job answers; the other processes of the pool say nothing."""
+        executions = self._pool.executions
+        said = executions.said_of_job(call)
+        if kind == "end job":
+            executions.end_job(call)
+        if said is not None and subjects.is_inbox(message.reply):
+            await self._pool.bus.send(message.reply, orjson.dumps({"said": said, "worker": self._pool.worker}))
 
     def _answer(self) -> bytes:
         """What was said a moment ago, or anew: it takes a millisecond, and anybody who may ask can ask without end."""

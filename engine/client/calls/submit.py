@@ -45,9 +45,7 @@ async def submit(
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
     body, content_type = encode(event_of(call, call.inputs(data), calls.client), "msgpack")
-    # Of two users each has its own, and so has each kind: who has an id first does not decide who is told.
-    user = user_of(bus)
-    token = blake2b(f"{user}.{call.spec.kind}.{id or new_id()}".encode(), digest_size=_TOKEN).hexdigest()
+    user, token = user_of(bus), token_of(bus, call.spec.kind, id or new_id())
     subject = subjects.submit(nodes.app, call.pool, call.spec.kind, user, token)
     headers = publishing.headers_of(token, None, None, None, None, content_type)
     draft = NewMessage(subject, body, headers, expect=0)  # the same id twice is one call, however much later
@@ -61,6 +59,12 @@ async def submit(
         ack = Ack("", 0, True)  # submitted before, and long ago
     name = Submission(call.pool, token, told)
     return Run(bus, nodes.app, f"{name.pool}/{token}", subject, ack.stream, ack.sequence, ack.duplicate, waits, name)
+
+
+def token_of(bus: Bus, kind: str, id: str) -> str:
+    """What the id of a submitted call becomes in a subject."""
+    # Of two users each has its own, and so has each kind: who has an id first does not decide who is told.
+    return blake2b(f"{user_of(bus)}.{kind}.{id}".encode(), digest_size=_TOKEN).hexdigest()
 
 
 async def _recorded(bus: Bus, app: str, run: str) -> Result[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_bench import CLASSIFY, TRIAGE, Project, objects, stand_in
+from learner import TEXT, Learner, rows
 
 import dspex.sync
 from dspex import Settings
@@ -48,7 +49,7 @@ CONTRACT = Signature("order: Order -> cheaper: Order", types={"Order": Order})
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Project]:
     """A project whose topology and pool run."""
-    with stand_in() as url:
+    with stand_in(Learner()) as url:
         name = f"c{os.urandom(5).hex()}"
         made = Project(tmp_path_factory.mktemp("call"), name, SETTINGS.format(url=url), NATS_URL=nats_url, OTHER_KEY="k")
         made.write("triage.yaml", TRIAGE.format(u=made.u, signature=CLASSIFY))
@@ -248,3 +249,61 @@ def test_a_session_is_spoken_in_listed_shown_and_ended(project: Project) -> None
     assert [project.here("sessions", verb, "nobody", *more).code for verb, more in (("show", []), ("end", ["--yes"]))] == [1, 1]
     (entry,) = [e for e in project.here("--json", "audit", "ls").objects() if e["verb"] == "end"]
     assert entry["what"] == {"session": "ann/5"}
+
+
+OPTIMIZE = ["optimize", TEXT, "--metric", "exact_match", "--pool", "lightweight", "--threads", "2"]
+
+
+def _csv(project: Project, name: str, count: int, of: str) -> str:
+    return project.write(name, "text,intent,more\n" + "".join(f"{r['text']},{r['intent']},-\n" for r in rows(count, of)))
+
+
+def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project) -> None:
+    command = [
+        *OPTIMIZE,
+        "--data",
+        _csv(project, "rows.csv", 10, "shell"),
+        "--held-back",
+        "0.4",
+        "--save",
+        "sorted",
+        "--id",
+        "j1",
+    ]
+    done = project.here("--json", *command, "--budget", "50 requests, 100k tokens", "--option", "max_bootstrapped_demos=2")
+    (found,) = done.objects()
+    assert (found["before"], found["after"], found["train"], found["test"]) == (0.0, 100.0, 6, 4), done.err
+    assert (found["saved"], found["predictors"], found["requests"]) == ("sorted@1", ["self"], 4 + 2 + 4)
+    assert "j1" in done.err
+    (again,) = project.here("--json", *command).objects()
+    assert again == found, "the same --id is the same job, and its state the same version"
+    (used,) = project.here("--json", "call", TEXT, "text=loan again", "--state", "sorted").objects()
+    assert (used["data"], used["state"]) == ({"intent": "loan"}, "sorted@1")
+    human = project.here(*OPTIMIZE, "--data", "rows.csv", "--test", "rows.csv", "--state", "sorted", "--save", "sorted")
+    assert "score     100.0 → 100.0 %  exact_match, 10 rows held back" in human.out, human.err
+    assert "not saved: it is no better" in human.out
+    over = project.here(*OPTIMIZE, "--id", "j1", "--cancel")
+    assert (over.code, over.out) == (0, "not running now: it ends where a process of its pool takes it up\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--pool", "optimizer"], "error[DX133] optimizer: no pool 'optimizer' runs, and the settings have none"),
+        (["--metric", "exact"], "there is no metric 'exact'"),
+        (["--with", "MIPRO"], "there is no optimizer 'MIPRO' in jobs"),
+        (["--option", "auto=light"], "BootstrapFewShot takes no option 'auto'"),
+        (["--budget", "5 dollars"], "'5 dollars' is no budget of requests or tokens"),
+        (["--budget", "3 requests"], "the two scores alone take 4 requests or more, and the budget has 3"),
+        (["--data", "short.csv"], "the rows, row 2: the outputs do not fit"),
+        (["--data", "other.csv"], "the rows, row 1: it has none of the outputs intent"),
+        (["--cancel"], "--cancel does not say which job"),
+    ],
+)
+def test_a_job_that_cannot_be_says_why_before_it_is_submitted(project: Project, more: list[str], said: str) -> None:
+    _csv(project, "few.csv", 6, "few")
+    project.write("short.csv", "text,intent\ncard a,card\ncard b,\n")
+    project.write("other.csv", "text,label\ncard a,card\n")
+    refused = project.here(*OPTIMIZE, "--data", "few.csv", *more)
+    assert refused.code in (1, 2), refused.out
+    assert said in refused.err

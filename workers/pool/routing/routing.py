@@ -15,6 +15,7 @@ from dspex.bus import telemetry
 from dspex.bus.errors import CircuitOpen
 from dspex.bus.records import ANSWERED, HEDGED, CallRecord, Tried
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
 from dspex.workers.pool.routing.measured import Measured
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 DOWN: Final = frozenset({"LMUnavailable", "CallTimeout"})  # errors that say that a model is down, or hangs
-OF_USERS: Final = frozenset({"program", "react", "enrich"})  # kinds of calls that run code of users, which may hang by itself
+# kinds of calls that run code of users, which may hang by itself
+OF_USERS: Final = frozenset({"program", "react", "enrich", OPTIMIZE})
 SLOWER: Final = 3.0  # times the median of another profile of the list: it is tried behind that one
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again

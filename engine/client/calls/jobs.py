@@ -1,0 +1,63 @@
+"""Jobs of optimizers while they run: how far one is, and its end before its time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import orjson
+from typing_extensions import TypedDict
+
+from dspex.bus import subjects
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError, RunNotFound, Saturated, Unreachable
+from dspex.bus.port import Bus
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
+from dspex.engine.client.calls.answers import Submission
+from dspex.engine.client.calls.submit import token_of
+
+_WITHIN = 2.0  # seconds for the process that runs it to answer
+
+
+class _OfJob(TypedDict):
+    said: str
+    worker: str
+
+
+async def said_of(bus: Bus, app: str, run: str) -> str | None:
+    """What a job has said last, "scoring before 12/96"; None where it does not run now.
+
+    `run`: its id, `pool/call`. Raises Saturated where no process of the pool is there to run it; RunNotFound for another id.
+    """
+    return await _asked(bus, app, run, "job")
+
+
+async def end(bus: Bus, app: str, run: str) -> bool:
+    """Cancel a job; whether it was running. One that waits ends where a process of the pool takes it up.
+
+    Raises Saturated where no process of the pool is there: none could be told; RunNotFound as `said_of`.
+    """
+    return await _asked(bus, app, run, "end job") is not None
+
+
+def run_of_job(bus: Bus, pool: str, id: str) -> str:
+    """The run of the job that this user has submitted, or will submit, with this id."""
+    return f"{pool}/{token_of(bus, OPTIMIZE, id)}"
+
+
+async def _asked(bus: Bus, app: str, run: str, kind: str) -> str | None:
+    """Processes of a pool that do not run the job say nothing."""
+    if (job := Submission.of(run)) is None:
+        fix = "give the id that its run had when it was submitted: optimizer/…"
+        raise RunNotFound(f"{run!r} does not name a submitted call", run=run, fix=fix)
+    asked = orjson.dumps({"kind": kind, "call": job.call})
+    try:
+        answer = await bus.request(subjects.control(app, job.pool), asked, timeout=_WITHIN)
+    except Unreachable:
+        return None
+    except Saturated as error:
+        fix = f"start one: dspex worker {job.pool}, with [pools.{job.pool}] in dspex.toml"
+        raise Saturated(f"no process of pool {job.pool} is running, so nothing runs the job", node=job.pool, fix=fix) from error
+    with suppress(ValueError, DecodeError):
+        found: _OfJob = checked(_OfJob, "what is said of a job", orjson.loads(answer.data))
+        return found["said"]
+    return None
