@@ -71,7 +71,6 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "check": frozenset({"--live"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),

@@ -215,6 +215,10 @@ MORE = {
         "A `gather` waits less long than a person in one of its branches may take (`approve`).",
         "approve behind the gather, or with a timeout that is shorter than `within`",
     ),
+    "DX324": (
+        "`dspex check --live`: a saved state was made under another version of DSPy than that of the worker that loads it.",
+        "save it again under the version that loads it: `dspex programs put NAME FILE`",
+    ),
     "DX412": (
         "A stream, bucket or object store of the application has message TTL or schedules switched on, and no server switches "
         "that off again: whoever may write to it could have messages removed.",

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "DX247": "operators/recorded/test_programs.py::test_a_module_that_cannot_be_built_so_is_refused_before_anything_runs",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
+    "DX324": "engine/cli/test_call.py::test_check_live_asks_the_workers_for_what_they_have",
     "DX323": "engine/keyed/meeting/test_gather.py::test_a_gather_that_waits_less_long_than_a_person_may_take_is_a_warning",
     "DX322": "engine/cli/test_topology.py::test_check_notes_what_the_order_of_keys_means_for_events_without_one",
     "DX400": "engine/runtime/test_streams.py::test_a_fallback_or_redriven_event_of_which_the_server_takes_nothing",

@@ -1,8 +1,8 @@
-"""`dspex check` and `dspex show`: topologies as such, without a server."""
+"""`dspex check` and `dspex show`: topologies as such; nothing but `check --live` needs a server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +11,13 @@ import typer
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.refs import allows, not_allowed
 from dspex.engine.cli.figures import GIVE_A_KEY
-from dspex.engine.cli.terminal.client import count
+from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import keyed
-from dspex.engine.graph.nodes import Call
+from dspex.engine.graph.nodes import Call, CallNode
 
 if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings
@@ -29,25 +29,39 @@ def check(
     context: typer.Context,
     targets: Targets = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Ask the workers too: pools, programs, language models.")] = False,
 ) -> None:
     """Check topologies and print every problem; exit 3 where there is an error."""
     t = terminal(context)
-    valid = [_valid(t, target, strict) for target in named(t, targets)]
+    checked = [problems_of(t, target) for target in named(t, targets)]
+    said = t.run(_live(t, checked)) if live else ""
+    valid = [_valid(t, topology, found, strict, said) for topology, found in checked]
     if not all(valid):
         raise typer.Exit(3)
 
 
-def _valid(t: Terminal, target: str, strict: bool) -> bool:
+def _valid(t: Terminal, topology: Topology | None, found: Sequence[Problem], strict: bool, more: str) -> bool:
     """Print the problems of a target, or that it has none worth an error."""
-    topology, found = problems_of(t, target)
     for problem in found:
         t.problem(problem)
     levels = [p.level for p in found]
     if topology is None or "error" in levels or (strict and "warning" in levels):
         return False
     warnings = f", {count(levels.count('warning'), 'warning')}" if "warning" in levels else ""
-    t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}")
+    t.line(f"ok {topology.name} {count(len(topology.graph.nodes), 'node')}{warnings}{more}")
     return True
+
+
+async def _live(t: Terminal, checked: Sequence[tuple[Topology | None, list[Problem]]]) -> str:
+    """Add what the workers lack to the problems of each topology that has no error so far; what answered."""
+    from dspex.engine.cli.workers.live_check import LiveCheck
+
+    sound = [(topology, found) for topology, found in checked if topology and not any(p.level == "error" for p in found)]
+    async with client(t, "check") as c:
+        answered = LiveCheck(c)
+        for topology, found in sound:
+            found += await answered.problems(topology.name, _calls(t, topology.graph))
+    return f"; answered: {count(len(answered.pools), 'pool')}, {count(len(answered.models), 'language model')}"
 
 
 def problems_of(t: Terminal, target: str) -> tuple[Topology | None, list[Problem]]:
@@ -66,13 +80,18 @@ def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     """Pools and language models that the settings do not have, what a pool may not use, and what an order means."""
     settings = t.settings()
     has_keys = keyed(graph)
-    for node in with_defaults(graph, settings.defaults.call.options(), settings.timeouts).calls:
+    for node in _calls(t, graph):
         file, line = node.place or (None, None)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
         if node.call.order != "any" and node.name not in has_keys:  # whether events have one is known only when they come
             text = "results are kept in the order of the events' keys, and events without one wait for each other"
             yield Problem("DX322", "note", graph.name, node.name, file, line, text, GIVE_A_KEY)
+
+
+def _calls(t: Terminal, graph: Graph) -> Sequence[CallNode]:
+    settings = t.settings()
+    return with_defaults(graph, settings.defaults.call.options(), settings.timeouts).calls
 
 
 def _refused_by_pool(settings: Settings, call: Call) -> Iterator[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ topologies = ["triage.yaml"]
 engine.submit = true
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
 lm.other = {{ model = "openai/stand-in", base_url = "{url}", key_env = "OTHER_KEY" }}
+lm.gone = {{ model = "openai/stand-in", base_url = "http://127.0.0.1:9/v1" }}
 pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
 """
 PROGRAMS = """
@@ -77,6 +78,20 @@ SAVED = {
 }  # fmt: skip
 
 
+LACKING = """
+dspex: 1
+topology: lacking
+sources: {{ {u}.other: {{}} }}
+nodes:
+  shout: {{ from: {u}.other, program: "programs:Shout", signature: "text -> reply" }}
+  ask: {{ from: shout, predict: "reply -> label", lm: [other, gone] }}
+  again: {{ from: ask, predict: "label -> word", lm: gone }}
+  missing: {{ from: again, program: "programs:Missing", signature: "word -> end" }}
+  saved: {{ from: {u}.other, predict: "text -> reply", state: "old@1" }}
+sinks: {{ {u}.end: {{ from: missing }}, {u}.said: {{ from: saved }} }}
+"""
+
+
 def test_an_answer_is_printed_while_it_is_made(project: Project) -> None:
     accepted, *chunks, result = project.here(
         "--json", "call", "text -> reply, urgency: int", "text=hello", "--stream"
@@ -130,7 +145,7 @@ def test_a_program_is_saved_promoted_called_and_rolled_back_from_the_shell(proje
     assert project.here("programs", "rollback", "pirate", "prod").out == "pirate@prod is pirate@1 again\n"
     (again,) = project.here("--json", "call", "text -> reply", "text=hello", "--state", "pirate@prod").objects()
     assert again["state"] == "pirate@1", "the pool was told"
-    listed = project.here("--json", "programs", "ls").objects()
+    listed = project.here("--json", "programs", "ls", "pirate").objects()
     assert [(one["version"], one["aliases"]) for one in listed] == [(1, ["prod"]), (2, [])]
     shown = project.here("programs", "show", "pirate@prod")
     assert "Answer as a pirate." in shown.out
@@ -307,3 +322,17 @@ def test_a_job_that_cannot_be_says_why_before_it_is_submitted(project: Project, 
     refused = project.here(*OPTIMIZE, "--data", "few.csv", *more)
     assert refused.code in (1, 2), refused.out
     assert said in refused.err
+
+
+def test_check_live_asks_the_workers_for_what_they_have(project: Project) -> None:
+    good = project.here("check", "--live")
+    project.write("old.json", json.dumps(SAVED))
+    project.here("programs", "put", "old", "old.json")
+    assert (good.code, good.out) == (0, "ok triage 3 nodes; answered: 1 pool, 1 language model\n")
+    project.write("lacking.yaml", LACKING.format(u=project.u))
+    assert project.here("check", "lacking.yaml").code == 0  # what is wrong is not to be seen from here
+    bad = project.here("--json", "check", "lacking.yaml", "--live")
+    found = [(one["code"], one["level"], one["node"]) for one in bad.objects()]
+    gone = [("DX604", "error", "ask"), ("DX604", "error", "again")]
+    assert (bad.code, found) == (3, [*gone, ("DX608", "error", "missing"), ("DX324", "warning", "saved")])
+    assert "'gone'" in bad.objects()[0]["message"]
