@@ -477,7 +477,9 @@ class SessionBusy(SessionError):
 
 
 class AffinityLost(SessionError):
-    """The worker that the session requires is gone."""
+    """The worker that a key or session requires is gone, and what it had in memory with it. Another one has its calls from now
+    on.
+    """
 
     code = "DX703"
     fix = 'call again; use affinity="prefer" where another worker will do'

@@ -129,6 +129,11 @@ class Delivery(Protocol):
     message: Message
     delivered: int  # 1 at first; counted by the bus
 
+    @property
+    def token(self) -> str:
+        """Names it to another process, which `Bus.held` makes it of: then that one holds it, and this one leaves it alone."""
+        ...
+
     async def ack(self) -> None:
         """Done: it is not delivered again. Returns once the bus has it (double ack)."""
         ...
@@ -441,6 +446,13 @@ class Bus(Protocol):
         """Share the durable consumer `name`; None where there is none.
 
         `free`: how many more deliveries this process can hold now; asked before each pull.
+        """
+        ...
+
+    def held(self, stream: str, name: str, token: str, message: Message) -> Delivery:
+        """A delivery of the consumer `name` that another process had, and has given to this one with its token and message.
+
+        Raises DecodeError where `token` is of none.
         """
         ...
 

@@ -29,8 +29,10 @@ from dspex.bus.serving.call_spec import Usage as Usage
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""
 
-Affinity: TypeAlias = Literal["none", "prefer"]
-"""Whether calls of one key go to the same process of a pool: wherever there is room, or where that has room."""
+Affinity: TypeAlias = Literal["none", "prefer", "require"]
+"""Whether calls of one key go to the same process of a pool: wherever there is room; where that has room; or to no other for as
+long as it lives.
+"""
 
 MOST_PROCESSES: Final = 10_000
 """That a pool may be asked to have."""
@@ -213,6 +215,7 @@ class CallRequest(_Packed):
         describe: what is asked for is what the program is made of: see `Client.describe`. Nothing is called.
         affinity: what the calls have in common that the same process of the pool should answer; None: nothing.
         answer: who submitted the call, and is told of its answer; None: nobody did.
+        required: no other one may for as long as that lives, and then the call is told: AffinityLost.
     """
 
     call: str
@@ -236,6 +239,7 @@ class CallRequest(_Packed):
     describe: bool = False
     affinity: str | None = None
     answer: AnswerTo | None = None
+    required: bool = False
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -254,6 +258,8 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: a description is of no call")
         if found.answer is not None and (found.record is None or not found.answer.sound):
             raise DecodeError("not a CallRequest of dspex: nobody submitted it")
+        if found.required and not found.affinity:
+            raise DecodeError("not a CallRequest of dspex: it requires the worker of a key, and has none")
         return found
 
     def called_on(self, app: str, pool: str) -> str:

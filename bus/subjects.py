@@ -312,6 +312,13 @@ def work_pattern(app: str, pool: str, band: int | str = "*") -> str:
     return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.>"
 
 
+def work_consumer_of(app: str, pool: str, subject: str) -> str | None:
+    """The consumer that delivers a call of the pool which waits on `subject`; None where none of the pool's waits there."""
+    words = subject.split(".")
+    known = matches(work_pattern(app, pool), subject) and words[4] in map(str, BANDS)
+    return work_consumer(pool, int(words[4])) if known else None
+
+
 def work_of(app: str, topology: str) -> str:
     """All work of a topology, of every pool."""
     return f"{prefix(app)}.work.*.*.{topology}.*"
@@ -468,6 +475,11 @@ def manage(app: str, pool: str) -> str:
     return f"{control(app, pool)}.manage"
 
 
+def handed(app: str, pool: str, process: str) -> str:
+    """Where a process of a pool gets the calls that another one has for it (core NATS); `*` for all of them."""
+    return f"{control(app, pool)}.to.{process}"
+
+
 SERVICE_VERBS: Final = ("PING", "INFO", "STATS")  # of the NATS service protocol
 
 
@@ -583,6 +595,20 @@ PARENTS: Final = "pool"  # how the keys of the processes of all pools begin
 def parents(pool: str) -> str:
     """How the keys of the processes of a pool begin: a kind of members."""
     return f"{PARENTS}.{token(pool, 'pool')}"
+
+
+HELD: Final = "held"  # how the keys begin that say which worker answers the calls of a key
+HELD_FOR: Final = 30 * 86400.0  # seconds after its last call for which that is known
+
+
+def held_pattern(pool: str) -> str:
+    """All keys that say which worker of a pool answers the calls of a key."""
+    return f"{HELD}.{token(pool, 'pool')}.*"
+
+
+def held_key(pool: str, affinity: str) -> str:
+    """Which worker of a pool answers the calls that have this in common."""
+    return f"{HELD}.{token(pool, 'pool')}.{sha256(affinity.encode(errors='replace')).hexdigest()[:32]}"
 
 
 def size_key(pool: str) -> str:

@@ -93,7 +93,7 @@ def rights(
         "approver": _approver(app, prefix),
     }
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
-    calls += [subjects.manage(app, pool) for pool in pools]
+    calls += [s for pool in pools for s in (subjects.manage(app, pool), subjects.handed(app, pool, "*"))]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
     hears = [subjects.notice(app, pool, prefix, "*", "*") for pool in pools]
     subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else hears if role == "caller" else ())]
@@ -172,6 +172,7 @@ def _worker(app: str, pool: str) -> Iterator[str]:
     yield from _api(_LOOK, f"KV_{subjects.applied(app)}")  # what deployed nodes run
     yield from _api(_LOOK, f"KV_{subjects.bucket(app)}")  # how many there shall be of its pool, and which others there are
     yield f"$KV.{subjects.bucket(app)}.{subjects.parents(pool)}.*"
+    yield from (f"$KV.{subjects.bucket(app)}.{subjects.held_pattern(pool)}", subjects.handed(app, pool, "*"))
     yield from _api(_LOOK, f"KV_{subjects.limits(app)}")  # what all pools use of limits
     yield from (f"$KV.{subjects.limits(app)}.>", subjects.cooling(app))
     yield from _speaks(app)

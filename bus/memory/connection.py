@@ -225,8 +225,7 @@ class MemoryBus:
     # -- work
     async def begin_of_consumer(self, stream: str, name: str) -> int | None:
         await self.trip()
-        found = self._stream(stream).consumers.get(name)
-        return found.after if found is not None else None
+        return found.after if (found := self._stream(stream).consumers.get(name)) is not None else None
 
     async def backlog(self, stream: str, name: str) -> int | None:
         await self.trip()
@@ -235,13 +234,15 @@ class MemoryBus:
     async def add_consumer(self, stream: str, pattern: str, *, name: str, ack_wait: float, after: int = 0) -> None:
         await self.trip()
         found = self._stream(stream)
-        if name not in found.consumers:
-            found.consumers[name] = MemoryConsumer(found, pattern, ack_wait, self.server.luck, after)
+        found.consumers.setdefault(name, MemoryConsumer(found, pattern, ack_wait, self.server.luck, after))
 
     async def work(self, stream: str, *, name: str, free: Callable[[], int]) -> MemoryWorkQueue | None:
         await self.trip()
         shared = self._stream(stream).consumers.get(name)
         return MemoryWorkQueue(self, shared, free) if shared is not None else None
+
+    def held(self, stream: str, name: str, token: str, message: Message) -> handles.MemoryDelivery:
+        return handles.held(self, self._stream(stream), name, token, message)
 
     # -- core
     async def request(

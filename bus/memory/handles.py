@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dspex.bus.errors import DataError, Fenced, NotStored, PayloadTooLarge, Saturated, StreamFull, Unreachable
+from dspex.bus.errors import DataError, DecodeError, Fenced, NotStored, PayloadTooLarge, Saturated, StreamFull, Unreachable
 from dspex.bus.memory.store import MemoryConsumer, MemoryStream, Pull
 from dspex.bus.message import Message
 from dspex.bus.subjects import matches
@@ -65,6 +65,7 @@ class MemoryDelivery:
 
     def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, message: Message, delivered: int) -> None:
         self.message, self.delivered = message, delivered
+        self.token = f"{message.sequence}.{delivered}"
         self._bus, self._consumer = bus, consumer
 
     async def ack(self) -> None:
@@ -78,6 +79,17 @@ class MemoryDelivery:
     async def in_progress(self) -> None:
         await self._bus.trip()
         self._consumer.in_progress(self.message.sequence)
+
+
+def held(bus: MemoryBus, stream: MemoryStream, name: str, token: str, message: Message) -> MemoryDelivery:
+    """`Bus.held`."""
+    sequence, _, delivered = token.partition(".")
+    known = sequence.isdecimal() and delivered.isdecimal() and int(sequence) in stream.messages
+    if not known or name not in stream.consumers:
+        raise DecodeError(f"not a delivery of {name}: {token[:100]!r}")
+    stored = stream.messages[int(sequence)]
+    message = message._replace(sequence=stored.sequence, time=stored.time)
+    return MemoryDelivery(bus, stream.consumers[name], message, int(delivered))
 
 
 class MemoryWorkQueue:

@@ -16,7 +16,7 @@ from dspex.bus.nats.core import NatsInbox, NatsSubscription
 from dspex.bus.nats.failures import what_a_server_says
 from dspex.bus.nats.reader import NatsReader
 from dspex.bus.nats.store import NatsBucket, NatsObjects
-from dspex.bus.nats.work import NatsDelivery, NatsWorkQueue
+from dspex.bus.nats.work import NatsDelivery, NatsWorkQueue, held
 from dspex.bus.port import PAGE_MESSAGES, Ack, BusEvents, Kept, NewMessage, Sealing, StreamConfig, StreamInfo
 
 __all__ = ["NatsBus", "connect"]
@@ -172,6 +172,9 @@ class NatsBus:
     def hand_back(self, delivery: NatsDelivery) -> None:
         """Have a piece of work delivered again now that a process took which is gone."""
         delivery.hand_back(self._connection)
+
+    def held(self, stream: str, name: str, token: str, message: Message) -> NatsDelivery:
+        return held(self._connection, stream, name, token, message)
 
     # -- core
     async def request(

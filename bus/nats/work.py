@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from dspex.bus.errors import BusError, NotAllowed, NotStored, Unreachable, Unsettled
+from dspex.bus.errors import BusError, DecodeError, NotAllowed, NotStored, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.nats import protocol
 from dspex.bus.nats.connection import Connection
@@ -34,6 +35,7 @@ from dspex.bus.nats.consumer import (
 FULL_POLL: Final = 0.1  # seconds between two looks at free(), while it gives 0
 QUIET: Final = 0.1  # seconds without a delivery, though one is asked for, after which a queue counts as dry
 _LONGEST_PAUSE: Final = 2.0
+_TOKEN: Final = re.compile(r"\$JS\.ACK(\.[A-Za-z0-9_-]{1,200}){7,10}")
 
 
 @dataclass(eq=False)
@@ -45,6 +47,10 @@ class NatsDelivery:
     _connection: Connection
     _reply: str
     _settled: Callable[[], None]
+
+    @property
+    def token(self) -> str:
+        return self._reply
 
     async def ack(self) -> None:
         self._connection.client()
@@ -71,6 +77,18 @@ class NatsDelivery:
 
     def _tell(self, body: bytes) -> None:
         self._connection.put(protocol.message(self._reply, body, None, limit=self._connection.max_payload))
+
+
+def held(connection: Connection, stream: str, name: str, token: str, message: Message) -> NatsDelivery:
+    """`Bus.held`."""
+    if not (_TOKEN.fullmatch(token) and Deliveries(stream, name).has(token.encode())):
+        raise DecodeError(f"not a delivery of {name}: {token[:100]!r}")
+    try:
+        at = delivery_of(token.encode())
+    except (ValueError, IndexError):
+        raise DecodeError(f"not a delivery of {name}: {token[:100]!r}") from None
+    message = message._replace(sequence=at.sequence, time=at.time)
+    return NatsDelivery(message, at.delivered, connection, token, lambda: None)
 
 
 class NatsWorkQueue:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -30,7 +30,9 @@ SIGN_OF_LIFE: Final = 5.0
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 
-Job = Callable[[], Awaitable[CallRecord | None]]  # None: there is no record to store, and the work is done
+PASSED_ON: Final = "passed on"  # another process has the work now
+Job = Callable[[], Awaitable[CallRecord | Literal["passed on"] | None]]
+"""Answers a piece of work. None: there is no record to store, and the work is done."""
 Accept = Callable[[CallRequest, Delivery], Job]
 
 
@@ -161,7 +163,11 @@ class WorkLoop:
                     log.warning("no sign of life sent", pool=self.pool, error=error.message)
 
     # -- one piece of work -----------------------------------------------------------------------------------------
-    async def _begin(self, delivery: Delivery) -> None:
+    async def adopt(self, delivery: Delivery, accept: Accept) -> None:
+        """Serve a piece of work that another process had, and has given to this one. Raises BusError."""
+        await self._begin(delivery, accept)
+
+    async def _begin(self, delivery: Delivery, accept: Accept | None = None) -> None:
         self._held[delivery] = None
         try:
             whole = await payloads.checked_out(self.bus, self.app, delivery.message)
@@ -174,7 +180,7 @@ class WorkLoop:
             raise
         else:
             delivery.message = whole or delivery.message
-            job = self._accept(request, delivery) if whole else partial(_without_payload, request)
+            job = (accept or self._accept)(request, delivery) if whole else partial(_without_payload, request)
             call = self._serve(delivery, request, job)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -186,6 +192,8 @@ class WorkLoop:
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
         try:
             record = await job()
+            if record == PASSED_ON:
+                return
             if record is not None and (stored := await self.records.store(record, request)) is not None:
                 await self.answers.give(stored, request)
             await delivery.ack()

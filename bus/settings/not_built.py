@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
-CHOICES: Mapping[str, tuple[str, ...]] = {"affinity": ("require",)}
+CHOICES: Mapping[str, tuple[str, ...]] = {}
 """Values of call options that are a choice of words."""
 
 _LEAVE_OUT = "leave it out"

@@ -303,11 +303,8 @@ def classes() -> list[type[errors.DspexError]]:
     return sorted(found, key=lambda c: c.code)
 
 
-NOT_RAISED = {
-    "AffinityLost",
-    "ReplayError", "Divergence",
-}  # fmt: skip
-"""Classes of what this version does not have yet: strict affinity, replay."""
+NOT_RAISED = {"ReplayError", "Divergence"}
+"""Classes of what this version does not have yet: replay."""
 
 
 def rows() -> list[tuple[str, str, str, str]]:

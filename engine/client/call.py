@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
-from dspex.bus.errors import InvalidInput, from_dict
+from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, Usage
@@ -131,6 +131,9 @@ async def _call(
     speaking: Speaking | None,
 ) -> Result[V]:
     known = asked.call
+    if known is not None and known.affinity == "require" and not session:
+        fix = "client.session(id).call(…), or session="
+        raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
     given = _with_history(asked.spec, data, speaking.turns) if speaking is not None else data
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
@@ -201,7 +204,8 @@ async def ask(
         turn=None if speaking is None else speaking.turn,
         tenant=tenant,
         describe=describe,
-        affinity=session if what.call is None or what.call.affinity == "prefer" else None,
+        affinity=session if what.call is None or what.call.affinity != "none" else None,
+        required=what.call is not None and what.call.affinity == "require",
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

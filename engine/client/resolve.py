@@ -72,6 +72,9 @@ class Nodes:
         if not isinstance(what, str):
             _refuse_options_of_topologies(what.options, durable)
             call = what.to_call()
+            if durable and call.affinity == "require":
+                fix = 'client.session(id).call(…), or affinity="prefer"'
+                raise ConfigError('a submitted call has no session: affinity="require" asks for one', code="DX108", fix=fix)
             return Resolved(call.spec, call.pool, call), True
         if "->" in what:
             return Resolved(_predict(what), DEFAULT_POOL), True

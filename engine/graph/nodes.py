@@ -67,8 +67,9 @@ class Call(Generic[R_co]):
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
         of: makes the call of an event's data and subject, where each event says what is asked; see submitted.py.
-        affinity: "prefer": calls of one key, or else session, go to the same process of a pool where that has room.
         answer: who submitted the call, and is told of its answer; None: nobody did.
+        affinity: "prefer": calls of one key, or else session, go to the same process of a pool where that has room; "require":
+            to no other one for as long as it lives.
     """
 
     spec: CallSpec

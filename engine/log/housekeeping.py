@@ -19,6 +19,7 @@ answer that stays right, since positions only move on, and whoever takes over be
     what a run or tenant used of a budget             it was used within `engine.records`
     sessions                                          they go on, or it has to be remembered that they have ended
     what processes of pools said of themselves        they live, or died within ten minutes
+    which worker holds a key (affinity="require")     a call of that key was made within thirty days
     answers in the cache                              (at once, when no call may be given them any more)
 
 Sinks and other dead letters are never removed: they belong to the user. Each sweep can be cut off anywhere, and done twice.
@@ -89,7 +90,9 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
                 await limits.forget(bus, app, clock(), records)
                 await SessionStore(bus, app).purge()
                 await forget_answers(bus, app, clock())
-                await (await bus.bucket(subjects.bucket(app))).expire(subjects.PARENTS, clock() - EVERY)
+                members = await bus.bucket(subjects.bucket(app))
+                await members.expire(subjects.PARENTS, clock() - EVERY)
+                await members.expire(subjects.HELD, clock() - subjects.HELD_FOR)
         except DspexError as e:
             _log.warning("housekeeping is put off", why=e.message)
 

@@ -12,7 +12,6 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
 from dspex.bus.serving.call_spec import ModuleConfig
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import CHOICES
 from dspex.bus.subjects import token
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.expressions import language as expressions
@@ -242,8 +241,8 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "affinity": ChoiceParameter(
             "prefer",
             of=Affinity,
-            not_built=CHOICES["affinity"],
-            doc="prefer: calls of one key, or else session, go to one process of a pool where that has room",
+            doc="prefer: calls of one key, or else session, go to one process of a pool where that has room; "
+            "require: to no other one for as long as it lives, and when it is gone one call is told (AffinityLost)",
         ),
         "order": ChoiceParameter(
             "any",

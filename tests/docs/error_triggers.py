@@ -84,6 +84,7 @@ ELSEWHERE = {
     "DX700": "engine/client/sessions/test_sessions.py::test_an_answer_whose_turn_cannot_be_stored_is_an_error",
     "DX701": "engine/client/sessions/test_sessions.py::test_data_is_saved_by_whoever_knows_the_latest",
     "DX702": "engine/client/sessions/test_sessions.py::test_a_session_that_was_ended_or_whose_time_is_over_takes_nothing_more",
+    "DX703": "workers/affinity/test_processes.py::test_who_requires_a_worker_is_told_once_when_it_is_gone",
     "DX704": "engine/client/sessions/test_sessions.py::test_reject_raises_where_another_call_runs",
     "DX705": "engine/client/sessions/test_sessions.py::test_what_is_stored_and_is_no_session_is_told_and_can_be_ended",
     "DX601": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",

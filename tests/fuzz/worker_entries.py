@@ -36,6 +36,8 @@ from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, JournalFrame, StatusFrame
 from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
 from dspex.workers.pool.cache.shared import SharedAnswers
+from dspex.workers.pool.children.handing import HandedCall
+from dspex.workers.pool.children.holding import read_holder
 from dspex.workers.pool.children.managing import read_order
 from dspex.workers.pool.children.output import forward
 from dspex.workers.pool.children.scaling import read_row
@@ -226,6 +228,28 @@ def _parents() -> list[Case]:
     return [Case(orjson.dumps({**row, **more})) for more in ({"most": None, "decided": 3}, {"most": 4, "decided": None})]
 
 
+def _handed() -> list[Case]:
+    data = requests()[0].pack()
+    calls = (HandedCall("a", {subjects.SESSION: "s"}, data, "_INBOX.1"), HandedCall("a", {}, data, token="3.1"))
+    return [Case(call.pack()) for call in calls]
+
+
+def _take_handed() -> Take:
+    """What a process makes of a call that another one hands over, until it is as if it had got it itself."""
+
+    def take(case: Case) -> object:
+        call = HandedCall.unpack(case.data)
+        if call.token:
+            return subjects.work_consumer_of(APP, POOL, call.subject)
+        return CallRequest.unpack(call.data).call
+
+    return take
+
+
+def _holders() -> list[Case]:
+    return [Case(orjson.dumps({"process": "p", "child": 3, "at": NOW}))]
+
+
 QUESTIONS = [Case(b'{"kind":"status"}'), Case(b'{"kind":"other"}')]
 ENTRIES = [
     Entry("request", _requests, _take_request, headers=HEADERS, subject="work", slice=300),
@@ -237,6 +261,8 @@ ENTRIES = [
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
     Entry("order", _orders, lambda: lambda case: read_order(case.data), "json"),
     Entry("parent", _parents, lambda: lambda case: read_row(case.data), "json"),
+    Entry("handed", _handed, _take_handed, slice=300),
+    Entry("holder", _holders, lambda: lambda case: read_holder(case.data), "json"),
     Entry(
         "pool size",
         lambda: [Case(PoolSize(n).pack()) for n in (None, 3)],

@@ -259,7 +259,7 @@ def test_a_lambda_or_a_local_class_in_a_call_is_refused():
     ("options", "code", "message", "fix"),
     [
         ({"pol": "x"}, "DX204", "there is no option 'pol'", "did you mean pool?"),
-        ({"affinity": "require"}, "DX237", "affinity='require' is not built", "prefer"),
+        ({"affinity": "always"}, "DX205", "affinity cannot be 'always'", "require"),
         ({"timeout": "soon"}, "DX205", "timeout cannot be 'soon'", "10s"),
     ],
 )

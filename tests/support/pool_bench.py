@@ -177,6 +177,15 @@ class Answering:
         return Answer(0.0, outputs={"reply": f"{work.inputs['text']} after {before}"})
 
 
+class IdleChild:
+    """A stand-in for a process: what slots know of one."""
+
+    def __init__(self, number: int) -> None:
+        self.pid = self.number = number
+        self.hello, self.retiring, self.gone = True, False, asyncio.Event()
+        self.busy = self.calls = 0
+
+
 class Talks:
     """A server, pools on it, and clients."""
 

@@ -35,7 +35,7 @@ class Execution:
 
     Attributes:
         work: the request.
-        slots: how many it takes.
+        slots: how many it takes. only: the child that is to run it; None: any.
         ended: gets the record.
         lms: the profiles to try, in order, where a step has chosen; None: those of the request, or the pool's.
         routing: what the steps have decided about profiles. hedge: see CallFrame.
@@ -47,10 +47,19 @@ class Execution:
         said: what its program has said last of how it goes; "" for nothing.
     """
 
-    def __init__(self, executions: Executions, work: CallRequest, packed: bytes, ended: Ended, until: float, at: int) -> None:
+    def __init__(
+        self,
+        executions: Executions,
+        work: CallRequest,
+        packed: bytes,
+        ended: Ended,
+        until: float,
+        at: int,
+        only: Child | None = None,
+    ) -> None:
         self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
         self.slots = executions.children.slots.per_child if work.alone else work.spec.cost
-        self.affinity = work.affinity
+        self.affinity, self.only = work.affinity, only
         self._loop = asyncio.get_running_loop()
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it

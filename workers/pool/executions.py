@@ -15,6 +15,7 @@ from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.models.local import LocalModels
+from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.execution import Ended, Execution
 from dspex.workers.pool.routing.routes import Routes
@@ -51,7 +52,15 @@ class Executions:
         self.tasks = Tasks(f"calls of {self.pool}")
 
     def start(
-        self, work: CallRequest, packed: bytes, ended: Ended, *, delivered: int = 1, age: float = 0.0, at: int = 0
+        self,
+        work: CallRequest,
+        packed: bytes,
+        ended: Ended,
+        *,
+        delivered: int = 1,
+        age: float = 0.0,
+        at: int = 0,
+        only: Child | None = None,
     ) -> Execution:
         """Begin one execution of a call: the steps, then a slot. Its record goes to `ended`. An error is a record too.
 
@@ -60,10 +69,12 @@ class Executions:
             delivered: how often it was, this time included.
             age: seconds since the request was stored or sent.
             at: the sequence at which it is stored; 0 for one of an interactive call.
+            only: the child that is to run it; None: any.
         """
         if telemetry.listeners:
             telemetry.emit("call_started", **self._about(work))
-        execution = Execution(self, work, packed, ended, asyncio.get_running_loop().time() + work.left - age, at)
+        until = asyncio.get_running_loop().time() + work.left - age
+        execution = Execution(self, work, packed, ended, until, at, only)
         execution.again = delivered > 1
         self.open[execution] = None
         if delivered > DELIVERIES:

@@ -24,8 +24,11 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
 from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
+from dspex.bus.serving.work_loop import PASSED_ON
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
+from dspex.workers.pool.children.child_process import Child
+from dspex.workers.pool.children.handing import HandedCall
 from dspex.workers.pool.telling import Telling
 from dspex.workers.pool.turns import Turns
 
@@ -37,6 +40,7 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
 ACCEPT_AFTER = 0.005  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
+PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have room; after 2 s its caller asks again in any case
 LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
 
@@ -107,12 +111,50 @@ class Interactive:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = self._read(message)
             await self._deployed.check(work)
-            self._begin(message, work)
+            if self._pool.handing.decides(work):
+                self._large.start(self._place(message, work), "placing")
+            else:
+                self._begin(message, work)
         except (DataError, NotAllowed) as error:
             self._refused(message, error.message)
             self._reply(message.reply, _refusal(error))
         except BusError as error:
             log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
+
+    async def handed(self, message: Message) -> None:
+        """Answer a request that another process of the pool has given to this one. Raises BusError."""
+        try:
+            work = self._read(message)
+            await self._deployed.check(work)
+        except (DataError, NotAllowed) as error:
+            self._refused(message, error.message)
+            self._reply(message.reply, _refusal(error))
+            return
+        if work.required:
+            self._large.start(self._place(message, work), "placing")
+        else:
+            self._begin(message, work)
+
+    async def _place(self, message: Message, work: CallRequest) -> None:
+        """Have a request answered where it belongs."""
+        pool = self._pool
+        pool.executions.preparing += 1
+        try:
+            until = asyncio.get_running_loop().time() + PLACED_WITHIN
+            place = await pool.handing.place(work, HandedCall.of(message), until)
+        except TimeoutError:
+            pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+            return
+        except BusError as error:
+            log.warning("a request was dropped", pool=pool.config.name, why=error.message)
+            return
+        except DspexError as error:
+            self._reply(message.reply, _refusal(error))
+            return
+        finally:
+            pool.executions.preparing -= 1
+        if place != PASSED_ON:
+            self._begin(message, work, place)
 
     def _read(self, message: Message) -> CallRequest:
         """The request. Raises DataError where it is none, NotAllowed where it came on a subject that is not its own."""
@@ -133,13 +175,14 @@ class Interactive:
         self._seldom.error("requests are refused; dspex status --json counts them", pool=pool)
         log.debug("a request was refused", pool=pool, subject=message.subject, why=why)
 
-    def _begin(self, message: Message, work: CallRequest) -> None:
+    def _begin(self, message: Message, work: CallRequest, only: Child | None = None) -> None:
         pool = self._pool
         if work.stream:
             self._accept(message.reply, work, pool.free() - 1)
         telling = Telling(pool.bus, message.reply) if work.stream else None
         self._turns.begin(work)
-        execution = pool.executions.start(work, message.data, partial(self._ended, message.reply, work, telling))
+        ended = partial(self._ended, message.reply, work, telling)
+        execution = pool.executions.start(work, message.data, ended, only=only)
         execution.telling = telling  # what its child says comes later, if it has one
         if not work.stream:
             self._accept_soon(execution, message.reply)

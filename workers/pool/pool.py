@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Literal
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.errors import Fenced, WorkerLost
+from dspex.bus.errors import BusError, CallTimeout, DspexError, Fenced, WorkerLost
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, Delivery, Subscription
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.keys.clear_text import need_none
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.serving.record_store import RecordStore
-from dspex.bus.serving.work_loop import SIGN_OF_LIFE, Job, WorkLoop
+from dspex.bus.serving.work_loop import PASSED_ON, SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks, patiently
+from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, check_keys
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.limits.step import Limits
@@ -28,6 +30,9 @@ from dspex.workers.models import weights
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.cache.caching import Caching
 from dspex.workers.pool.cache.shared import SharedAnswers
+from dspex.workers.pool.children.child_process import Child
+from dspex.workers.pool.children.handing import HandedCall, Handing
+from dspex.workers.pool.children.holding import Holding
 from dspex.workers.pool.children.managing import Managing
 from dspex.workers.pool.children.scaling import Scaling
 from dspex.workers.pool.children.supervisor import Supervisor
@@ -61,6 +66,7 @@ class Pool:
         work: the loop that serves durable calls; `interactive` serves the others.
         limits: of profiles, and budgets: the last one, which knows what was chosen.
         status: answers questions about the pool. service: those that any NATS service is asked.
+        handing: which process, or which child, answers the calls of a key.
         scaling: how many children there are. managing: does what operators ask.
         draining: it takes nothing more; of one that an operator drained, until `renew`.
     """
@@ -99,6 +105,7 @@ class Pool:
         self.service = PoolService(self)
         self.scaling = Scaling(bus, config, self.id, self.children.resize, self._load, self._fail)
         self.managing = Managing(self)
+        self.handing = Handing(self, Holding(self))
         self._tasks = Tasks(f"pool {config.name}", lambda name, error: self._fail(error))
         self._control: Subscription | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -120,6 +127,7 @@ class Pool:
         await self.service.start()
         await self.limits.start()
         await self.managing.start()
+        await self.handing.start()
         self.work.start()
         self.scaling.start()
         self._tasks.start(self.interactive.run(), "interactive calls")
@@ -129,7 +137,7 @@ class Pool:
         """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, end the children."""
         self.draining = True
         end = asyncio.get_running_loop().time() + grace
-        await self.managing.stop()
+        await asyncio.gather(self.managing.stop(), self.handing.stop())
         await self._tasks.stop()
         await asyncio.gather(self.scaling.stop(), self.work.drain(grace), self.executions.drain(grace))
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
@@ -194,18 +202,44 @@ class Pool:
         return max(0, slots.free - self.executions.preparing)
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
-        return _Answering(self.executions, work, delivery, self.work.clock.age(delivery.message.time)).record
+        if self.handing.decides(work):
+            return partial(self._placed, work, delivery)
+        return self._answering(work, delivery, None).record
+
+    def accept_handed(self, work: CallRequest, delivery: Delivery) -> Job:
+        """The same for a call that another process has given to this one."""
+        return partial(self._placed, work, delivery) if work.required else self._answering(work, delivery, None).record
+
+    async def _placed(self, work: CallRequest, delivery: Delivery) -> CallRecord | Literal["passed on"] | None:
+        """Have the call answered where it belongs."""
+        left = work.left - self.work.clock.age(delivery.message.time)
+        self.executions.preparing += 1
+        try:
+            until = asyncio.get_running_loop().time() + left
+            place = await self.handing.place(work, HandedCall.of(delivery.message, delivery.token), until)
+        except BusError:
+            raise
+        except (DspexError, TimeoutError) as error:
+            late = CallTimeout("the worker that it requires was not free in time", node=work.node)
+            failed = Answer.failed(late if isinstance(error, TimeoutError) else error, self.children.hello.dspy_version)
+            return failed.record(work, self.worker)
+        finally:
+            self.executions.preparing -= 1
+        return PASSED_ON if place == PASSED_ON else await self._answering(work, delivery, place).record()
+
+    def _answering(self, work: CallRequest, delivery: Delivery, only: Child | None) -> _Answering:
+        return _Answering(self.executions, work, delivery, self.work.clock.age(delivery.message.time), only)
 
 
 class _Answering:
     """A durable call that is being answered, from when it is accepted: its slot counts from then on."""
 
-    def __init__(self, executions: Executions, work: CallRequest, delivery: Delivery, age: float) -> None:
+    def __init__(self, executions: Executions, work: CallRequest, delivery: Delivery, age: float, only: Child | None) -> None:
         self._over = asyncio.Event()
         self._record: CallRecord | None = None
         message, delivered = delivery.message, delivery.delivered
         at = message.sequence
-        self._execution = executions.start(work, message.data, self._ended, delivered=delivered, age=age, at=at)
+        self._execution = executions.start(work, message.data, self._ended, delivered=delivered, age=age, at=at, only=only)
 
     async def record(self) -> CallRecord | None:
         """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from dspex.bus.errors import CallError, ConfigError, DspexError
+from dspex.bus.errors import CallError, ConfigError, DspexError, WorkerLost
 from dspex.workers.pool.children.child_process import Child
 
 NEAR: Final = 2  # by this part of its slots a child may be busier than another one, and still get its own calls
@@ -18,10 +18,12 @@ class Taker(Protocol):
     Attributes:
         slots: how many; all of a child's where no other call shall die with it.
         affinity: calls that have this in common go to one child where it has room; None: nothing.
+        only: the child that it waits for, whatever others have room; None: any.
     """
 
     slots: int
     affinity: str | None
+    only: Child | None
 
     def begin(self, child: Child) -> None:
         """It has them, in this child, until `Slots.vacate`."""
@@ -48,17 +50,23 @@ class Slots:
         self.freed: Callable[[], None] = lambda: None
         self._refusal: Callable[[], CallError] | None = None
         self._waiting: deque[Taker] = deque()
+        self._for_one: dict[Child, deque[Taker]] = {}  # those that wait for one child
         self._handing_out = False
 
     @property
     def usable(self) -> list[Child]:
         """The children that take calls."""
-        return [c for c in self._children if c.hello is not None and not c.retiring and not c.gone.is_set()]
+        return [child for child in self._children if _takes_calls(child)]
 
     @property
     def waiting(self) -> int:
         """Calls that were accepted and wait for a slot."""
-        return len(self._waiting)
+        return len(self._waiting) + self.waiting_for_one
+
+    @property
+    def waiting_for_one(self) -> int:
+        """Those of them that wait for one child."""
+        return sum(map(len, self._for_one.values()))
 
     @property
     def busy(self) -> int:
@@ -69,11 +77,13 @@ class Slots:
     def free(self) -> int:
         """How many more calls may be accepted; under 0 where a child died and took its slots with it.
 
-        While calls are refused all slots count as free: to refuse a call takes no time.
+        While calls are refused all slots count as free: to refuse a call takes no time. Calls that wait for one child do not
+        count, up to as many as there are slots: they hold up nobody else.
         """
         if self._refusal is not None:
             return self.total
-        return sum(self.per_child - c.busy for c in self.usable) - sum(call.slots for call in self._waiting)
+        too_many = max(0, self.waiting_for_one - self.total)
+        return sum(self.per_child - c.busy for c in self.usable) - sum(call.slots for call in self._waiting) - too_many
 
     def take(self, call: Taker) -> None:
         """Have the call begin: at once where there is room, else behind those that wait."""
@@ -81,6 +91,9 @@ class Slots:
             call.refuse(self._too_many(call.slots))
         elif self._refusal is not None:
             call.refuse(self._refusal())
+        elif call.only is not None:
+            self._for_one.setdefault(call.only, deque()).append(call)
+            self._hand_out_for(call.only)
         elif not self._waiting and (child := self._pick(call)) is not None:
             child.busy += call.slots
             call.begin(child)
@@ -89,8 +102,9 @@ class Slots:
 
     def leave(self, call: Taker) -> None:
         """A call that waits does so no more."""
-        if call in self._waiting:
-            self._waiting.remove(call)
+        waiting = self._waiting if call.only is None else self._for_one.get(call.only, self._waiting)
+        if call in waiting:
+            waiting.remove(call)
             self.hand_out()  # it may have been the one that the others waited behind
 
     def vacate(self, child: Child, slots: int) -> None:
@@ -103,6 +117,8 @@ class Slots:
         """Give free slots to the calls that wait. To be called when there may be more of them than before."""
         if not self._handing_out:  # a call that ends as it begins calls this again
             self._handing_out = True
+            for one in list(self._for_one):
+                self._hand_out_for(one)
             while self._waiting and (child := self._pick(self._waiting[0])) is not None:
                 call = self._waiting.popleft()
                 child.busy += call.slots
@@ -110,11 +126,26 @@ class Slots:
             self._handing_out = False
         self.freed()
 
+    def _hand_out_for(self, child: Child) -> None:
+        """The same for the calls that wait for this child."""
+        waiting = self._for_one.get(child, deque[Taker]())
+        while waiting and (not _takes_calls(child) or child.busy + waiting[0].slots <= self.per_child):
+            call = waiting.popleft()
+            if _takes_calls(child):
+                child.busy += call.slots
+                call.begin(child)
+            else:
+                call.refuse(WorkerLost(f"worker {child.pid}, which the call waited for, takes no more calls"))
+        if not waiting:
+            self._for_one.pop(child, None)
+
     def refuse(self, refusal: Callable[[], CallError]) -> None:
         """From now on no call gets a slot, those that wait included: each gets the error that `refusal` makes."""
         self._refusal = refusal
-        while self._waiting:
-            self._waiting.popleft().refuse(refusal())
+        for waiting in (self._waiting, *self._for_one.values()):
+            while waiting:
+                waiting.popleft().refuse(refusal())
+        self._for_one.clear()
 
     def allow(self) -> None:
         """The end of `refuse`."""
@@ -132,10 +163,14 @@ class Slots:
 
         Its own is the one with the highest hash, of those that live: when one comes or goes, only its calls move.
         """
-        usable = self.usable
+        usable = [child for child in self.usable if child not in self._for_one] if self._for_one else self.usable
         least = min((c for c in usable if c.busy + call.slots <= self.per_child), key=lambda c: c.busy, default=None)
         if least is None or call.affinity is None or len(usable) == 1:
             return least
         own = max(usable, key=lambda c: hash((call.affinity, c.pid)))
         fits = own.busy + call.slots <= self.per_child and own.busy <= least.busy + self.per_child // NEAR
         return own if fits else least
+
+
+def _takes_calls(child: Child) -> bool:
+    return child.hello is not None and not child.retiring and not child.gone.is_set()

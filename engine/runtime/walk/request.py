@@ -106,8 +106,9 @@ def request(
         record=record,
         opened=row.deadline - call.deadline,
         tenant=row.tenant,
-        affinity=(event.origin.key or event.origin.session) if call.affinity == "prefer" else None,
         answer=call.answer,
+        affinity=(event.origin.key or event.origin.session) if call.affinity != "none" else None,
+        required=call.affinity == "require",
     )
     band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
@@ -125,6 +126,9 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
     address: Address = walk.address
     origin = walk.origin
     asked_for = node.call if node.call.of is None else node.call.for_event(data, origin.subject)
+    if asked_for.affinity == "require" and not (origin.key or origin.session):
+        why = 'affinity="require" asks for the worker of a key or session, and the event has neither'
+        raise InvalidInput(why, node=node.name, fix="key_by(…) before the call, or publish with key= or session=")
     inputs = asked_for.inputs(data)
     if call is None:
         ordinal = walk.counts[node.name] = walk.counts.get(node.name, -1) + 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from bus_bench import Buses, put, soon, stream
 
-from dspex.bus.errors import Unreachable
+from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.port import Bus, Delivery, NewMessage, WorkQueue
 
 SHORT = 0.3  # seconds until unsettled work comes again, in tests that count how often it came
@@ -155,6 +155,24 @@ async def test_a_sign_of_life_keeps_work_from_coming_again(bus: Bus, unique: str
     while (came := await soon(again)).message.data != b"alive":  # without signs it comes
         again = asyncio.create_task(queue.next())
     assert came.delivered == alive.delivered + 1
+
+
+@pytest.mark.asyncio
+async def test_work_that_one_process_gives_to_another_is_that_ones_to_settle(buses: Buses, unique: str) -> None:
+    first, second = buses
+    await stream(first, unique)
+    queue, name = await work(first, unique, ack_wait=SHORT), "work-" + unique
+    await put(first, f"{unique}.a", "a")
+    had = await soon(queue.next())
+    given = second.held(unique, name, had.token, had.message._replace(sequence=0, time=0.0))
+    assert (given.delivered, given.message.sequence, given.message.time) == (1, had.message.sequence, had.message.time)
+    await given.in_progress()
+    await given.ack()
+    await put(first, f"{unique}.a", "b")
+    assert (await soon(queue.next())).message.data == b"b", "what was settled does not come again"
+    for token in ("", "x", f"{name}.1", "$JS.ACK.other.name.1.1.1.1.1", "$JS.ACK a", "7.x"):
+        with pytest.raises(DecodeError):
+            second.held(unique, name, token, had.message)
 
 
 @pytest.mark.asyncio

@@ -64,10 +64,14 @@ class Caller(Protocol):
     def journal(self, frame: JournalFrame) -> None: ...
 
 
+_numbers = itertools.count(1)
+
+
 class Child:
     """A worker process.
 
     Attributes:
+        number: of no other child of this process, those that are gone included: a pid may come again.
         hello: its greeting; None before it is ready.
         busy, calls: calls it runs now, and has finished.
         retiring: it takes no more calls.
@@ -75,7 +79,7 @@ class Child:
     """
 
     def __init__(self, pool: str, process: Spawned) -> None:
-        self.pool = pool
+        self.pool, self.number = pool, next(_numbers)
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
         self.retiring = False

@@ -71,6 +71,7 @@ class Scaling:
     Attributes:
         total: children of all processes together; None: each has its own number.
         resting: this one is to have none.
+        others: the ids of the other processes that take calls, as this one saw them last.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Scaling:
         self._share = config.size
         self._starting = True
         self._seen: dict[str, tuple[int, float]] = {}  # id → revision of its row, and since when it is that
+        self.others: tuple[str, ...] = ()
         self._needed: Needed = ()
         self._one_at_a_time = asyncio.Lock()
         self._seldom = Seldom(log)
@@ -113,6 +115,13 @@ class Scaling:
         """Look now. Returns when this process has as many children as it is to have."""
         await self._look()
         await self._resize(self._share)
+
+    async def takes_calls(self, id: str) -> bool:
+        """Whether another process lives and takes calls, by its row as it is now. Raises BusError."""
+        bucket = await self._bus.bucket(subjects.bucket(self._config.app))
+        stored = await bucket.get(subjects.member_key(subjects.parents(self._config.name), id))
+        row = self._living_row(id, *stored) if stored is not None else None
+        return row is not None and row["most"] != 0
 
     async def _run(self) -> None:
         while True:
@@ -140,6 +149,7 @@ class Scaling:
         kind = subjects.parents(self._config.name)
         set_by, found = await asyncio.gather(bucket.get(subjects.size_key(self._config.name)), bucket.items(kind))
         others = self._living({key.rpartition(".")[2]: row for key, row in found.items()})
+        self.others = tuple(id for id, row in others.items() if row["most"] != 0 and not row["starting"])
         own = self._row()
         wanted = self._wanted(set_by[0]) if set_by is not None else None
         own["decided"] = await self._decided(others, own) if self._config.scale is not None else None
@@ -175,23 +185,23 @@ class Scaling:
 
     def _living(self, found: Mapping[str, tuple[bytes, int]]) -> dict[str, ParentRow]:
         """The rows of the others that live."""
-        now, living = asyncio.get_running_loop().time(), dict[str, ParentRow]()
-        for id, (value, revision) in found.items():
-            if id == self._id:
-                continue
-            if (seen := self._seen.get(id)) is None or seen[0] != revision:
-                self._seen[id] = (revision, now)
-            if now - self._seen[id][1] > SILENT * BEAT:
-                continue
-            try:
-                row = read_row(value)
-            except DecodeError as error:
-                self._seldom.warning("what no process of the pool wrote is left out", pool=self._config.name, why=error.message)
-                continue
-            if not is_dead(row):
-                living[id] = row
+        rows = {id: self._living_row(id, *stored) for id, stored in found.items() if id != self._id}
         self._seen = {id: self._seen[id] for id in found if id in self._seen}
-        return living
+        return {id: row for id, row in rows.items() if row is not None}
+
+    def _living_row(self, id: str, value: bytes, revision: int) -> ParentRow | None:
+        """The row of another process; None where that is dead, or never wrote one."""
+        now = asyncio.get_running_loop().time()
+        if (seen := self._seen.get(id)) is None or seen[0] != revision:
+            self._seen[id] = (revision, now)
+        if now - self._seen[id][1] > SILENT * BEAT:
+            return None
+        try:
+            row = read_row(value)
+        except DecodeError as error:
+            self._seldom.warning("what no process of the pool wrote is left out", pool=self._config.name, why=error.message)
+            return None
+        return None if is_dead(row) else row
 
     async def _decided(self, others: Mapping[str, ParentRow], own: ParentRow) -> int | None:
         """By the backlog: this process decides where no other one that takes calls has a lower id, else as that one did."""

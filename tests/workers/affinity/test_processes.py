@@ -1,0 +1,247 @@
+"""Calls of one key go to one process of a pool, whatever process the server gives them to: if it has room, or to no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from pool_bench import APP, POOL, RECORDS, Answering, IdleChild, program, work
+
+from dspex.bus import subjects
+from dspex.bus.errors import AffinityLost, ConfigError, DecodeError
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Message
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.work_consumers import WorkConsumers
+from dspex.engine.client.client import Client
+from dspex.operators.recorded.calls import predict
+from dspex.operators.recorded.calls import program as own_program
+from dspex.workers.config import PoolConfig
+from dspex.workers.pool.children.handing import HandedCall
+from dspex.workers.pool.children.scaling import BEAT, SILENT
+from dspex.workers.pool.pool import Pool
+
+T = TypeVar("T")
+SLOTS = 8
+
+
+class Machines:
+    """Processes of a pool on one server, in virtual time: all of them but their children, for which a step answers."""
+
+    def __init__(self, processes: int = 2) -> None:
+        self.loop, self.server = VirtualLoop(), MemoryServer()
+        self.answering = Answering()
+        self.pools: list[Pool] = []
+        self.handed: list[HandedCall] = []
+        self.bus = self.server.connect()
+        self.client = Client(bus=self.bus, app=APP)
+        self.run(self._prepare())
+        for _ in range(processes):
+            self.pools.append(self.run(self._process()))
+        self.loop.advance(2 * BEAT)  # until they know of each other
+
+    async def _prepare(self) -> None:
+        await self.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+        await self.bus.bucket(subjects.bucket(APP))
+        await WorkConsumers(self.bus, APP, [(POOL, band) for band in subjects.BANDS]).look()
+
+    def listen(self) -> None:
+        """Note in `handed` what processes hand over from now on. While somebody listens, nobody is seen to be gone."""
+
+        async def heard(message: Message) -> None:
+            self.handed.append(HandedCall.unpack(message.data))
+
+        async def subscribe() -> None:
+            await self.bus.subscribe(subjects.handed(APP, POOL, "*"), heard)
+
+        self.run(subscribe())
+
+    async def _process(self) -> Pool:
+        pool = Pool(self.server.connect(), PoolConfig(APP, POOL, size=1, slots=SLOTS))
+        pool.steps.append(self.answering)
+        pool.children.children.append(child_of(1000 + len(self.pools)))
+        await pool.scaling.begin()
+        pool.scaling.start()
+        await pool.handing.start()
+        await pool.status.subscribe()
+        pool.work.start()
+        asyncio.get_running_loop().create_task(pool.interactive.run())
+        return pool
+
+    def run(self, what: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run(what, advance=True)
+
+    def say(self, session: str, spec: Any) -> str:
+        """The process that answered a call of a session."""
+        return self.run(self.client.call(spec, {"text": "a"}, session=session)).worker
+
+    def make(self, *requests: CallRequest) -> list[CallRecord]:
+        """Store work; the records of it, in its order."""
+
+        async def put() -> None:
+            for one in requests:
+                await self.bus.publish(NewMessage(subjects.work(APP, POOL, one.topology, one.node), one.pack()))
+
+        self.run(put())
+        self.loop.advance(10)
+        stored = self.server.streams[subjects.stream(APP)].messages.values()
+        found = [CallRecord.unpack(message.data) for message in stored if message.subject == RECORDS]
+        return [next(record for record in found if record.call == one.call) for one in requests]
+
+    def kill(self, pool: Pool) -> None:
+        """End a process as SIGKILL does: it says nothing any more."""
+
+        async def end() -> None:
+            await pool.bus.close()
+
+        self.run(end())
+        self.pools.remove(pool)
+
+    def of(self, worker: str) -> Pool:
+        return next(pool for pool in self.pools if pool.worker == worker)
+
+
+@pytest.fixture
+def m() -> Iterator[Machines]:
+    one = Machines()
+    yield one
+    one.loop.close()
+
+
+def child_of(number: int) -> Any:
+    return IdleChild(number)
+
+
+def ours(affinity: Any) -> Any:
+    """A program of the user's."""
+    return own_program("sample:pid", "text -> reply", pool=POOL, affinity=affinity)
+
+
+def test_calls_of_a_session_go_to_one_process_and_all_processes_have_some(m: Machines) -> None:
+    found = {session: {m.say(session, ours("prefer")) for _ in range(3)} for session in map(str, range(16))}
+    assert {len(workers) for workers in found.values()} == {1}
+    assert len(set[str]().union(*found.values())) == 2
+
+
+def test_where_its_own_process_has_no_room_or_is_gone_a_call_is_answered_at_once_by_another(m: Machines) -> None:
+    own = m.of(m.say("s", ours("prefer")))
+    (child,) = own.children.children
+    child.busy = SLOTS
+    before = m.loop.time()
+    assert m.say("s", ours("prefer")) != own.worker
+    child.busy = 0
+    m.kill(own)
+    assert m.say("s", ours("prefer")) != own.worker
+    assert m.loop.time() - before < 1
+
+
+@pytest.mark.parametrize("spec", [predict("text -> reply", pool=POOL), ours("none")])
+def test_what_keeps_nothing_in_memory_or_asks_for_no_process_is_handed_to_nobody(m: Machines, spec: Any) -> None:
+    m.listen()
+    for session in map(str, range(8)):
+        m.say(session, spec)
+    for _ in range(8):
+        m.run(m.client.call(ours("prefer"), {"text": "no key"}))
+    assert m.handed == []
+    assert not [key for key in m.server.buckets[subjects.bucket(APP)] if key.startswith(subjects.HELD)]
+
+
+def test_durable_calls_of_a_key_are_answered_by_one_process_each_of_them_once(m: Machines) -> None:
+    m.listen()
+    asked = [work(spec=program("pid"), affinity=f"key {n % 8}", required=n % 2 == 1) for n in range(48)]
+    records = m.make(*asked)
+    assert all(record.error is None for record in records)
+    assert len({(one.affinity, record.worker) for one, record in zip(asked, records)}) == 8
+    assert len({record.worker for record in records}) == 2
+    assert m.handed, "the server gave some to the other one"
+    assert sum(pool.work.served for pool in m.pools) == len(m.answering.asked) == 48
+
+
+def test_who_requires_a_worker_is_told_once_when_it_is_gone(m: Machines) -> None:
+    found = {session: m.say(session, ours("require")) for session in map(str, range(8))}
+    assert len(set(found.values())) == 2
+    m.pools.append(m.run(m._process()))  # pyright: ignore[reportPrivateUsage]
+    m.loop.advance(2 * BEAT)
+    assert {session: m.say(session, ours("require")) for session in found} == found, "another process changes nothing"
+    lost = found["0"]
+    m.kill(m.of(lost))
+    for session, worker in found.items():
+        if worker == lost:
+            with pytest.raises(AffinityLost) as caught:
+                m.say(session, ours("require"))
+            assert caught.value.code == "DX703"
+        now = m.say(session, ours("require"))
+        assert (now == worker) == (worker != lost)
+        assert m.say(session, ours("require")) == now
+
+
+def test_a_process_that_is_only_silent_keeps_its_keys_until_it_counts_as_dead(m: Machines) -> None:
+    own = m.of(m.say("s", ours("require")))
+    m.kill(own)
+    begin = m.loop.time()
+    with pytest.raises(AffinityLost):
+        m.say("s", ours("require"))
+    assert (SILENT - 1) * BEAT <= m.loop.time() - begin <= (SILENT + 2) * BEAT
+
+
+def test_a_worker_that_is_replaced_and_a_process_that_drains_are_gone(m: Machines) -> None:
+    own = m.of(m.say("s", ours("require")))
+    (child,) = own.children.children
+    child.retiring = True
+    own.children.children.append(child_of(5))
+    with pytest.raises(AffinityLost):
+        m.say("s", ours("require"))
+    own = m.of(m.say("s", ours("require")))
+    begin = m.loop.time()
+    own.draining = True
+    m.run(own.scaling.stop())
+    with pytest.raises(AffinityLost):
+        m.say("s", ours("require"))
+    assert m.say("s", ours("require")) != own.worker
+    assert m.loop.time() - begin < 1
+
+
+def test_a_durable_call_whose_worker_is_gone_is_told(m: Machines) -> None:
+    first, second, third = (work(spec=program("pid"), affinity="k", required=True) for _ in range(3))
+    (record,) = m.make(first)
+    m.kill(m.of(record.worker))
+    m.loop.advance((SILENT + 1) * BEAT)
+    (record,) = m.make(second)
+    assert record.error is not None
+    assert record.error["type"] == "AffinityLost"
+    (record,) = m.make(third)
+    assert record.error is None
+
+
+def test_whoever_requires_a_worker_without_a_key_is_told_how_to_give_one(m: Machines) -> None:
+    with pytest.raises(ConfigError, match="session"):
+        m.run(m.client.call(ours("require"), {"text": "a"}))
+    with pytest.raises(ConfigError, match="session"):
+        m.run(m.client.submit(ours("require"), {"text": "a"}))
+    with pytest.raises(DecodeError, match="key"):
+        CallRequest.unpack(work(required=True).pack())
+
+
+@pytest.mark.parametrize("given", [
+    HandedCall("a", {}, b"x"), HandedCall("a", {}, b"x", "_INBOX.1", "1.1"), HandedCall("a", {}, b"x", "dspex.test.log.t.s.0"),
+])  # fmt: skip
+def test_what_no_process_hands_over_is_refused(given: HandedCall) -> None:
+    with pytest.raises(DecodeError):
+        HandedCall.unpack(given.pack())
+
+
+def test_a_forged_call_is_not_run(m: Machines) -> None:
+    (pool, other) = m.pools
+    asked = work(spec=program("pid"))
+    for subject, token in (("dspex.test.log.t.s.0", "1.1"), (subjects.work(APP, POOL, "t", "n"), "999.1"), ("a", "x")):
+        forged = HandedCall(subject, {}, asked.pack(), token=token).pack()
+        m.run(m.bus.send(subjects.handed(APP, POOL, pool.id), forged))
+    elsewhere = HandedCall("dspex.test.call.light.other.node", {}, work(record=None).pack(), "_INBOX.1").pack()
+    m.run(m.bus.send(subjects.handed(APP, POOL, pool.id), elsewhere, reply="_INBOX.2"))
+    m.loop.advance(1)
+    assert m.answering.asked == []
+    assert (pool.work.refused, other.work.refused) == (1, 0)
