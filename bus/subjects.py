@@ -425,6 +425,11 @@ def inbox_user(inbox: str) -> str:
     return inbox.partition(".")[0]
 
 
+def submitted_of_kind(app: str, kind: str, user: str) -> str:
+    """What a user submits of one kind, to all pools."""
+    return f"{prefix(app)}.submit.*.{token(kind, 'kind')}.{user}.*"
+
+
 def submitted_by(subject: str) -> tuple[str, str]:
     """Whose submitted call came on a subject of `submit`, and its token."""
     user, call = subject.split(".")[-2:]
@@ -449,6 +454,11 @@ def notice(app: str, pool: str, user: str, client: str, call: str) -> str:
 def notice_pattern(app: str, pool: str) -> str:
     """All that the workers of a pool say so."""
     return f"{prefix(app)}.notice.{token(pool, 'pool')}.>"
+
+
+def notices_of(app: str, user: str) -> str:
+    """All that a user hears so."""
+    return f"{prefix(app)}.notice.*.{user}.*.*"
 
 
 def dead_submitted(app: str, user: str, call: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from dspex.bus import subjects
 from dspex.bus.nats.consumer import listed
 from dspex.bus.nats.streams import covers
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 
 UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "approver", "operator"]
 ROLES: Final[tuple[UserRole, ...]] = get_args(UserRole)
@@ -85,7 +86,7 @@ def rights(
     prefix = f"{subjects.INBOX}_{user}"
     publish: dict[UserRole, Iterator[str]] = {  # lazy: the others are never run
         "engine": _engine(app, about, streams, copies),
-        "operator": _operator(app, about, streams, copies),
+        "operator": _operator(app, prefix, about, streams, copies),
         "worker": (right for pool in pools for right in _worker(app, pool)),
         "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
         "caller": _caller(app, prefix, pools),
@@ -95,8 +96,12 @@ def rights(
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     calls += [s for pool in pools for s in (subjects.manage(app, pool), subjects.handed(app, pool, "*"))]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
-    hears = [subjects.notice(app, pool, prefix, "*", "*") for pool in pools]
-    subscribe = [f"{prefix}.>", *([*calls, subjects.cooling(app)] if role == "worker" else hears if role == "caller" else ())]
+    hears: dict[UserRole, Sequence[str]] = {
+        "worker": [*calls, subjects.cooling(app)],
+        "caller": [subjects.notice(app, pool, prefix, "*", "*") for pool in pools],
+        "operator": [subjects.notices_of(app, prefix)],
+    }
+    subscribe = [f"{prefix}.>", *hears.get(role, ())]
     more = _sealed(app, role) if sealed else ()
     return Rights((subjects.USER_INFO, *dict.fromkeys([*publish[role], *more])), tuple(subscribe), role == "worker", prefix)
 
@@ -145,13 +150,14 @@ def _engine(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequ
     yield from sinks
 
 
-def _operator(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequence[str]) -> Iterator[str]:
+def _operator(app: str, prefix: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequence[str]) -> Iterator[str]:
     yield from _engine(app, sinks, streams, copies)
     for name in _kept(app):
         yield from _api(("STREAM.DELETE.{}",), name)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))
     yield "$SRV.>"
     yield subjects.described_pattern(app)
+    yield subjects.submitted_of_kind(app, OPTIMIZE, prefix)  # who saves what a job has made can have it made
 
 
 def _speaks(app: str) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Programs:
         if of is spec:
             inputs, threads = _filled(of, program, signature, work.inputs), Threads()
         else:
-            program, inputs, threads = self._job(attempt, of, program, signature)
+            program, inputs, threads = self._job(attempt, of, program, signature, counts)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
         attempt.requests.priced = partial(attempt.priced, profile=profile)
@@ -113,15 +113,20 @@ class Programs:
             raise to_error(error, work.node, spec.target) from error
         return _outputs(result, signature, spec) if of is spec else result
 
-    def _job(self, attempt: Attempt, of: CallSpec, program: Any, signature: type[dspy.Signature]) -> tuple[Any, Any, Threads]:
-        """What is run where the call is a job of an optimizer, and with what. `program`: what is to become better."""
-        from dspex.workers.optimize.job import OptimizerJob, stops_job  # only where there is one
+    def _job(
+        self, attempt: Attempt, of: CallSpec, program: Any, signature: type[dspy.Signature], counts: bool
+    ) -> tuple[Any, Any, Threads]:
+        """What is run where the call is a job of an optimizer, and with what. `program`: what is to become better; `counts`: it
+        must not run at the same time in two threads.
+        """
+        from dspex.workers.optimize.job import OptimizerJob, stops_job, with_forward  # only where there is one
 
         spec, asked = attempt.spec, attempt.requests
         plain_signature = Signature.from_plain(json.loads(spec.signature_json))
-        made = OptimizerJob(spec, program, plain_signature, self._refs, asked, partial(_filled, of, program, signature))
-        judge = stops_job(asked, lambda error: to_error(error, attempt.work.node, of.target))
-        return made, {name: attempt.work.inputs.get(name) for name in ("train", "test")}, Threads(judge)
+        threads = Threads(stops_job(asked, lambda error: to_error(error, attempt.work.node, of.target)))
+        made = OptimizerJob(spec, with_forward(program, threads.run), plain_signature, self._refs, asked)
+        made.fill, made.threads = partial(_filled, of, program, signature), 1 if counts else made.threads
+        return made, {name: attempt.work.inputs.get(name) for name in ("train", "test")}, threads
 
     def describe(self, attempt: Attempt) -> Outputs:
         """What the program is made of, with its saved state. Raises ProgramError as `ask`."""

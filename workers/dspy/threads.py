@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
@@ -45,10 +45,14 @@ class Threads:
 
     def ask(self, lm: Any, *args: Any, **kwargs: Any) -> Any:
         """What the model says, asked on the loop. Raises Cancelled where the call is over."""
+        return self.run(lambda: _ACALL(lm, *args, **kwargs))
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What a coroutine gives, on the loop. Raises Cancelled where the call is over."""
         with self._lock:
             if self._ended:
                 raise self._judge(Cancelled("the call is over"))
-            asked = asyncio.run_coroutine_threadsafe(_ACALL(lm, *args, **kwargs), self._loop)
+            asked = asyncio.run_coroutine_threadsafe(work(), self._loop)
             self._open.add(asked)
         try:
             return asked.result()

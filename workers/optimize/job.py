@@ -6,7 +6,6 @@ same questions, and gets the answers that were paid for. So nothing of the optim
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, Final, cast
 
 import dspy
 
-from dspex.bus.errors import DataError, DspexError, InvalidInput, InvalidOutput, ProgramError
+from dspex.bus.errors import Cancelled, DataError, DspexError, InvalidInput, InvalidOutput, ProgramError
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
@@ -40,15 +39,14 @@ class OptimizerJob:
 
     Args:
         spec: of the job. program: what it makes better. signature: of that.
-        fill: makes the inputs of a row.
-        judge: the error of the tree that an error of DSPy's is.
+
+    Attributes:
+        fill: makes the inputs of a row, as the program takes them. threads: programs that run side by side.
 
     Raises ProgramError, InvalidInput where there is no such job.
     """
 
-    def __init__(
-        self, spec: CallSpec, program: Any, signature: Signature, refs: Refs, requests: Requests, fill: FillInputs
-    ) -> None:
+    def __init__(self, spec: CallSpec, program: Any, signature: Signature, refs: Refs, requests: Requests) -> None:
         if not isinstance(program, dspy.Module):
             why = f"{spec.target} is no dspy.Module, so it has nothing that an optimizer could change"
             raise ProgramError(why, fix="make it a dspy.Module with predictors", node=spec.target)
@@ -56,8 +54,9 @@ class OptimizerJob:
         budget = JobBudget(asked["requests"], asked["tokens"])
         if (wrong := job_refusal(asked["optimizer"], asked["options"], asked["threads"], budget)) is not None:
             raise ProgramError(wrong[0], fix=wrong[1], node=spec.target)
-        self._program, self._signature, self._fill = with_forward(program, asyncio.get_running_loop()), signature, fill
-        self._refs, self._requests = refs, requests
+        self._program, self._signature, self._refs, self._requests = program, signature, refs, requests
+        self.fill: FillInputs = dict
+        self.threads = asked["threads"]
         self._meter = requests.meter = JobMeter(budget)
         _quiet()
         if not self._program.predictors():
@@ -98,7 +97,7 @@ class OptimizerJob:
         found: list[Any] = []
         for row in checked_examples(self._signature, cast("list[object]", rows), what):
             given = {name: row[name] for name in names if name in row}
-            found.append(dspy.Example(**{**row, **self._fill(given)}).with_inputs(*names))
+            found.append(dspy.Example(**{**row, **self.fill(given)}).with_inputs(*names))
         return found
 
     def _score(self, program: Any, rows: list[Any], metric: JobMetric) -> float:
@@ -106,7 +105,7 @@ class OptimizerJob:
         evaluate = dspy.Evaluate(
             devset=rows,
             metric=metric,
-            num_threads=self._asked["threads"],
+            num_threads=self.threads,
             max_errors=ANY_NUMBER,
             display_progress=False,
             display_table=False,
@@ -123,9 +122,14 @@ class OptimizerJob:
             raise InvalidInput("MIPROv2 learns from two rows at least", fix="give more rows, or use BootstrapFewShot")
         to_compile: dict[str, Any] = {name: options.pop(name) for name in ("num_trials", "minibatch_size") if name in options}
         auto = None if "num_candidates" in options else options.pop("auto", "light")
-        seed, threads = self._asked["seed"], self._asked["threads"]
         made: Any = dspy.MIPROv2(
-            metric=metric, auto=auto, num_threads=threads, max_errors=ANY_NUMBER, seed=seed, track_stats=False, **options
+            metric=metric,
+            auto=auto,
+            num_threads=self.threads,
+            max_errors=ANY_NUMBER,
+            seed=self._asked["seed"],
+            track_stats=False,
+            **options,
         )
         if auto is None:
             held = max(1, int(len(rows) * 0.8))  # what it keeps for its own trials
@@ -163,21 +167,23 @@ def stops_job(requests: Requests, to_error: Callable[[BaseException], DspexError
         found = to_error(error)
         if isinstance(found, InvalidOutput):
             return error
+        if isinstance(found, Cancelled):  # of what an optimizer has left behind, too, which is the end of nothing
+            return StopCall(found)
         requests.ending = requests.ending or found
         return StopCall(requests.ending)
 
     return judged
 
 
-def with_forward(program: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    """The program with a synchronous path, which is the only one that optimizers know."""
+def with_forward(program: Any, run: Callable[[Callable[[], Any]], Any]) -> Any:
+    """The program with a synchronous path, which is the only one that optimizers know. `run`: gives what a coroutine gives."""
     kind = type(program)
     own = next((name for c in kind.__mro__ for name in ("forward", "aforward") if name in vars(c)), "")
-    if own == "forward" or not hasattr(kind, "aforward"):
+    if own == "forward" or not hasattr(kind, "aforward") or not isinstance(program, dspy.Module):
         return program
 
     def forward(self: Any, **inputs: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(self.aforward(**inputs), loop).result()
+        return run(lambda: self.aforward(**inputs))
 
     made = program.deepcopy()
     # of the same name and module, so that whoever looks for its source finds it

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
@@ -40,6 +41,7 @@ class _Asked:
     id: str | None
     save: str | None
     anyway: bool
+    output: Path | None
 
 
 def optimize(
@@ -57,6 +59,7 @@ def optimize(
     ] = None,
     save: Annotated[str | None, typer.Option("--save", metavar="NAME", help="Save what is better as a version.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Save it where it is not better, too.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the state to a file, too.")] = None,
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state to begin with.")] = None,
@@ -87,10 +90,10 @@ def optimize(
                 threads=threads, timeout=timeout, held_back=held_back,
             )  # fmt: skip
             if cancel:
-                await _cancelled(_Asked(t, job, {}, id, None, False), c)
+                await _cancelled(_Asked(t, job, {}, id, None, False, None), c)
                 return
             await _need_pool(t, c, pool)
-            await _optimized(_Asked(t, job, rows_of(data, test, types or []), id, save, anyway), c)
+            await _optimized(_Asked(t, job, rows_of(data, test, types or []), id, save, anyway, output), c)
 
     t.run(main())
 
@@ -168,6 +171,8 @@ async def _optimized(asked: _Asked, c: Client) -> None:
         raise
     found = dict(result.data)
     saved = None
+    if asked.output is not None:
+        _write(asked.output, found["state"])
     if asked.save is not None and (found["after"] > found["before"] or asked.anyway):
         saved = await _saved(c, asked.save, found["state"])
     state = found.pop("state")
@@ -180,6 +185,14 @@ async def _optimized(asked: _Asked, c: Client) -> None:
         why = "not saved: it is no better; --anyway saves it"
         lines.append(f"saved     {saved}" if saved is not None else why)
     t.emit({"job": id, "run": run.id, "saved": saved, **found, "predictors": sorted(set(state) - {"metadata"})}, *lines)
+
+
+def _write(file: Path, state: Mapping[str, Any]) -> None:
+    """As DSPy's own `save` does it. Raises ConfigError (DX120)."""
+    try:
+        file.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+    except OSError as e:
+        raise ConfigError(f"{file} cannot be written: {e.strerror}", code="DX120", fix="-o FILE in a folder of yours") from e
 
 
 def _usage(found: Mapping[str, Any]) -> Any:

@@ -285,7 +285,16 @@ def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project
         "--id",
         "j1",
     ]
-    done = project.here("--json", *command, "--budget", "50 requests, 100k tokens", "--option", "max_bootstrapped_demos=2")
+    done = project.here(
+        "--json",
+        *command,
+        "--budget",
+        "50 requests, 100k tokens",
+        "--option",
+        "max_bootstrapped_demos=2",
+        "-o",
+        str(project.folder / "made.json"),
+    )
     (found,) = done.objects()
     assert (found["before"], found["after"], found["train"], found["test"]) == (0.0, 100.0, 6, 4), done.err
     assert (found["saved"], found["predictors"], found["requests"]) == ("sorted@1", ["self"], 4 + 2 + 4)
@@ -294,6 +303,7 @@ def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project
     assert again == found, "the same --id is the same job, and its state the same version"
     (used,) = project.here("--json", "call", TEXT, "text=loan again", "--state", "sorted").objects()
     assert (used["data"], used["state"]) == ({"intent": "loan"}, "sorted@1")
+    assert project.here("programs", "put", "copy", "made.json").out == "copy@1\n"
     human = project.here(*OPTIMIZE, "--data", "rows.csv", "--test", "rows.csv", "--state", "sorted", "--save", "sorted")
     assert "score     100.0 → 100.0 %  exact_match, 10 rows held back" in human.out, human.err
     assert "not saved: it is no better" in human.out

@@ -39,10 +39,8 @@ SAVING = (
     ["show", "reply@prod"],
     ["show", "triage/classify"],
 )
-STATE = {
-    "demos": [],
-    "signature": {"instructions": "x", "fields": [{"prefix": p, "description": p} for p in ("Text:", "Reply:")]},
-}
+FIELDS = [{"prefix": p, "description": p} for p in ("Text:", "Reply:")]
+STATE = {"demos": [], "signature": {"instructions": "x", "fields": FIELDS}}
 TOPOLOGY = """
 dspex: 1
 topology: triage
@@ -89,6 +87,8 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.call.gpu.triage.classify": set(),
     **{f"dspex.shop.submit.{pool}.predict._INBOX_caller.0": who for pool, who in (("lightweight", {"caller"}), ("gpu", set()))},
     "dspex.shop.submit.lightweight.predict._INBOX_other.0": set(),
+    **{f"dspex.shop.submit.{p}.optimize._INBOX_{who}.0": {who} for p, who in (("lightweight", "caller"), ("gpu", "operator"))},
+    "dspex.shop.submit.lightweight.predict._INBOX_operator.0": set(),
     **{f"dspex.shop.{kind}.lightweight._INBOX_caller.0": {"worker"} for kind in ("answer", "notice")},
     **{f"dspex.shop.{kind}.gpu._INBOX_caller.0": set() for kind in ("answer", "notice")},
     "dspex.shop.control.lightweight": {"caller", "operator"},
@@ -309,6 +309,13 @@ def _run_all(project: Project, url: str) -> str:
             assert done.code == 0, (verb, done.out, done.err)
         saved = run("caller", "--json", "call", "text -> reply", "text=hello", "--state", "reply@prod")
         assert [one["state"] for one in saved.objects()] == ["reply@1"], saved.err
+        job = ["optimize", CLASSIFY, "--metric", "exact_match", "--pool", "lightweight", "--data", "rows.jsonl", "--anyway"]
+        project.write("rows.jsonl", '{"text": "a", "intent": "other"}\n{"text": "b", "intent": "other"}\n')
+        (made,) = run("operator", "--json", *job, "--save", "made").objects()
+        assert (made["saved"], made["train"], made["test"]) == ("made@1", 1, 1)
+        caller = _as(project, url, "caller") | {"SEAL": KEY}  # what is submitted is stored, so it is sealed
+        refused = project.here("--json", *job, "--save", "others", "-o", "made.json", **caller)
+        assert (refused.error()["code"], (project.folder / "made.json").exists()) == ("DX403", True)
         for role in ("worker", "publisher", "caller", "reader", "approver"):
             assert run(role, "--json", "pause", "triage").error()["code"] == "DX403"
             assert run(role, "--json", "programs", "put", "reply", "state.json").error()["code"] == "DX403"

@@ -17,10 +17,12 @@ from pool_bench import APP, POOL, Bench, config, running, work
 from waiting import until
 
 from dspex.bus.records import AnswerTo, CallRequest
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.client.client import Client
 
+SORTS = replace(SPEC, kind="program", target="learned:Sorts", signature=TEXT)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -60,13 +62,12 @@ async def test_a_job_makes_a_program_better(optimizers: Bench) -> None:
 
 async def test_its_state_is_one_that_the_next_calls_use(optimizers: Bench, learner: Learner) -> None:
     """Also of a program with an asynchronous path alone, which optimizers cannot run."""
-    program = replace(SPEC, kind="program", target="learned:Sorts", signature=TEXT)
     data = {"train": rows(4, "asynchronous"), "test": rows(3, "held")}
-    (record,) = await optimizers.ask(asked(job(program=program, metric="metrics_of_users:right"), data))
+    (record,) = await optimizers.ask(asked(job(program=SORTS, metric="metrics_of_users:right"), data))
     assert record.error is None, record.error
     assert (record.outputs or {})["after"] == 100.0
     version = await SavedStates(optimizers.bus, APP).put("sorts", form.read((record.outputs or {})["state"]))
-    with_state = work("card again", spec=replace(program, state=version.name))
+    with_state = work("card again", spec=replace(SORTS, state=version.name))
     (used,) = await optimizers.ask(with_state)
     assert (used.outputs, used.state, used.warning) == ({"intent": "card"}, "sorts@1", "")
 
@@ -109,9 +110,13 @@ async def test_after_a_kill_only_what_was_open_is_asked_again(optimizers: Bench,
     assert record.requests == {"made": found["requests"] - 5, "journal": 5, "missed": 0}
 
 
-async def test_a_provider_that_is_down_ends_the_attempt_and_not_the_scores(optimizers: Bench, learner: Learner) -> None:
-    learner.fault("card down0", "503x1")
-    item = asked(job(), {"train": rows(3, "up"), "test": rows(2, "down")})
+@pytest.mark.parametrize("program", [SPEC, SORTS], ids=["predict", "asynchronous"])
+async def test_a_provider_that_is_down_ends_the_attempt_and_not_the_scores(
+    optimizers: Bench, learner: Learner, program: CallSpec
+) -> None:
+    down = f"down_{program.kind}"
+    learner.fault(f"card {down}0", "503x1")
+    item = asked(job(program=program), {"train": rows(3, "up"), "test": rows(2, down)})
     (first,) = await optimizers.ask(item)
     assert first.error is not None
     assert (first.error["type"], first.error["retryable"]) == ("LMUnavailable", True)
@@ -160,17 +165,19 @@ async def test_a_budget_ends_the_job_also_where_the_journal_answers(
     assert learner.requests - before == paid <= 7
 
 
-async def test_a_job_is_cancelled_in_the_middle_and_its_process_lives(optimizers: Bench, learner: Learner) -> None:
-    learner.fault("card wait0", "hang")
-    item, child = (
-        asked(job(), {"train": rows(3, "wait"), "test": rows(3, "quick")}, answer=AnswerTo("me", "j1")),
-        optimizers.pool.children.children[0].pid,
-    )
+@pytest.mark.parametrize("program", [SPEC, SORTS], ids=["predict", "asynchronous"])
+async def test_a_job_is_cancelled_in_the_middle_and_its_process_lives(
+    optimizers: Bench, learner: Learner, program: CallSpec
+) -> None:
+    wait, name = f"wait_{program.kind}", f"j_{program.kind}"
+    learner.fault(f"card {wait}0", "hang")
+    item = asked(job(program=program), {"train": rows(3, wait), "test": rows(3, "quick")}, answer=AnswerTo("me", name))
+    child = optimizers.pool.children.children[0].pid
     first = asyncio.create_task(optimizers.ask(item))
     await until(lambda: learner.running == 1)
     client = Client(bus=optimizers.bus, app=APP)
-    assert re.fullmatch(r"running BootstrapFewShot \d/9", str(await client.job_status(f"{POOL}/j1")))
-    assert await client.cancel_job(f"{POOL}/j1") is True
+    assert re.fullmatch(r"running BootstrapFewShot \d/9", str(await client.job_status(f"{POOL}/{name}")))
+    assert await client.cancel_job(f"{POOL}/{name}") is True
     (record,) = await first
     assert record.error is not None
     assert record.error["type"] == "Cancelled"
