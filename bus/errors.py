@@ -19,6 +19,7 @@
     ├── CallError                    → retried if .retryable, then fallback, then dead letter
     │   ├── Saturated · RateLimited · CallTimeout · LMUnavailable · CircuitOpen · WorkerLost    (retryable)
     │   ├── InvalidOutput            retried once
+    │   ├── NoBatchAnswer            asked live
     │   └── ProgramError · LMRefused · BudgetExceeded · Cancelled · OutcomeUnknown             not retried
     ├── RunError                     RunFailed, RunNotFound
     ├── SessionError                 SessionConflict, SessionEnded, SessionBusy, AffinityLost
@@ -61,6 +62,7 @@ __all__ = [
     "LMUnavailable",
     "LateEvent",
     "NoAnswer",
+    "NoBatchAnswer",
     "NotAllowed",
     "NotStored",
     "OutputTooLarge",
@@ -425,6 +427,14 @@ class OutcomeUnknown(CallError):
     code = "DX613"
     fix = "find out where the tool acts what it did, then redrive or drop the letter"
     fix_of_call = "find out where the tool acts what it did, and call again where it did nothing"
+
+
+class NoBatchAnswer(CallError):
+    """The provider's batch has no answer for a call with `lane="batch"`, or none in time. The call is asked live."""
+
+    code, retryable = "DX615", True
+    fix = "nothing to do: it is asked live; raise deadline= to give batches more time"
+    fix_of_call = "nothing to do: it is asked live"
 
 
 class RunError(DspexError):

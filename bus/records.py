@@ -216,6 +216,7 @@ class CallRequest(_Packed):
         affinity: what the calls have in common that the same process of the pool should answer; None: nothing.
         answer: who submitted the call, and is told of its answer; None: nobody did.
         required: no other one may for as long as that lives, and then the call is told: AffinityLost.
+        batch: seconds that it may wait for the answer of a provider's batch, counted as `left` is; 0: it is asked live.
     """
 
     call: str
@@ -240,6 +241,7 @@ class CallRequest(_Packed):
     affinity: str | None = None
     answer: AnswerTo | None = None
     required: bool = False
+    batch: float = 0.0
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -254,6 +256,8 @@ class CallRequest(_Packed):
         found = cls._read(raw | {"spec": CallSpec.unpack(raw["spec"])})
         if not is_seconds(found.timeout) or not is_seconds(abs(found.left)):  # `left` is below 0 where the deadline passed
             raise DecodeError("not a CallRequest of dspex: its times are no numbers of seconds")
+        if not is_seconds(found.batch) or (found.batch and (found.record is None or found.spec.lane != "batch")):
+            raise DecodeError("not a CallRequest of dspex: only a durable call of the batch lane waits for a batch")
         if found.describe and (found.record is not None or found.topology or found.stream or found.turn is not None):
             raise DecodeError("not a CallRequest of dspex: a description is of no call")
         if found.answer is not None and (found.record is None or not found.answer.sound):
@@ -278,7 +282,7 @@ class CallRecord(_Packed):
         number, event: of the request's `record`; None and b"" for an interactive call.
         outputs: by name; None with an error.
         error: DspexError.as_dict() plus "traceback" (at most 8 KiB); None with outputs.
-        route: "worker", "native", "cache", "fallback" or "record".
+        route: "worker", "native", "batch", "cache", "fallback" or "record".
         lm, worker, program, dspy_version: who answered, with what.
         started: seconds since the epoch; elapsed: seconds.
         usage: Usage as a map.

@@ -32,9 +32,12 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 @dataclass(frozen=True)
 class Profile:
-    """A language model by name ([lm.*] of the settings). `price`: USD per million tokens, by "input", "output" and "cached".
+    """A language model by name ([lm.*] of the settings).
+
+    `price`: USD per million tokens, by "input", "output" and "cached"; "batch": see LMPrice.
 
     `breaker`: the fields of a BreakerRule that are not as it has them.
+    `batch`: the fields of BatchSettings that are not as it has them.
     `limits`: by what is counted, the most and the seconds of a window; see bus/serving/limits.py.
     """
 
@@ -47,6 +50,7 @@ class Profile:
     price: Mapping[str, float] = field(default_factory=dict)
     breaker: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[Measure, Sequence[float]] = field(default_factory=dict)
+    batch: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:
@@ -207,7 +211,8 @@ def _profile(name: str, lm: LMProfile) -> Profile:
     }
     if given.concurrent is not None:
         limits["concurrent"] = (float(given.concurrent), 0.0)
-    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, lm.breaker.model_dump(), limits)
+    rules = lm.breaker.model_dump(), limits, lm.batch.model_dump()
+    return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, *rules)
 
 
 def _budget(name: str, given: BudgetSettings) -> Budget:

@@ -21,7 +21,7 @@ from dspex.bus.serving import payloads
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.config import PoolConfig
 
-_HEAD = struct.Struct(">I")
+HEAD = struct.Struct(">I")
 MOST_STATES = 16  # saved states that a child keeps
 StateValue = TypeVar("StateValue")
 MOST = 3 * payloads.MOST  # bytes of a frame: what a call is given, with the event that it is for, or what it gives
@@ -66,6 +66,7 @@ class CallFrame:
         limit: seconds after which the parent gives it up; None: those of the request.
         state: the saved state of its program; None for none.
         hedge: by profile, seconds after which a second request may be made; None: none may.
+        batch: it waits for the answer of a batch for `limit` seconds, and is not asked live.
     """
 
     id: int
@@ -75,6 +76,7 @@ class CallFrame:
     limit: float | None = None
     state: StateTag | None = None
     hedge: dict[str, float] | None = None
+    batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,26 @@ class JournalFrame:
     entry: bytes | None = None
 
 
+class BatchRow(NamedTuple):
+    """A batch: its profile, its id ("" before it is made), what its provider says, calls that wait here, its requests, and the
+    answered ones.
+    """
+
+    lm: str
+    id: str
+    status: str
+    calls: int
+    of: int
+    done: int
+
+
+@dataclass(frozen=True)
+class BatchesFrame:
+    """The batches that calls of this process wait for, whenever that has changed."""
+
+    rows: list[BatchRow]
+
+
 @dataclass(frozen=True)
 class DoneFrame:
     """The end of a call."""
@@ -171,7 +193,7 @@ class DoneFrame:
 
 
 FromParent = StartFrame | CallFrame | StateFrame | CancelFrame | JournalledFrame | StopFrame
-FromChild = HelloFrame | FatalFrame | StatusFrame | ChunkFrame | JournalFrame | DoneFrame
+FromChild = HelloFrame | FatalFrame | StatusFrame | ChunkFrame | JournalFrame | BatchesFrame | DoneFrame
 Frame = FromParent | FromChild
 _TYPES: Mapping[str, type[Frame]] = {kind.__name__.removesuffix("Frame").lower(): kind for kind in get_args(Frame)}
 _NAMES = {kind: name for name, kind in _TYPES.items()}
@@ -183,10 +205,10 @@ def pack(frame: Frame) -> bytes:
     if isinstance(frame, DoneFrame):  # as maps at once: the encoder would ask of each object what it is
         plain["answer"] = vars(frame.answer) | {"usage": frame.answer.usage and vars(frame.answer.usage)}
     body = codecs.msgpack_bytes(plain)
-    return _HEAD.pack(len(body)) + body
+    return HEAD.pack(len(body)) + body
 
 
-def _unpack(body: bytes) -> Frame:
+def unpack(body: bytes) -> Frame:
     """A frame. A program may write anything to the socket of its process: raises DecodeError for what is none."""
     raw = codecs.decode(body, codecs.MSGPACK)
     kind = _TYPES.get(str(raw.pop("type", ""))) if isinstance(raw, dict) else None
@@ -265,33 +287,13 @@ class Link(asyncio.Protocol):
     def _cut(self, data: bytes) -> tuple[int, int]:
         """Hand the frames in `data` on: where the rest begins, and how many bytes that needs at least. Raises DecodeError."""
         at = 0
-        while (start := at + _HEAD.size) <= len(data):
-            (size,) = _HEAD.unpack_from(data, at)
+        while (start := at + HEAD.size) <= len(data):
+            (size,) = HEAD.unpack_from(data, at)
             if size > MOST:
                 raise DecodeError(f"a frame of {size:,} bytes, of which {MOST:,} are allowed")
             if start + size > len(data):
                 return at, start + size - len(data)
-            frame = _unpack(data[start : start + size])
+            frame = unpack(data[start : start + size])
             at = start + size
             self._take(frame)
         return at, start - len(data)
-
-
-def receive(sock: socket.socket) -> Frame | None:
-    """One frame from a blocking socket; None when the other side has closed. Raises DecodeError for what is no frame."""
-    head = _exactly(sock, _HEAD.size)
-    body = _exactly(sock, _HEAD.unpack(head)[0]) if head else None
-    return None if body is None else _unpack(body)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        try:
-            part = sock.recv(size - len(data))
-        except ConnectionError:
-            return None
-        if not part:
-            return None
-        data += part
-    return bytes(data)

@@ -60,6 +60,7 @@ class CallSpec:
         effect: the function that enriches changes something elsewhere, and is called with an idempotency key.
         reconcile: ref of the function that tells what such a call did whose worker died; None for none.
         cost: slots that a call takes.
+        lane: a CallLane.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class CallSpec:
     cost: int = 1
     hedge: str = ""
     first_token_timeout: float = 0.0
+    lane: str = "live"
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -91,7 +93,7 @@ class CallSpec:
     def identity(self) -> bytes:
         """A digest of all that an answer depends on: not of how long it may be used again, nor of who gives it."""
         return hashlib.blake2b(
-            replace(self, cache=0.0, route="", cost=1, hedge="", first_token_timeout=0.0).packed, digest_size=16
+            replace(self, cache=0.0, route="", cost=1, hedge="", first_token_timeout=0.0, lane="live").packed, digest_size=16
         ).digest()
 
     @property
@@ -123,6 +125,11 @@ class CallSpec:
         if inner.kind in (OPTIMIZE, "enrich"):
             raise DecodeError(f"not a spec of a call: no optimizer makes {inner.kind} better")
         return inner
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether its calls may have one: of their requests, or of the batch that they are in."""
+        return self.journaled or self.lane == "batch"
 
     @cached_property
     def packed(self) -> bytes:
@@ -188,6 +195,8 @@ class CallSpec:
             raise DecodeError("not a spec of a call: cache and first_token_timeout are numbers of seconds")
         if found.hedge and found.hedge not in get_args(Hedge):
             raise DecodeError(f"not a spec of a call: hedge is one of {', '.join(get_args(Hedge))}")
+        if found.lane not in get_args(CallLane):
+            raise DecodeError(f"not a spec of a call: lane is one of {', '.join(get_args(CallLane))}")
         return found
 
 
@@ -228,6 +237,17 @@ class Usage:
 
 Hedge: TypeAlias = Literal["p50", "p75", "p90", "p95", "p99"]
 """Of the time that answers of a model took lately, the percentage that took no longer; then it is asked a second time."""
+
+CallLane: TypeAlias = Literal["live", "batch"]
+"""How a model is asked: at once; or through its provider's batch API, which is cheaper and may take a day."""
+
+LIVE_PART = 0.1  # of its deadline, in which a call is asked live that no batch has answered by then
+
+
+def live_within(timeout: float, deadline: float) -> float:
+    """Seconds before its deadline from which on a call of the batch lane is asked live: enough for two attempts."""
+    return max(2 * timeout, LIVE_PART * deadline)
+
 
 ANSWERED = "answered"
 """Why nothing more was tried: see `Tried`."""

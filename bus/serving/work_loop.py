@@ -31,7 +31,8 @@ OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 
 PASSED_ON: Final = "passed on"  # another process has the work now
-Job = Callable[[], Awaitable[CallRecord | Literal["passed on"] | None]]
+HANDED_BACK: Final = "handed back"  # somebody else is to be given it
+Job = Callable[[], Awaitable[CallRecord | Literal["passed on", "handed back"] | None]]
 """Answers a piece of work. None: there is no record to store, and the work is done."""
 Accept = Callable[[CallRequest, Delivery], Job]
 
@@ -85,12 +86,16 @@ class WorkLoop:
         self._loops.start(self._signs_of_life(), "signs of life")
         self._loops.start(self._ask_time(), "time")
 
-    async def drain(self, grace: float) -> None:
-        """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus."""
+    async def drain(self, grace: float, closed: Callable[[], None] = lambda: None) -> None:
+        """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus.
+
+        `closed`: called when nothing more is taken.
+        """
         await tasks.cancel(self._taking)
         for queue in list(self._queues.values()):
             await queue.close()
         self._queues.clear()
+        closed()
         if self.calls:
             log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
             await self.calls.finish(grace)
@@ -193,6 +198,9 @@ class WorkLoop:
         try:
             record = await job()
             if record == PASSED_ON:
+                return
+            if record == HANDED_BACK:
+                await self._hand_back(delivery)
                 return
             if record is not None and (stored := await self.records.store(record, request)) is not None:
                 await self.answers.give(stored, request)

@@ -41,7 +41,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "call": ("lane",),
+    "call": (),
     "source": ("codec",),
 }
 """Options in topologies, by what takes them. "call" stands for every recorded operator."""
@@ -56,6 +56,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.tenant": "set it at the operator whose data says whose call it is",
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
+    "defaults.call.lane": "set it at the operators that can wait for a day",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
     "telemetry.metrics": _LEAVE_OUT,
     "telemetry.content": _LEAVE_OUT,

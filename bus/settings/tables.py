@@ -17,6 +17,8 @@ from dspex.bus.settings import environment
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     Amount,
+    BatchSettings,
+    LMPrice,
     LogLevels,
     Money,
     MoneyRate,
@@ -135,14 +137,6 @@ class Defaults(SettingsTable):
     call: CallDefaults = CallDefaults()
 
 
-class LMPrice(SettingsTable):
-    """USD per million tokens. `cached`: of the input that the provider had in its cache; None: as of the rest."""
-
-    input: Annotated[float, Field(ge=0)] = 0.0
-    output: Annotated[float, Field(ge=0)] = 0.0
-    cached: Annotated[float, Field(ge=0)] | None = None
-
-
 class BreakerSettings(SettingsTable):
     """After `failures` in a row within `within` seconds a profile is not asked for `open` seconds; then one call tries it."""
 
@@ -177,6 +171,7 @@ class LMProfile(SettingsTable):
     price: LMPrice | None = None
     breaker: BreakerSettings = BreakerSettings()
     limits: LMLimits = LMLimits()
+    batch: BatchSettings = BatchSettings()
 
     @property
     def local(self) -> bool:

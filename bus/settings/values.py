@@ -144,6 +144,28 @@ class SettingsTable(BaseModel):
         return value
 
 
+class LMPrice(SettingsTable):
+    """USD per million tokens. `cached`: of the input that the provider had in its cache; None: as of the rest.
+
+    `batch`: the part of these that calls of the batch lane cost; None: all of it.
+    """
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+    cached: Annotated[float, Field(ge=0)] | None = None
+    batch: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class BatchSettings(SettingsTable):
+    """Batches of a profile. `gather`: seconds that a call waits for others; `calls`: of one batch, at most; `poll`: seconds
+    between two looks at one that has run for a while.
+    """
+
+    gather: PositiveSeconds = 10.0
+    calls: Annotated[int, Field(ge=1, le=50_000)] = 5_000
+    poll: PositiveSeconds = 60.0
+
+
 class ScaleSettings(SettingsTable):
     """The size of a pool follows its backlog: `min` to `max` processes, on all machines together. It shrinks when less was
     enough for `cooldown` seconds.

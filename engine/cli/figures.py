@@ -20,6 +20,7 @@ def blocks(found: Status, *, routes: bool = False) -> list[Block]:
     went, too.
     """
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
+    made += [_batches(found["pools"])]
     made += [_lms([row for row in found["lms"] if routes or row["breaker"] != "closed"])]
     made += [_routes(found["routes"])] if routes else []
     made += [_limits([row for row in found["limits"] if routes or row["most"] is not None or row["what"] == "cost"])]
@@ -204,6 +205,23 @@ def _pools(pools: Sequence[PoolRow]) -> Block:
     ]
     columns = {"pool": "pool", "id": "id", "ready": "ready", "busy": "busy slots", "restarts": "restarts", "served": "served"}
     return Block(rows, columns | {"dspy": "dspy", "state": ""})
+
+
+def _batches(pools: Sequence[PoolRow]) -> Block:
+    rows = [
+        {
+            "batch": row["id"] or "not made yet",
+            "lm": f"lm.{row['lm']}",
+            "pool": pool["pool"],
+            "status": row["status"],
+            "done": f"{row['done']:,} of {row['of']:,}" if row["of"] else "",
+            "calls": f"{row['calls']:,}",
+        }
+        for pool in pools
+        for row in pool.get("batches", [])
+    ]
+    columns = {"batch": "batch", "lm": "model", "pool": "pool", "status": "status", "done": "answered"}
+    return Block(rows, columns | {"calls": "calls that wait"})
 
 
 _PER = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}

@@ -20,8 +20,9 @@ from dspex.engine.graph.nodes import Call
 
 V = TypeVar("V", default=Any)
 V_co = TypeVar("V_co", covariant=True, default=Any)
-_OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order", "priority")  # only a stage of a topology can carry these out
-_OF_ENGINES = ("retry", "priority")  # of these, what a submitted call has
+# only a stage of a topology can carry these out
+_OF_TOPOLOGIES = ("fallback", "retry", "on_error", "order", "priority", "lane")
+_OF_ENGINES = ("retry", "priority", "lane")  # of these, what a submitted call has
 
 
 class HasCall(Protocol[V_co]):

@@ -17,7 +17,7 @@ from dspex.engine.graph.nodes import Call, CallNode, Retry
 
 # of these the worker must know; the others concern the engine alone
 _OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost", "hedge", "first_token_timeout")
-_OF_ONE_REQUEST = ("hedge", "first_token_timeout")  # of these where no code of users runs
+_OF_ONE_REQUEST = ("hedge", "first_token_timeout")  # of these where no code of users runs, and which are asked live
 
 
 def with_defaults(graph: Graph, defaults: Mapping[str, object], timeouts: Mapping[str, float] = MappingProxyType({})) -> Graph:
@@ -50,7 +50,7 @@ def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
     if "retry" in unset:
         unset["retry"] = Retry(**unset["retry"])
     spec = {name: unset.pop(name) for name in _OF_SPEC if name in unset}
-    if node.call.spec.kind not in ("predict", "chain_of_thought"):
+    if node.call.spec.kind not in ("predict", "chain_of_thought") or node.call.spec.lane == "batch":
         spec = {name: value for name, value in spec.items() if name not in _OF_ONE_REQUEST}
     if not node.call.spec.asks_a_model:
         spec = {name: value for name, value in spec.items() if name in ("cache", "cost")}

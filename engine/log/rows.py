@@ -72,6 +72,7 @@ class OpenCall(NamedTuple):
         band: of priority, in which the request waits, whatever the operator's priority is now.
         time: event time of what the call was made for: its outputs will have it, so it holds the watermark behind the call.
         tenant: on whose behalf; None: nobody said so.
+        live: its lane was the batch lane, and it is asked live from now on.
     """
 
     node: str
@@ -90,6 +91,7 @@ class OpenCall(NamedTuple):
     band: int = 1
     time: float = 0.0
     tenant: str | None = None
+    live: bool = False
 
     @property
     def alone(self) -> bool:

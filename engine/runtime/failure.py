@@ -5,6 +5,7 @@
     RetryLater                                  the event is processed again after `retry_after`, as often as asked
     an outage: LMUnavailable, RateLimited,      the next execution after a growing pause, until the call's deadline: it does
     Saturated, CircuitOpen                      not count as an attempt
+    NoBatchAnswer                               the next execution, asked live; it does not count as an attempt
     WorkerLost                                  the next execution; the third and later ones alone in a process. Only a
                                                 death alone counts as an attempt: a neighbour may have ended the process
     InvalidOutput, for the first time           one more attempt, if one is left
@@ -36,6 +37,7 @@ from dspex.bus.errors import (
     InvalidInput,
     InvalidOutput,
     LMUnavailable,
+    NoBatchAnswer,
     RateLimited,
     RetryLater,
     Saturated,
@@ -164,6 +166,8 @@ def _again(error: DspexError, row: OpenCall, call: Call) -> Verdict | None:
         return Verdict("retry", error.retry_after or 1.0, row)
     if isinstance(error, OUTAGES):
         return Verdict("retry", _pause(error, row.try_number - 1, call, row.id), row)
+    if isinstance(error, NoBatchAnswer) and not row.live:
+        return Verdict("retry", 0.0, row._replace(live=True))
     if isinstance(error, WorkerLost):
         alone, row = row.alone, row._replace(deaths=row.deaths + 1)
         if not alone:

@@ -27,7 +27,7 @@ from dspex.operators.parameters import (
     Parameter,
 )
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
-from dspex.operators.typing.names import Adapter, Affinity, Hedge, OnError, Order, Route
+from dspex.operators.typing.names import Adapter, Affinity, CallLane, Hedge, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
 
@@ -58,6 +58,7 @@ class CallOptions(EnrichOptions, total=False):
     route: Route
     hedge: Hedge
     first_token_timeout: Duration
+    lane: CallLane
 
 
 _CONFIG: Mapping[str, tuple[type, ...]] = {
@@ -274,6 +275,12 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
             zero=False,
             doc="until the model begins to answer; then the next of `lm` is asked; of native `predict` and `chain_of_thought`; "
             "default: no limit but `timeout`",
+        ),
+        "lane": ChoiceParameter(
+            "live",
+            of=CallLane,
+            doc="batch: through the provider's batch API, at its price; live again near the deadline, which has to be given; "
+            "of native `predict` and `chain_of_thought`",
         ),
         "route": ChoiceParameter(
             "auto",

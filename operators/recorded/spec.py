@@ -33,6 +33,7 @@ from dspex.operators.native.user_types.described import refuse_what_cannot_trave
 from dspex.operators.parameters import Arguments, Parameter
 from dspex.operators.parameters.parameter import checked
 from dspex.operators.parameters.typed import type_option
+from dspex.operators.recorded.lanes import in_batches, uncovered
 from dspex.operators.recorded.optimize import Optimization, OptimizeOptions, optimize
 from dspex.operators.recorded.options import CALL_OPTIONS, DEFAULTS, CallOptions
 from dspex.operators.recorded.tenant import tenant_of
@@ -178,9 +179,11 @@ class Spec(Generic[T_co]):
         if self.kind == "program" and (why := refusal(self.target, self.arguments, self.tools, tuple(self.signature.inputs))):
             yield problem("DX247", *why)
         if self.options.get("route") == "native" and error is None:
-            yield from _uncovered(self, 'route="native"', 'leave it out, or route="worker": DSPy answers')
+            yield from uncovered(self, 'route="native"', 'leave it out, or route="worker": DSPy answers')
         if "first_token_timeout" in self.options and error is None:
-            yield from _uncovered(self, "first_token_timeout=", "leave it out: timeout= limits the whole answer")
+            yield from uncovered(self, "first_token_timeout=", "leave it out: timeout= limits the whole answer")
+        if self.options.get("lane") == "batch" and error is None:
+            yield from in_batches(self)
         if "hedge" in self.options and self.kind in ("react", "program"):
             message, fix = "hedge= would run code of yours twice at once", "leave it out: it is of predict and chain_of_thought"
             yield problem("DX205", message, fix)
@@ -209,6 +212,7 @@ class Spec(Generic[T_co]):
             cost=o["cost"],
             hedge=o.get("hedge", ""),
             first_token_timeout=float(o.get("first_token_timeout", 0)),
+            lane=o["lane"],
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:
@@ -283,11 +287,3 @@ def _travels(signature: Signature) -> TopologyError | None:
     except TopologyError as e:
         return e
     return None
-
-
-def _uncovered(spec: Spec[V], what: str, fix: str) -> list[TopologyError]:
-    """The error where native Predict cannot answer, as far as that is known without a model. `what`: asks for it."""
-    from dspex.operators.native.lm.native_support import why_not_native_signature
-
-    why = "DSPy loads saved states" if spec.state is not None else why_not_native_signature(spec.kind, spec.signature)
-    return [problem("DX236", f"{what} cannot be: {why}", fix)] if why else []

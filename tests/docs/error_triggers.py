@@ -103,6 +103,8 @@ ELSEWHERE = {
     "DX611": "workers/answerers/test_replies.py::test_a_call_that_its_caller_gave_up_is_cancelled_and_not_tried_again",
     "DX610": "workers/limits/test_budgets.py::test_a_budget_that_is_spent_refuses_by_its_name_and_others_go_on",
     "DX802": "engine/client/test_state.py::test_what_was_before_the_retention_is_said_to_be_gone",
+    "DX615": "workers/batches/test_batches.py::"
+    "test_near_the_deadline_a_call_is_asked_live_and_a_batch_without_calls_is_cancelled",
     "DX613": "workers/journal/test_requests.py::test_a_tool_that_runs_once_ends_its_call_where_nobody_knows_what_it_did",
     "DX620": "engine/runtime/test_dead_letters.py::test_only_a_dead_letter_that_was_listed_can_be_redriven",
     "DX621": "engine/client/test_runs.py::test_a_run_with_a_dead_letter_has_failed",

@@ -129,8 +129,8 @@ TOPOLOGIES: dict[str, tuple[Grow, Grow]] = {
         lambda t: t.source("in").program("p:Q", "text -> a", name="ask", route="worker").sink("out"),
     ),
     "DX237": (
-        lambda t: t.source("in").predict("text -> a", name="ask", lane="batch").sink("out"),  # type: ignore[call-arg]
-        lambda t: t.source("in").predict("text -> a", name="ask").sink("out"),
+        lambda t: t.source("in", codec="json").sink("out"),  # type: ignore[call-arg]
+        lambda t: t.source("in").sink("out"),
     ),
 }
 

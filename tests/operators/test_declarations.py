@@ -129,10 +129,10 @@ def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.yaml").write_text(
         "dspex: 1\ntopology: t\nsources: { a.b: { codec: json } }\n"
-        "nodes:\n  p: { from: a.b, predict: a -> b, lane: batch }\nsinks: { c.d: { from: p } }\n"
+        "nodes:\n  p: { from: a.b, predict: a -> b }\nsinks: { c.d: { from: p } }\n"
     )
     found = [(p.line, p.node, "is not built" in p.message) for p in Topology.load("t.yaml").check()]
-    assert found == [(3, "a.b", True), (5, "p", True)]
+    assert found == [(3, "a.b", True)]
 
 
 @pytest.mark.parametrize("operator", operators().values(), ids=lambda o: o.name)

@@ -58,6 +58,7 @@ class Attempt:
         warning: see `Answer`.
         journal: of the call; None for one that has none. requests: those of models and tools, which are asked by it.
         hedge: see CallFrame.
+        batch: it waits for the answer of a batch, which has a price of its own.
     """
 
     work: CallRequest
@@ -77,6 +78,7 @@ class Attempt:
     hedge: Mapping[str, float] = field(default_factory=dict[str, float])
     journal: InitVar[Journaling | None] = None
     requests: Requests = field(init=False)
+    batch: bool = False
 
     def __post_init__(self, journal: Journaling | None) -> None:
         self.requests = Requests(self.work.call, journal)
@@ -107,6 +109,8 @@ class Attempt:
     def spend(self, used: Usage, profile: Profile | None) -> None:
         """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
         used = self.priced(used, profile)
+        if self.batch and used.cost is not None and profile is not None:
+            used = replace(used, cost=used.cost * profile.price.get("batch", 1.0))
         self.usage = self.usage + used if self.usage else used
 
     @staticmethod

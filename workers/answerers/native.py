@@ -38,12 +38,12 @@ class Native:
     def refuses(self, attempt: Attempt) -> str | None:
         if attempt.spec.route == "worker":
             return "its route is worker"
-        made = self._predict_of(attempt)
+        made = self.predict_of(attempt)
         return made if isinstance(made, str) else None
 
     async def ask(self, attempt: Attempt) -> Outputs:
         """The outputs. Raises the error that fits what the model's server did, or what is wrong with its answer."""
-        predict = self._predict_of(attempt)
+        predict = self.predict_of(attempt)
         assert isinstance(predict, Predict), "only called where refuses() gave None"
         attempt.program = attempt.spec.program
         profile, work = self._pool.profile(attempt.lm), attempt.work
@@ -77,7 +77,7 @@ class Native:
                 raise
             raise CallTimeout(f"lm.{attempt.lm} did not begin to answer within {first:g} s") from error
 
-    def _predict_of(self, attempt: Attempt) -> Predict | str:
+    def predict_of(self, attempt: Attempt) -> Predict | str:
         """What answers the call; why it cannot be answered here."""
         spec = attempt.spec
         if spec.kind not in KINDS:
@@ -101,7 +101,7 @@ class Native:
         why = why_not_native(kind, signature, form, profile.model, params, own_server=own, version=followed)
         if why := why or self._unreachable(profile):
             return why
-        endpoint = self._endpoint(profile, local)
+        endpoint = self.endpoint_of(profile, local)
         return KINDS[kind](signature, endpoint, model=profile.model, adapter=form, params=params, version=followed)
 
     def _unreachable(self, profile: Profile) -> str | None:
@@ -113,8 +113,8 @@ class Native:
             return f"lm.{profile.name} names no key"
         return None
 
-    def _endpoint(self, profile: Profile, local: str | None) -> Endpoint:
-        """One pool of connections for each server and key."""
+    def endpoint_of(self, profile: Profile, local: str | None) -> Endpoint:
+        """How a profile's server is asked. One pool of connections for each server and key."""
         if profile.local:
             url, key = need_local(profile, local), "none"
         else:

@@ -28,6 +28,7 @@ from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
 from dspex.workers.answerers.attempt import Attempt, LoadedState, as_error, checked, enter_context
+from dspex.workers.answerers.batches.lane import BatchLane
 from dspex.workers.answerers.context import enter_again
 from dspex.workers.answerers.functions import Functions
 from dspex.workers.answerers.hedging import Hedging
@@ -53,6 +54,7 @@ class Router:
         self._dspy = LazyDspy(pool, refs, self._failed)
         self._native = Native(pool)
         self._answerers: list[Answerer] = [self._native, self._dspy]
+        self.batches = BatchLane(pool, self._native)
         self._hedging = Hedging()
         self._functions = Functions(refs)
 
@@ -77,6 +79,7 @@ class Router:
         state: LoadedState | None = None,
         journal: Journaling | None = None,
         hedge: Mapping[str, float] | None = None,
+        batch: bool = False,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -88,11 +91,11 @@ class Router:
             chunk: see `Attempt`.
             state: the saved state of its program; None for none.
             journal: that of the call; None where it has none.
-            hedge: see CallFrame.
+            hedge, batch: see CallFrame.
         """
         program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
-        attempt.hedge = hedge or {}
+        attempt.hedge, attempt.batch = hedge or {}, batch
         try:
             enter_context(attempt, status)
             if work.describe:
@@ -119,6 +122,7 @@ class Router:
 
     async def close(self) -> None:
         """Close what is open."""
+        await self.batches.close()
         for answerer in (*self._answerers, self._functions):
             await answerer.close()
 
@@ -140,6 +144,8 @@ class Router:
         profiles = chosen or spec.lm or ((default.name,) if default else ())
         if not profiles and spec.kind != "program":
             raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=node)
+        if attempt.batch:
+            return await self.batches.ask(attempt, profiles[0], limit)
         *others, last = profiles or ("",)  # a program may need no model at all
         end = time.monotonic() + limit
         for place, name in enumerate(others):

@@ -15,6 +15,7 @@ from dspex.workers.answerers.attempt import LoadedState, sendable
 from dspex.workers.answerers.router import Router
 from dspex.workers.child.journal import CallJournal
 from dspex.workers.frames import (
+    BatchesFrame,
     CallFrame,
     CancelFrame,
     ChunkFrame,
@@ -29,6 +30,7 @@ from dspex.workers.frames import (
     pack,
 )
 
+TELL_AFTER = 0.2  # seconds, in which more may change
 SAID_WITHIN = 1.0  # seconds that a thread waits while another program keeps the loop busy
 
 
@@ -44,6 +46,8 @@ class Runner:
         self._tasks = Tasks("child")
         self._states: dict[str, bytes] = {}  # saved states of programs, packed, by digest
         self._stopped = asyncio.Event()
+        self._telling: asyncio.TimerHandle | None = None  # of batches
+        router.batches.changed = self._batches_changed
 
     def handle(self, frame: Frame) -> None:
         """Act on a frame. Called on the loop."""
@@ -69,6 +73,14 @@ class Runner:
     async def wait(self) -> None:
         """Wait until the parent says stop. Raises what a call raised that could not be answered: the parent sees this end."""
         await first(self._stopped.wait(), self._tasks.wait())
+
+    def _batches_changed(self) -> None:
+        if self._telling is None:
+            self._telling = self._loop.call_later(TELL_AFTER, self._tell_batches)
+
+    def _tell_batches(self) -> None:
+        self._telling = None
+        self._link.send(BatchesFrame(self._router.batches.rows()))
 
     def _chunk(self, number: int, field: str, text: str) -> None:
         self._link.send(ChunkFrame(number, field, text))
@@ -103,7 +115,7 @@ class Runner:
             self._link.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
             return
         journal = None
-        if work.record is not None and work.spec.journaled:  # an interactive call has no second attempt
+        if work.record is not None and (work.spec.journaled or call.batch):  # an interactive call has no second attempt
             journal = self._journals[call.id] = CallJournal(call.id, self._link.send)
         answer = await self._router.run(
             work,
@@ -116,6 +128,7 @@ class Runner:
             chunk=partial(self._chunk, call.id) if work.stream else None,
             state=LoadedState(*call.state, state) if call.state is not None and state is not None else None,
             journal=journal,
+            batch=call.batch,
         )
         done = DoneFrame(call.id, answer)
         try:

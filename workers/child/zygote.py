@@ -27,8 +27,9 @@ from typing import Any, NoReturn
 
 from dspex.workers.child.ahead import Seen, import_ahead
 from dspex.workers.child.main import limited, log_as_json, serve
+from dspex.workers.child.receiving import receive
 from dspex.workers.config import PoolConfig
-from dspex.workers.frames import StartFrame, receive
+from dspex.workers.frames import StartFrame
 from dspex.workers.processes.ending import adopt, children_of, kill_all
 from dspex.workers.processes.titles import set_title
 

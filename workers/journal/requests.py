@@ -118,7 +118,7 @@ class Requests:
     """
 
     def __init__(self, call: str, journal: Journaling | None) -> None:
-        self.call, self._journal = call, journal
+        self.call, self.journal = call, journal
         self._loop: asyncio.AbstractEventLoop | None = None  # on which the program was begun, and its thread
         self._thread = 0
         self._opening = asyncio.Lock()
@@ -162,9 +162,9 @@ class Requests:
         turn = self._turn(asking)
         if self.meter is not None and asking.kind == "model" and (refusal := self.meter.begin()) is not None:
             self.end(refusal)
-        if self._journal is None:
+        if self.journal is None:
             return turn
-        found = (await self._open(self._journal)).get(turn.place)
+        found = (await self._open(self.journal)).get(turn.place)
         self._unasked.discard(turn.place)
         if found is not None and not found.begun:
             self._made, self._answered = self._made - 1, self._answered + 1
@@ -183,7 +183,7 @@ class Requests:
         used = None if used is None else self.priced(used)
         if self.meter is not None and turn.asking.kind == "model":
             self.meter.add(used)
-        if self._journal is None or not turn.kept:
+        if self.journal is None or not turn.kept:
             return
         cost = None if used is None else dict(vars(used))
         try:
@@ -202,7 +202,7 @@ class Requests:
         """
         if threading.get_ident() != self._thread:
             return self.blocking(self.before(asking))
-        if self._journal is not None and asking.effect:
+        if self.journal is not None and asking.effect:
             fix = "await it (acall), give it a thread (asyncio.to_thread), or mark it: tool(effect=False)"
             raise ProgramError(f"{asking.name} has effects, and was called where it holds up its process", fix=fix)
         turn = self._turn(asking)
@@ -236,10 +236,10 @@ class Requests:
             return self._found
 
     async def _append(self, entry: JournalEntry) -> None:
-        assert self._journal is not None
+        assert self.journal is not None
         assert self._found is not None
         try:
-            await self._journal.append(entry)
+            await self.journal.append(entry)
         except InvalidInput:
             raise
         except DspexError as error:

@@ -52,6 +52,7 @@ class Granted(NamedTuple):
     profile: Profile
     estimate: Amounts
     leases: Sequence[tuple[Account, Lease]]
+    batch: bool = False
 
 
 class Limits:
@@ -90,7 +91,7 @@ class Limits:
             return None
         refused: CallError | None = None
         for name in names:
-            found = self._take_now(work, self._config.profile(name))
+            found = self._take_now(work, self._config.profile(name), batch=execution.batch)
             if found is None:
                 return self._take(execution, names)
             if isinstance(found, Granted):
@@ -119,8 +120,13 @@ class Limits:
         if record.usage and record.error is None:
             self._estimates.measured(work, other or granted.profile, Usage.read(record.usage))
         for account, lease in granted.leases:
-            account.settle(lease, used)
-        self.cooling.hear(record)
+            if granted.batch:  # its window may have ended long ago: it counts when it is answered
+                account.settle(lease, {})
+                account.settle(None, _of_batch(account, used))
+            else:
+                account.settle(lease, used)
+        if not granted.batch:
+            self.cooling.hear(record)
 
     # -- taking
     def _profiles(self, execution: Execution) -> Sequence[str]:
@@ -132,26 +138,26 @@ class Limits:
         names = execution.lms or spec.lm or ((default.name,) if default else ())
         return [name for name in names if name in self._config.profiles]
 
-    def _take_now(self, work: CallRequest, profile: Profile) -> Granted | CallError | None:
+    def _take_now(self, work: CallRequest, profile: Profile, *, batch: bool) -> Granted | CallError | None:
         """What is known without a question to the bus; None where there has to be one."""
-        if (refused := self.cooling.refuses(profile.name)) is not None:
+        if not batch and (refused := self.cooling.refuses(profile.name)) is not None:
             return refused
         accounts = self._accounts_of(work, profile)
         amounts = self._estimates.of(work, profile) if any(account.limited for account in accounts) else NOTHING
         leases: list[tuple[Account, Lease]] = []
         for account in accounts:
-            said = account.try_take(amounts)
+            said = account.try_take(_of_batch(account, amounts, profile) if batch else amounts)
             if not isinstance(said, Lease):
                 _give_back(leases)
                 return said if said is None else _error(account, said)
             leases.append((account, said))
-        return Granted(profile, amounts, leases)
+        return Granted(profile, amounts, leases, batch)
 
     async def _take(self, execution: Execution, names: Sequence[str]) -> None:
         """The same with questions. Raises the refusal of the first profile where none has room."""
         refused: CallError | None = None
         for name in names:
-            found = await self._asked(execution.work, self._config.profile(name))
+            found = await self._asked(execution.work, self._config.profile(name), batch=execution.batch)
             if isinstance(found, Granted):
                 self._grant(execution, found, names)
                 return
@@ -159,15 +165,15 @@ class Limits:
         assert refused is not None
         raise refused
 
-    async def _asked(self, work: CallRequest, profile: Profile) -> Granted | CallError:
-        if (refused := self.cooling.refuses(profile.name)) is not None:
+    async def _asked(self, work: CallRequest, profile: Profile, *, batch: bool) -> Granted | CallError:
+        if not batch and (refused := self.cooling.refuses(profile.name)) is not None:
             return refused
         await self._know_the_time()
         amounts = self._estimates.of(work, profile)
         leases: list[tuple[Account, Lease]] = []
         try:
             for account in self._accounts_of(work, profile):
-                said = await account.take(amounts)
+                said = await account.take(_of_batch(account, amounts, profile) if batch else amounts)
                 if isinstance(said, Full):
                     _give_back(leases)
                     return _error(account, said)
@@ -175,7 +181,7 @@ class Limits:
         except DspexError:
             _give_back(leases)
             raise
-        return Granted(profile, amounts, leases)
+        return Granted(profile, amounts, leases, batch)
 
     def _grant(self, execution: Execution, granted: Granted, names: Sequence[str]) -> None:
         self._granted[execution] = granted
@@ -230,6 +236,17 @@ def _used(usage: Usage, estimate: Amounts) -> Amounts:
         "tokens": float(tokens) if tokens or told else estimate.get("tokens", 0.0),
         "cost": usage.cost if usage.cost is not None and (tokens or told) else estimate.get("cost", 0.0),
     }
+
+
+def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None) -> Amounts:
+    """What counts of a call that waits for a batch: limits of requests and tokens are of those that are asked live.
+
+    `profile`: where this is an estimate, at the price of live calls.
+    """
+    found = {measure: amount for measure, amount in amounts.items() if measure == "cost" or "lm" not in account.about}
+    if profile is not None and "cost" in found:
+        found["cost"] *= profile.price.get("batch", 1.0)
+    return found
 
 
 def _give_back(leases: Iterable[tuple[Account, Lease]]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus.errors import CallTimeout, DspexError, WorkerLost
+from dspex.bus.errors import CallTimeout, DspexError, NoBatchAnswer, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest, Tried
 from dspex.workers.answer import Answer
 from dspex.workers.frames import JournalFrame
@@ -45,6 +45,8 @@ class Execution:
         again: its request was delivered before.
         state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
         said: what its program has said last of how it goes; "" for nothing.
+        batch: it waits for the answer of a provider's batch, in a child and without a slot, and is not asked live.
+        handed_back: somebody else shall go on with it: what is made of this one is not recorded.
     """
 
     def __init__(
@@ -58,9 +60,13 @@ class Execution:
         only: Child | None = None,
     ) -> None:
         self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
-        self.slots = executions.children.slots.per_child if work.alone else work.spec.cost
-        self.affinity, self.only = work.affinity, only
         self._loop = asyncio.get_running_loop()
+        self._live_at = until - work.left + work.batch
+        self.batch = bool(work.batch) and self._loop.time() < self._live_at
+        self.slots = 0 if self.batch else executions.children.slots.per_child if work.alone else work.spec.cost
+        self.affinity, self.only = work.affinity, None if self.batch else only
+        self.handed_back = False
+        self._moving = False
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it
         self._started: float | None = None
@@ -157,13 +163,39 @@ class Execution:
     # -- what the child says
     def answered(self, answer: Answer) -> None:
         """The child has answered, which it may also do while it is asked to give up: an answer is kept."""
+        if self._moving and self._error is None and (answer.error or {}).get("type") == "Cancelled":
+            self._elsewhere()
+            return
         if self._error is not None and answer.outputs is None:
             answer = answer.given_up(self._error)
         self._over(answer if self._journal is None else self._journal.charged(answer))
 
     def lost(self, error: WorkerLost) -> None:
-        """The child has ended."""
-        self.fail(self._error or error)
+        """The child has ended. What only waited there goes on in another one, where it joins its batch."""
+        if self.batch and self._error is None:
+            self._elsewhere()
+        else:
+            self.fail(self._error or error)
+
+    def retiring(self) -> None:
+        """Its child takes no more calls, and ends when it has none."""
+        if self.batch and self._child is not None and not self._moving:
+            self._moving = True
+            self._child.cancel(self._number)
+
+    def hand_back(self) -> None:
+        """Let somebody else wait for the batch: it ends here, and its batch runs on."""
+        self.handed_back = True
+        self.give_up(WorkerLost("the pool was stopped", node=self.work.node))
+
+    def _elsewhere(self) -> None:
+        """Begin again, in another child."""
+        if self._journal is not None:
+            self._journal.close()
+        self._child = self._journal = None
+        self._number, self._moving, self.again = 0, False, True
+        if self.in_time():
+            self._all.children.slots.take(self)
 
     def status(self, text: str) -> None:
         """What the program says."""
@@ -218,9 +250,12 @@ class Execution:
         self._all.over(self, record)
 
     def _ask(self, child: Child, local: str | None) -> None:
-        limit = min(self.work.timeout, self._until - self._loop.time())
-        self._timer = self._loop.call_later(max(0.0, limit), self._late, limit)
-        self._number = child.call(self._packed, local, self, self.lms, limit, self.state, self.hedge)
+        now = self._loop.time()
+        limit = self._live_at - now if self.batch else min(self.work.timeout, self._until - now)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, limit) + REACT_WITHIN * self.batch, self._late, limit)
+        self._number = child.call(self._packed, local, self, self.lms, limit, self.state, self.hedge, batch=self.batch)
 
     async def _ask_with(self, child: Child, model: str) -> None:
         """The same with a local model, whose server has to be started first."""
@@ -233,7 +268,9 @@ class Execution:
                 self._ask(child, url)
 
     def _late(self, limit: float) -> None:
-        self.give_up(CallTimeout(f"no answer within {limit:.1f} s", node=self.work.node))
+        why = f"no answer within {limit:.1f} s"
+        node = self.work.node
+        self.give_up(NoBatchAnswer(why, node=node) if self.batch else CallTimeout(why, node=node))
 
     def give_up(self, error: DspexError) -> None:
         """Stop it: it ends with this error, unless its answer is on its way.

@@ -9,7 +9,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import Cancelled, WorkerLost
+from dspex.bus.errors import Cancelled, Saturated, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
@@ -24,6 +24,7 @@ from dspex.workers.pool.steps import CallStep
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 MOST_ENDED = 1000  # cancelled jobs that are remembered: one may be waiting, or be about to begin again
+MOST_BATCHED = 5_000  # calls that wait for batches: a consumer holds 10,000 that are not acked
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
 
 
@@ -36,6 +37,7 @@ class Executions:
     Attributes:
         steps: what is asked before a child is.
         preparing: executions that wait for a step; each will want a slot.
+        batched: those that wait for a batch.
         routes: which way they went.
     """
 
@@ -43,7 +45,7 @@ class Executions:
         self, children: Supervisor, models: LocalModels, worker: str, steps: Sequence[CallStep], journals: Journals
     ) -> None:
         self.children, self.models, self.steps, self.journals = children, models, steps, journals
-        self.preparing = 0
+        self.preparing = self.batched = 0
         self.pool, self.worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
@@ -77,7 +79,11 @@ class Executions:
         execution = Execution(self, work, packed, ended, until, at, only)
         execution.again = delivered > 1
         self.open[execution] = None
-        if delivered > DELIVERIES:
+        self.batched += execution.batch
+        if self.batched > MOST_BATCHED and execution.batch:
+            why = f"{MOST_BATCHED:,} calls of pool {self.pool} wait for batches in this process"
+            execution.fail(Saturated(why, node=work.node, fix=f"wait, or start more workers: dspex worker {self.pool}"))
+        elif delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
         elif _job_of(work) in self._ended_jobs:
             execution.fail(_cancelled(work))
@@ -88,6 +94,7 @@ class Executions:
     def over(self, execution: Execution, record: CallRecord) -> None:
         """The end of an execution."""
         del self.open[execution]
+        self.batched -= execution.batch
         if self._closed is not None and not self.open:
             self._closed.set()
         if telemetry.listeners:
@@ -130,6 +137,11 @@ class Executions:
 
     def _jobs(self, call: str) -> list[Execution]:
         return [e for e in self.open if _job_of(e.work) == call]
+
+    def hand_back(self) -> None:
+        """Let others go on with the calls that wait for batches."""
+        for execution in [e for e in self.open if e.batch]:
+            execution.hand_back()
 
     async def drain(self, grace: float) -> None:
         """Wait until none is open, and after `grace` seconds until the children have given them up: their records say that the

@@ -20,7 +20,7 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.keys.clear_text import need_none
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.serving.record_store import RecordStore
-from dspex.bus.serving.work_loop import PASSED_ON, SIGN_OF_LIFE, Job, WorkLoop
+from dspex.bus.serving.work_loop import HANDED_BACK, PASSED_ON, SIGN_OF_LIFE, Job, WorkLoop
 from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, check_keys
@@ -139,7 +139,9 @@ class Pool:
         end = asyncio.get_running_loop().time() + grace
         await asyncio.gather(self.managing.stop(), self.handing.stop())
         await self._tasks.stop()
-        await asyncio.gather(self.scaling.stop(), self.work.drain(grace), self.executions.drain(grace))
+        await asyncio.gather(
+            self.scaling.stop(), self.work.drain(grace, self.executions.hand_back), self.executions.drain(grace)
+        )
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left), self.cache.drain(left))
         if self._control is not None:
@@ -157,7 +159,7 @@ class Pool:
         """
         self.draining = self.scaling.resting = True
         self.children.slots.freed()  # so that it leaves the queue group
-        await asyncio.gather(self.work.drain(grace), self.executions.drain(grace))
+        await asyncio.gather(self.work.drain(grace, self.executions.hand_back), self.executions.drain(grace))
         await self.scaling.look()
 
     async def renew(self) -> None:
@@ -210,7 +212,7 @@ class Pool:
         """The same for a call that another process has given to this one."""
         return partial(self._placed, work, delivery) if work.required else self._answering(work, delivery, None).record
 
-    async def _placed(self, work: CallRequest, delivery: Delivery) -> CallRecord | Literal["passed on"] | None:
+    async def _placed(self, work: CallRequest, delivery: Delivery) -> CallRecord | Literal["passed on", "handed back"] | None:
         """Have the call answered where it belongs."""
         left = work.left - self.work.clock.age(delivery.message.time)
         self.executions.preparing += 1
@@ -241,11 +243,11 @@ class _Answering:
         at = message.sequence
         self._execution = executions.start(work, message.data, self._ended, delivered=delivered, age=age, at=at, only=only)
 
-    async def record(self) -> CallRecord | None:
+    async def record(self) -> CallRecord | Literal["handed back"] | None:
         """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that.
 
         None where a later request for the call is served: nobody waits for this one. Raises Fenced where the same request is,
-        by somebody else: this process must not ack it.
+        by somebody else: this process must not ack it. HANDED_BACK where somebody else shall go on with it.
         """
         try:
             await self._over.wait()
@@ -255,6 +257,8 @@ class _Answering:
             raise
         if (outdone := self._execution.outdone) is not None and not outdone.later:
             raise Fenced("somebody else serves this request")
+        if self._execution.handed_back:
+            return HANDED_BACK
         return self._record if outdone is None else None
 
     def _ended(self, record: CallRecord) -> None:

@@ -16,7 +16,7 @@ class Taker(Protocol):
     """A call that wants slots.
 
     Attributes:
-        slots: how many; all of a child's where no other call shall die with it.
+        slots: how many; all of a child's where no other call shall die with it; 0: it only waits there.
         affinity: calls that have this in common go to one child where it has room; None: nothing.
         only: the child that it waits for, whatever others have room; None: any.
     """
@@ -94,7 +94,7 @@ class Slots:
         elif call.only is not None:
             self._for_one.setdefault(call.only, deque()).append(call)
             self._hand_out_for(call.only)
-        elif not self._waiting and (child := self._pick(call)) is not None:
+        elif not (self._waiting and call.slots) and (child := self._pick(call)) is not None:
             child.busy += call.slots
             call.begin(child)
         else:
@@ -163,6 +163,8 @@ class Slots:
 
         Its own is the one with the highest hash, of those that live: when one comes or goes, only its calls move.
         """
+        if not call.slots:  # those that only wait do so together, in one process
+            return max(self.usable, key=lambda c: hash(c.pid), default=None)
         usable = [child for child in self.usable if child not in self._for_one] if self._for_one else self.usable
         least = min((c for c in usable if c.busy + call.slots <= self.per_child), key=lambda c: c.busy, default=None)
         if least is None or call.affinity is None or len(usable) == 1:

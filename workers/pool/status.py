@@ -125,6 +125,7 @@ class PoolStatus:
             "cache": pool.cache.figures(),
             "lms": pool.routing.rows(),
             "routes": pool.executions.routes.rows(),
+            "batches": [row._asdict() for child in children.children for row in child.batches],
         }
 
 

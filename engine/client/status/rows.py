@@ -236,6 +236,22 @@ class LetterRow(TypedDict):
     oldest: float | None
 
 
+class BatchStatusRow(TypedDict):
+    """A batch that calls of a pool's process wait for, at the provider of a profile.
+
+    Attributes:
+        id: the provider's; "" while it is gathered. status: the provider's word, or "gathering".
+        calls: those that wait in this process. of: its requests, done: those that have an answer; 0: not known.
+    """
+
+    lm: str
+    id: str
+    status: str
+    calls: int
+    of: int
+    done: int
+
+
 class PoolRow(TypedDict):
     """One process of a pool; for a pool that has none, a row whose `id` is None. `ready`: workers that take calls."""
 
@@ -264,4 +280,5 @@ class PoolRow(TypedDict):
     cache: NotRequired[dict[str, int]]  # answers and bytes in memory; hits, misses: of the calls with `cache`
     lms: NotRequired[list[LmRow]]
     routes: NotRequired[list[RouteRow]]
+    batches: NotRequired[list[BatchStatusRow]]
     memory: NotRequired[dict[str, object]]  # what a worker process may have ("allowed"), and who holds it to that ("by")

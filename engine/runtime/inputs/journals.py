@@ -40,7 +40,7 @@ class SpentJournals:
             event = _event(what) if "record" in notes else None
             node = stage.calls.get(event.node) if event is not None else None
             call = _call(node.call, event) if node is not None and event is not None else None
-            if event is not None and event.call is not None and call is not None and call.spec.journaled:
+            if event is not None and event.call is not None and call is not None and call.spec.has_journal:
                 self._subjects.append(subjects.request(self._app, call.pool, event.call))
                 self._wake.set()
 

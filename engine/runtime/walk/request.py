@@ -15,6 +15,7 @@ from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import derived_id, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
+from dspex.bus.serving.call_spec import live_within
 from dspex.bus.subjects import CAUSE, EVENT_ID, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
@@ -82,7 +83,7 @@ def request(
     clock: float,
 ) -> Ask:
     """The request for an execution of call `number`, as its row says."""
-    a, packed = address, event.pack()
+    a, packed, batch = address, event.pack(), _in_batch(row, call, row.deadline - clock)
     record = RecordTo(
         subject=subjects.record(a.app, row.pool, a.topology, a.stage, a.partition),
         id=f"{a.topology}.{a.stage}.{a.partition}.{number}.{row.try_number}.{a.nonce}",
@@ -107,8 +108,9 @@ def request(
         opened=row.deadline - call.deadline,
         tenant=row.tenant,
         answer=call.answer,
-        affinity=(event.origin.key or event.origin.session) if call.affinity != "none" else None,
-        required=call.affinity == "require",
+        affinity=(event.origin.key or event.origin.session) if call.affinity != "none" and not batch else None,
+        required=call.affinity == "require" and not batch,
+        batch=batch,
     )
     band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
@@ -119,6 +121,13 @@ def request(
     digest = blake2b(packed, digest_size=DIGEST, salt=a.nonce.encode()[:SALT]).digest()
     row = row._replace(digest=digest, work=0, held=0, band=band)
     return Ask(message, number, row, Timer(row.deadline, "deadline"))
+
+
+def _in_batch(row: OpenCall, call: Call, left: float) -> float:
+    """Seconds that a call may wait for the answer of a batch: what is left then is for asking live, twice at least."""
+    if call.spec.lane != "batch" or row.live:
+        return 0.0
+    return max(0.0, left - live_within(call.timeout, call.deadline))
 
 
 def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type: str, call: str | None, attempts: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
 import orjson
@@ -110,6 +111,61 @@ class Endpoint:
         except CallError as error:
             raise self._without_key(error) from None
         yield pieces.end()
+
+    async def fetch(
+        self, method: str, path: str, data: bytes | None = None, *, kind: str = "application/json", timeout: float | None = None
+    ) -> bytes | None:
+        """The body of another answer of the server, `path` below its base_url; None where there is nothing (404).
+
+        `kind`: of `data`. Raises what `complete` raises.
+        """
+        async with self._answer(method, path, data, kind, timeout) as response:
+            return None if response is None else await self._read(response)
+
+    async def lines(self, path: str, *, timeout: float | None = None) -> AsyncGenerator[bytes, None]:
+        """The lines of a file that the server has, one after the other: it may be larger than the memory.
+
+        Raises FileNotFoundError where it has none, and what `complete` raises, for a line that is too large, too.
+        """
+        async with self._answer("GET", path, None, "application/json", timeout) as response:
+            if response is None:
+                raise FileNotFoundError(path)
+            parts, size = list[bytes](), 0
+            while part := await response.content.readany():
+                *lines, rest = part.split(b"\n")
+                for line in lines:
+                    yield b"".join([*parts, line])
+                    parts, size = [], 0
+                parts.append(rest)
+                size += len(rest)
+                if size > self._max_bytes:
+                    raise too_large(self.where, self._max_bytes)
+            yield b"".join(parts)
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, data: bytes | None, kind: str, timeout: float | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse | None, None]:
+        """An answer with status 200, not read yet; None for 404. Raises as `fetch`, also for what fails while it is read."""
+        import aiohttp
+
+        session, limit = self._session or self._open(), self._timeout if timeout is None else timeout
+        sent = None if data is None else _payload(data)
+        clock = aiohttp.ClientTimeout(total=limit, sock_connect=CONNECT_WITHIN)
+        url = self.base_url.rstrip("/") + path
+        try:
+            async with session.request(
+                method, url, data=sent, headers={"Content-Type": kind}, allow_redirects=False, timeout=clock
+            ) as response:
+                if response.status not in (200, 404):
+                    raise of_status(response.status, await self._read(response), response.headers, self.where)
+                yield None if response.status == 404 else response
+        except FileNotFoundError:
+            raise
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise self._failed(error, limit) from error
+        except CallError as error:
+            raise self._without_key(error) from None
 
     async def close(self) -> None:
         """Close the connections. The endpoint can be used again."""

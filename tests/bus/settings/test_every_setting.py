@@ -58,6 +58,8 @@ ACTS: dict[str, str] = {
     **{f"lm.*.limits.{name}": "workers/config.py" for name in ("requests", "tokens", "concurrent", "cost")},
     **{f"budgets.*.{name}": "workers/config.py" for name in ("profile", "tenant", "topology", "tokens", "cost", "per")},
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output", "cached")},
+    "lm.*.price.batch": "workers/answerers/attempt.py",
+    **{f"lm.*.batch.{name}": "workers/answerers/batches/lane.py" for name in ("gather", "calls", "poll")},
     **{
         f"pools.*.{name}": "workers/config.py"
         for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices", "hmac_key_env")

@@ -59,6 +59,13 @@ def test_a_passing_error_is_retried_until_attempts_are_spent_then_it_falls_back_
     assert decide(cls("x"), row(3), call(), FOREVER).what == "dead"
 
 
+def test_what_no_batch_has_answered_is_asked_live_at_once_and_that_is_no_attempt() -> None:
+    verdict = decide(e.NoBatchAnswer("x"), row(3), call(), FOREVER)
+    assert (verdict.what, verdict.after) == ("retry", 0.0)
+    assert verdict.row is not None
+    assert (verdict.row.live, verdict.row.attempts, verdict.row.try_number) == (True, 3, 4)
+
+
 @pytest.mark.parametrize("cls", sorted(OUTAGES, key=lambda c: c.__name__))
 def test_an_outage_counts_no_attempt_and_is_tried_with_growing_pauses_until_the_deadline(cls: type[e.CallError]) -> None:
     asked, waits = row(), []
@@ -111,7 +118,7 @@ def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataE
 
 
 def test_the_policy_tests_cover_every_class_of_call_error() -> None:
-    assert set(tree(e.CallError)) == RETRIED | AT_ONCE | OUTAGES | {e.WorkerLost}
+    assert set(tree(e.CallError)) == RETRIED | AT_ONCE | OUTAGES | {e.WorkerLost, e.NoBatchAnswer}
 
 
 def test_waits_grow_to_their_cap_and_are_spread_by_the_calls_id() -> None:

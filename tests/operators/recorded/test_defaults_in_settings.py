@@ -14,7 +14,7 @@ from dspex.bus.settings.tables import CallDefaults, ModuleSettings, RetrySetting
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.recorded.options import CALL_OPTIONS, ModuleConfig
 
-OF_ONE_OPERATOR = {"inputs", "fallback", "tenant"}  # they speak of one signature or its data, so that no default makes sense
+OF_ONE_OPERATOR = {"inputs", "fallback", "tenant", "lane"}  # no default makes sense: they are about one operator alone
 
 
 def test_the_settings_have_the_names_of_the_call_options() -> None:

@@ -123,7 +123,7 @@ def test_into_types_what_comes_out_and_a_misfit_is_a_dead_letter() -> None:
         (look_up, {"reconcile": wants_two}, "DX205", "reconcile tells what an effect did, and there is none"),
         (wants_two, {"effect": True, "reconcile": look_up}, "DX219", "look_up does not take that"),
         (wants_two, {"effect": True, "cache": "1m"}, "DX205", "an answer from the cache would have no effect"),
-        (look_up, {"lane": "batch"}, "DX237", "'lane' is not built"),
+        (look_up, {"lane": "batch"}, "DX204", "enrich asks no model: there is no option 'lane'"),
         (look_up, {"timeout": "20m"}, "DX205", "longer than deadline"),
         (look_up, {"inputs": {"who": "customer"}}, "DX207", "wants field 'customer', and inputs= gives who"),
         (look_up, {"inputs": {"customer": "custome"}}, "DX207", "did you mean customer?"),

@@ -33,6 +33,7 @@ class Asked:
     lms: list[str] | None = None
     ran: float = 1.0
     routing: list[Tried] = field(default_factory=list[Tried])
+    batch: bool = False
 
 
 @dataclass
@@ -66,9 +67,11 @@ class World:
     def now(self) -> float:
         return self.server.now
 
-    async def call(self, limits: Limits, *, tokens: int = 500, seconds: float = 1.0, **options: Any) -> CallRecord:
+    async def call(
+        self, limits: Limits, *, tokens: int = 500, seconds: float = 1.0, batch: bool = False, **options: Any
+    ) -> CallRecord:
         """One call of the model. Raises the refusal."""
-        asked = Asked(work(**options))
+        asked = Asked(work(**options), batch=batch)
         execution = cast(Execution, asked)
         found = limits.before(execution)
         if isinstance(found, Coroutine):

@@ -119,3 +119,20 @@ def test_an_interactive_call_leaves_no_value_for_its_run(loop: VirtualLoop) -> N
         return set(await bucket.items())
 
     assert run(w, main()) == {"lm.main"}
+
+
+def test_a_call_that_waits_for_a_batch_counts_in_budgets_when_it_is_answered_and_in_no_limit_of_requests(
+    loop: VirtualLoop,
+) -> None:
+    """A provider's limits are of what is asked live; money is money."""
+    budget = Budget("team", tokens=2000, per=MINUTE)
+    w = world(loop, configured(budget, requests=(1, MINUTE), tokens=(600, MINUTE), concurrent=(1, 0.0)))
+
+    async def main() -> None:
+        limits = await w.process()
+        await asyncio.gather(*(w.call(limits, batch=True, seconds=90.0) for _ in range(2)))
+        await w.call(limits)  # the only one a minute that is asked live
+        with pytest.raises(BudgetExceeded, match="budget team"):  # with what the batch used, in the minute of its answer
+            await w.call(limits, batch=True)
+
+    run(w, main())

@@ -70,6 +70,8 @@ class Caching:
             if found is not None:
                 return self._answer(found)
         self._asking[execution] = equal
+        if execution.batch:  # a call of a batch takes a day, and no equal one waits so long for it
+            return self._look(execution, equal, key)
         if (leader := self._leaders.get(equal)) is not None:
             return self._follow(execution, leader.answer)
         self._leaders[equal] = _Leader(execution, self._loop.create_future())

@@ -18,6 +18,8 @@ from dspex.bus.errors import DecodeError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.frames import (
+    BatchesFrame,
+    BatchRow,
     CallFrame,
     CancelFrame,
     ChunkFrame,
@@ -58,6 +60,8 @@ class Caller(Protocol):
 
     def lost(self, error: WorkerLost) -> None: ...
 
+    def retiring(self) -> None: ...
+
     def status(self, text: str) -> None: ...
 
     def chunk(self, field: str, text: str) -> None: ...
@@ -76,6 +80,7 @@ class Child:
         busy, calls: calls it runs now, and has finished.
         retiring: it takes no more calls.
         gone: set when the process is dead and its calls are answered.
+        batches: that its calls wait for.
     """
 
     def __init__(self, pool: str, process: Spawned) -> None:
@@ -83,6 +88,7 @@ class Child:
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
         self.retiring = False
+        self.batches: list[BatchRow] = []
         self.gone = asyncio.Event()
         self._process = process
         self._open: dict[int, Caller] = {}
@@ -138,11 +144,13 @@ class Child:
         limit: float | None = None,
         state: GivenState | None = None,
         hedge: Mapping[str, float] | None = None,
+        *,
+        batch: bool = False,
     ) -> int:
         """Run a packed CallRequest; a number to cancel it by. The caller is told later, also where the process has died.
 
-        `lms`: the profiles to try, where they are chosen already; `limit`, `hedge`: see CallFrame. `state`: of its program;
-        sent once to each process.
+        `lms`: the profiles to try, where they are chosen already; `limit`, `hedge`, `batch`: see CallFrame.
+        `state`: of its program; sent once to each process.
         """
         number = next(self._ids)
         self._none_open.clear()
@@ -156,7 +164,7 @@ class Child:
                 kept_states(self._states, state.tag.digest, None)
             tag = state.tag if state is not None else None
             self._link.send(
-                CallFrame(number, work, local, list(lms) if lms else None, limit, tag, dict(hedge) if hedge else None)
+                CallFrame(number, work, local, list(lms) if lms else None, limit, tag, dict(hedge) if hedge else None, batch)
             )
         return number
 
@@ -172,6 +180,12 @@ class Child:
     def open(self) -> int:
         """Calls that it runs."""
         return len(self._open)
+
+    def retire(self) -> None:
+        """It takes no more calls. Those that it has are told, and those that only wait go elsewhere."""
+        self.retiring = True
+        for caller in list(self._open.values()):
+            caller.retiring()
 
     async def idle(self) -> None:
         """Returns when no call runs."""
@@ -206,6 +220,8 @@ class Child:
                 self._open[number].chunk(field, text)
             case JournalFrame(id=number) if number in self._open:
                 self._open[number].journal(frame)
+            case BatchesFrame(rows=rows):
+                self.batches = rows
             case HelloFrame() if not self._greeting.done():
                 self._greeting.set_result(frame)
             case FatalFrame(error=error) if not self._greeting.done():

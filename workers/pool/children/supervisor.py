@@ -249,13 +249,13 @@ class Supervisor:
 
     async def _vacate(self, seat: Seat, child: Child) -> None:
         log.info("worker ends, to be replaced", pool=self.config.name, pid=child.pid, why=seat.why)
-        child.retiring = True
+        child.retire()
         await self._finish(child)
         seat.child = None
 
     def _retire(self, child: Child) -> None:
         """Give it no more calls, let it finish those it has, and stop it."""
-        child.retiring = True
+        child.retire()
         self._tasks.start(self._finish(child), f"retire {child.pid}")
 
     async def _finish(self, child: Child) -> None:

@@ -67,6 +67,8 @@ class Routing:
     # -- before
     def before(self, execution: Execution) -> None:
         """Choose `execution.lms`. Raises CircuitOpen where none of them may be asked, or the program may not be run."""
+        if execution.batch:  # how a model is when it is asked live says nothing of its batches
+            return
         spec, now = execution.work.spec, self._now()
         used: list[Breaker] = []
         if spec.kind in OF_USERS and (breaker := self._programs.get(spec.target)) is not None:
@@ -123,6 +125,8 @@ class Routing:
     # -- after
     def after(self, execution: Execution, record: CallRecord) -> None:
         """Learn from the record."""
+        if execution.batch:
+            return
         spec, now = execution.work.spec, self._now()
         why = str(record.error.get("type", "")) if record.error else ANSWERED
         tried = [t for t in record.routing if t.why not in NOT_ASKED]

@@ -1,0 +1,1 @@
+"""Calls that wait for the answers of a provider's batch API."""

@@ -1,0 +1,204 @@
+"""The batches of a profile in one process: calls that may wait are gathered, sent to their provider in one file, and answered
+when that is over.
+
+What a call must not forget lies in its journal: the key that was drawn for its batch, before that is made, and then the batch.
+So whoever gets the call after a death joins its batch, or finds it by its key, and nothing is paid for twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus.errors import CallError, NoBatchAnswer
+from dspex.bus.message import new_id
+from dspex.bus.tasks import Tasks
+from dspex.operators.native.lm.batch_api import BatchApi, ProviderBatch
+from dspex.operators.native.lm.completion import Completion
+from dspex.workers.answerers.batches.batch import BatchNote, OpenBatch, WaitingCall
+from dspex.workers.answerers.batches.provider import PatientProvider
+from dspex.workers.frames import BatchRow
+from dspex.workers.journal.requests import Journaling
+
+log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
+
+MOST_BYTES: Final = 64 << 20  # of one file; providers take 100 MB and more
+
+
+class Batches:
+    """The batches of one profile.
+
+    Args:
+        gather, calls, poll: see BatchSettings.
+        changed: called when what `rows` gives is different.
+    """
+
+    def __init__(
+        self, lm: str, api: BatchApi, *, gather: float, calls: int, poll: float, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._lm, self._provider = lm, PatientProvider(lm, api, poll)
+        self._gather, self._most, self._changed = gather, calls, changed
+        self._loop = asyncio.get_running_loop()
+        self._gathering: OpenBatch | None = None
+        self._running: dict[OpenBatch, None] = {}
+        self._found: dict[str, asyncio.Task[ProviderBatch | None]] = {}  # by key
+        self._tasks = Tasks(f"batches of {lm}", lambda name, error: log.error("a batch failed", lm=lm, exc_info=error))
+
+    async def ask(self, line: str, body: bytes, journal: Journaling, seconds: float) -> Completion:
+        """The answer to a request of the chat API, which waits in a batch for so many seconds at most.
+
+        `line`: its name there, unless it is in one already. Raises NoBatchAnswer where it is to be asked live, else the error
+        of its line, or of the batch; DspexError where another attempt has the journal.
+        """
+        one, late = WaitingCall(line, body, journal, self._loop.create_future()), False
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                batch = await self._joined(one)
+                id = await asyncio.shield(batch.made)
+                await journal.append(BatchNote(batch.key, one.line, id).entry(self._lm))
+                outcome = await one.outcome
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            late = True
+            raise NoBatchAnswer(f"lm.{self._lm}: its batch gave no answer before the deadline was near") from error
+        finally:
+            one.noted.set()
+            self._leave(one, late=late)
+        if isinstance(outcome, Completion):
+            return outcome
+        if not isinstance(outcome, NoBatchAnswer):  # the next try is in another batch
+            await journal.append(BatchNote(batch.key, one.line, id, over=True).entry(self._lm))
+        raise outcome
+
+    def rows(self) -> list[BatchRow]:
+        """Each batch that runs, or is being gathered."""
+        return [batch.row(self._lm) for batch in self._running]
+
+    async def close(self) -> None:
+        """Look at no batch any more. They run on, and the next attempts at their calls join them."""
+        await self._tasks.stop()
+
+    # -- getting in, and out
+    async def _joined(self, one: WaitingCall) -> OpenBatch:
+        """The batch that the call is in from now on: where an earlier attempt has put it, or one that is being gathered."""
+        note = BatchNote.of(await one.journal.open(), self._lm)
+        batch = await self._of_earlier(note) if note is not None else None
+        if note is not None and batch is not None:
+            one.line = note.line
+            self._enter(batch, one)
+            return batch
+        batch = self._group(len(one.body))
+        self._enter(batch, one)
+        await one.journal.append(BatchNote(batch.key, one.line).entry(self._lm))
+        one.written = True
+        one.noted.set()
+        return batch
+
+    def _group(self, size: int) -> OpenBatch:
+        """The batch that is being gathered; a new one where there is none, or where the call does not fit."""
+        batch = self._gathering
+        if batch is None or batch.full.is_set() or batch.size + size > MOST_BYTES:
+            if batch is not None:
+                batch.full.set()
+            batch = self._gathering = OpenBatch(new_id(), self._loop.create_future())
+            self._running[batch] = None
+            batch.task = self._tasks.start(self._make(batch), "batch")
+        batch.size += size
+        if len(batch.calls) + 1 >= self._most:
+            batch.full.set()
+        return batch
+
+    def _enter(self, batch: OpenBatch, one: WaitingCall) -> None:
+        one.batch = batch
+        batch.calls[one.line] = one
+        self._changed()
+
+    def _leave(self, one: WaitingCall, *, late: bool) -> None:
+        """A call waits no more. A batch for which no call waits here is not looked at. Where all of its calls were here, and
+        are asked live, it is cancelled. Any other one runs on: whoever gets its calls next joins it.
+        """
+        batch = one.batch
+        if batch is None or batch.calls.get(one.line) is not one:
+            return
+        del batch.calls[one.line]
+        batch.late += late
+        self._changed()
+        if batch.calls or batch.closed:
+            return
+        self._close(batch)
+        if batch.task is not None:
+            batch.task.cancel()
+        if batch.id and 0 < batch.total <= batch.late:
+            self._tasks.start(self._provider.cancel(batch.id), "cancel")
+
+    def _close(self, batch: OpenBatch) -> None:
+        batch.closed = True
+        self._running.pop(batch, None)
+        if self._gathering is batch:
+            self._gathering = None
+        self._changed()
+
+    # -- of an earlier attempt
+    async def _of_earlier(self, note: BatchNote) -> OpenBatch | None:
+        """The batch that a note speaks of; None where it was never made."""
+        if note.batch:
+            return self._watched(note.key, note.batch)
+        looking = self._found.get(note.key)
+        if looking is None:  # its other calls ask the same
+            looking = self._found[note.key] = self._tasks.start(self._provider.find(note.key), "find")
+            looking.add_done_callback(lambda _: self._found.pop(note.key, None))
+        made = await asyncio.shield(looking)
+        return None if made is None else self._watched(note.key, made.id)
+
+    def _watched(self, key: str, id: str) -> OpenBatch:
+        """The batch of this id, whose end is waited for from now on."""
+        batch = next((one for one in self._running if one.id == id), None)
+        if batch is None:
+            batch = OpenBatch(key, self._loop.create_future())
+            batch.made.set_result(id)
+            self._running[batch] = None
+            batch.task = self._tasks.start(self._follow(batch), "batch")
+        return batch
+
+    # -- its course
+    async def _make(self, batch: OpenBatch) -> None:
+        """Gather its calls, have it made, and see to its end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._gather):
+                await batch.full.wait()
+        if self._gathering is batch:
+            self._gathering = None
+        for one in list(batch.calls.values()):
+            await one.noted.wait()
+        calls = [one for one in batch.calls.values() if one.written]
+        batch.total = len(calls)
+        try:
+            batch.seen = await self._provider.make(batch.key, calls)
+        except CallError as error:
+            self._close(batch)
+            batch.fail(error)
+            return
+        batch.made.set_result(batch.seen.id)
+        await self._follow(batch)
+
+    async def _follow(self, batch: OpenBatch) -> None:
+        """Wait until a batch is over, and give its calls what it has for them."""
+
+        def seen(found: ProviderBatch) -> None:
+            batch.seen, batch.total = found, found.total or batch.total
+            self._changed()
+
+        found = await self._provider.end(batch, seen)
+        self._close(batch)
+        if found is None:
+            batch.fail(NoBatchAnswer(f"lm.{self._lm}: the provider does not know batch {batch.id} any more"))
+            return
+        await self._provider.answer(batch, found)
+        why = f": {found.why}" if found.why else ""
+        batch.fail(NoBatchAnswer(f"lm.{self._lm}: batch {batch.id} is {found.status}, without an answer for the call{why}"))
