@@ -24,8 +24,7 @@ from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-# A commit costs the server 2 ms, as it keeps what belongs together apart at first: every 10 ms it was a sixth of a call's cost.
-LATER: Final = 0.05  # seconds that a record may wait for others which nobody waits for
+LATER: Final = 0.01  # seconds that a record may wait for others which nobody waits for
 
 
 @dataclass
@@ -136,7 +135,12 @@ class RecordStore:
                     async with asyncio.timeout(LATER):
                         await self._hurry.wait()
                 self._hurry.clear()
-                batch, self._waiting = self._waiting[:WINDOW], self._waiting[WINDOW:]
+                size = count = 0
+                for one in self._waiting[:WINDOW]:
+                    size, count = size + len(one.message.data), count + 1
+                    if size > WINDOW_BYTES:
+                        break
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 if self._waiting:
                     self._hurry.set()
                 await self._store_batch(batch)
@@ -158,15 +162,11 @@ class RecordStore:
     async def _written(self, messages: Sequence[NewMessage]) -> Sequence[Ack | DspexError | None]:
         """What came of each; None: nothing was tried.
 
-        All go in one commit, with one answer for all; each by itself where the server does not take that, as it does not where
-        one of them was stored before.
+        Not in one commit: a server takes 3 ms of CPU for each, and 20 µs for a message by itself; and it lets only fifty be
+        open on a stream, which engines need.
         """
         try:
-            drafts = [await self._ready(message) for message in messages]
-            if len(drafts) > 1 and sum(len(draft.data) for draft in drafts) < WINDOW_BYTES:
-                with suppress(BusError):
-                    return [Ack("", await self.bus.commit(drafts))] * len(drafts)
-            return await self.bus.publish_all(drafts)
+            return await self.bus.publish_all([await self._ready(message) for message in messages])
         except (BusError, DataError) as error:
             return [error] if len(messages) == 1 else [None] * len(messages)  # it may be the fault of one of them
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
 import structlog
@@ -87,7 +87,7 @@ class AnswerStore:
         """
         if (to := request.answer) is None:
             return
-        body = b"" if record.error is not None else replace(record, number=None, event=b"").pack()
+        body = b"" if record.error is not None else codecs.msgpack_bytes(vars(record) | {"number": None, "event": b""})
         answered = 0 < len(body) <= payloads.most(self.bus)  # a larger one is no answer to the engine, either
         headers = {subjects.RUN: request.run, **in_session(request.session)}
         if to.client:

@@ -4,8 +4,8 @@ is asked. So they are as durable as any call of a topology: retries, deadlines, 
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ PARTITIONS: Final = 8
 
 
 class _Submitted(TypedDict):
-    spec: dict[str, Any]
+    spec: str
     pool: str
     inputs: dict[str, Any]
     timeout: float
@@ -37,9 +37,9 @@ class _Submitted(TypedDict):
 
 def event_of(call: Call[Any], inputs: Mapping[str, Any], client: str) -> dict[str, Any]:
     """The data of the event that submits a call. `client`: who is told of its answer."""
-    retry = asdict(call.retry) | {name: seconds(getattr(call.retry, name)) for name in ("backoff", "cap")}
+    retry = vars(call.retry) | {name: seconds(getattr(call.retry, name)) for name in ("backoff", "cap")}
     return {
-        "spec": call.spec.plain(),
+        "spec": b64encode(call.spec.packed).decode(),  # as in a request: who reads many like it reads that once
         "pool": call.pool,
         "inputs": dict(inputs),
         "timeout": call.timeout,
@@ -66,7 +66,7 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
     who submits use the subjects that they may, and what is asked must be what they may ask.
     """
     found: _Submitted = checked(_Submitted, "a submitted call", data)
-    spec, retry = CallSpec.read(found["spec"]), Retry(**checked(Retry, "a submitted call", found["retry"]))
+    spec, retry = _spec(found["spec"]), Retry(**checked(Retry, "a submitted call", found["retry"]))
     times = (found["timeout"], found["deadline"], retry.backoff, retry.cap, retry.jitter)
     if not all(isinstance(time, (int, float)) and is_seconds(time) for time in times) or not 0 <= found["priority"] <= 9:
         raise DecodeError("not a submitted call of dspex: its times are no numbers of seconds, or its priority is none")
@@ -80,6 +80,13 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
         raise DecodeError("not a submitted call of dspex: nobody can be told of its answer")
     pool, timeout, deadline = found["pool"], found["timeout"], found["deadline"]
     return Call(spec, pool, _inputs, _outputs, timeout, deadline, retry, priority=found["priority"], answer=to)
+
+
+def _spec(text: str) -> CallSpec:
+    try:
+        return CallSpec.unpack(b64decode(text, validate=True))
+    except ValueError as e:
+        raise DecodeError(f"not a submitted call of dspex: {e}") from None
 
 
 def _inputs(data: Any) -> Mapping[str, object]:

@@ -221,6 +221,7 @@ class Lab:
         values: dict[str, Any] = {
             "call": request.call, "try_number": request.try_number, "attempt": request.attempt,
             "topology": request.topology, "node": request.node, "outputs": outputs, "error": error, "worker": "lab",
+            "requests": {"made": 1} if request.spec.journaled else {},
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 

@@ -7,6 +7,7 @@ of a call that failed lies where that user reads it, too. So nobody needs the ri
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -53,9 +54,10 @@ class HeardAnswer:
 
     async def wait(self, timeout: float) -> bool:
         """Wait for news, for so many seconds; whether there are some."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._news.wait()
+        if not self._news.is_set() and timeout > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._news.wait()
         heard = self._news.is_set()
         self._news.clear()
         return heard
@@ -84,16 +86,23 @@ class SubmittedCalls:
     def __init__(self, app: str) -> None:
         self._app = app
         self.client = new_id().replace("-", "")
+        self._user = ""
         self._told = WeakValueDictionary[tuple[str, str], HeardAnswer]()
         self._subscriptions: dict[str, Subscription] = {}
         self._one = asyncio.Lock()
 
+    def user(self, bus: Bus) -> str:
+        """In whose name the client submits."""
+        self._user = self._user or user_of(bus)
+        return self._user
+
     async def told(self, bus: Bus, pool: str, call: str) -> HeardAnswer:
         """What will be heard of a call that is about to be submitted to a pool. Raises BusError."""
-        async with self._one:
-            if pool not in self._subscriptions:
-                subject = subjects.notice(self._app, pool, user_of(bus), self.client, "*")
-                self._subscriptions[pool] = await bus.subscribe(subject, self._hear)
+        if pool not in self._subscriptions:
+            async with self._one:
+                if pool not in self._subscriptions:
+                    subject = subjects.notice(self._app, pool, self.user(bus), self.client, "*")
+                    self._subscriptions[pool] = await bus.subscribe(subject, self._hear)
         found = self._told.get((pool, call)) or HeardAnswer()
         self._told[pool, call] = found
         return found
@@ -117,27 +126,26 @@ async def answer_to(bus: Bus, app: str, of: Submission, timeout: Duration | None
     Raises the call's error; CallTimeout after `timeout`; RunFailed where its own time is over; RunNotFound where the
     application takes no submitted calls.
     """
-    user, told, limit = user_of(bus), of.told, None if timeout is None else seconds(timeout)
-    pause = 0.0 if told is None else LOOK
-    try:
-        async with asyncio.timeout(limit):
-            while True:
-                if told is None:
-                    await asyncio.sleep(pause)
-                elif await told.wait(pause):
-                    pause = 0.0
-                if told is not None and told.answer is not None:
-                    return result_of(told.answer)
-                if (found := await _look(bus, app, of, user)) is not None:
-                    return result_of(found)
-                pause = min(max(SOON, 2 * pause), MOST_LOOK)
-    except TimeoutError:
-        why = f"the call {of.pool}/{of.call} has no answer after {human(limit or 0.0)}"
-        raise CallTimeout(why, run=of.call, fix="wait longer, or see what it waits for: dspex status") from None
+    clock, limit = asyncio.get_running_loop().time, math.inf if timeout is None else seconds(timeout)
+    end, told, pause = clock() + limit, of.told or HeardAnswer(), LOOK if of.told is not None else 0.0
+    while True:
+        if await told.wait(min(pause, end - clock())):
+            pause = 0.0
+        if (found := told.answer) is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(LOOK, end - clock())):
+                    found = await _look(bus, app, of)
+        if found is not None:
+            return result_of(found)
+        if clock() >= end:
+            why = f"the call {of.pool}/{of.call} has no answer after {human(limit)}"
+            raise CallTimeout(why, run=of.call, fix="wait longer, or see what it waits for: dspex status")
+        pause = min(max(SOON, 2 * pause), MOST_LOOK)
 
 
-async def _look(bus: Bus, app: str, of: Submission, user: str) -> CallRecord | None:
+async def _look(bus: Bus, app: str, of: Submission) -> CallRecord | None:
     """The answer that is stored; None where there is none yet. Raises what became of the call where that is no answer."""
+    user = user_of(bus)
     try:
         answer = await _last(bus, app, subjects.answers(app), subjects.answer(app, of.pool, user, of.call))
         letter = None

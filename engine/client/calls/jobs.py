@@ -12,7 +12,7 @@ from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, RunNotFound, Saturated, Unreachable
 from dspex.bus.port import Bus
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
-from dspex.engine.client.calls.answers import Submission
+from dspex.engine.client.calls.answers import Submission, user_of
 from dspex.engine.client.calls.submit import token_of
 
 _WITHIN = 2.0  # seconds for the process that runs it to answer
@@ -41,7 +41,7 @@ async def end(bus: Bus, app: str, run: str) -> bool:
 
 def run_of_job(bus: Bus, pool: str, id: str) -> str:
     """The run of the job that this user has submitted, or will submit, with this id."""
-    return f"{pool}/{token_of(bus, OPTIMIZE, id)}"
+    return f"{pool}/{token_of(user_of(bus), OPTIMIZE, id)}"
 
 
 async def _asked(bus: Bus, app: str, run: str, kind: str) -> str | None:

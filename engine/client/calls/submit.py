@@ -17,7 +17,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
-from dspex.engine.client.calls.answers import Submission, SubmittedCalls, result_of, user_of
+from dspex.engine.client.calls.answers import Submission, SubmittedCalls, result_of
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.resolve import HasCall, Nodes
 from dspex.engine.client.run import Run
@@ -45,7 +45,8 @@ async def submit(
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
     body, content_type = encode(event_of(call, call.inputs(data), calls.client), "msgpack")
-    user, token = user_of(bus), token_of(bus, call.spec.kind, id or new_id())
+    user = calls.user(bus)
+    token = token_of(user, call.spec.kind, id or new_id())
     subject = subjects.submit(nodes.app, call.pool, call.spec.kind, user, token)
     headers = publishing.headers_of(token, None, None, None, None, content_type)
     draft = NewMessage(subject, body, headers, expect=0)  # the same id twice is one call, however much later
@@ -61,10 +62,10 @@ async def submit(
     return Run(bus, nodes.app, f"{name.pool}/{token}", subject, ack.stream, ack.sequence, ack.duplicate, waits, name)
 
 
-def token_of(bus: Bus, kind: str, id: str) -> str:
+def token_of(user: str, kind: str, id: str) -> str:
     """What the id of a submitted call becomes in a subject."""
     # Of two users each has its own, and so has each kind: who has an id first does not decide who is told.
-    return blake2b(f"{user_of(bus)}.{kind}.{id}".encode(), digest_size=_TOKEN).hexdigest()
+    return blake2b(f"{user}.{kind}.{id}".encode(), digest_size=_TOKEN).hexdigest()
 
 
 async def _recorded(bus: Bus, app: str, run: str) -> Result[Any]:

@@ -37,7 +37,7 @@ class SpentJournals:
     def landed(self, stage: Stage, told: Sequence[Told]) -> None:
         """What came of arrivals is committed: some calls are over."""
         for what, notes, _ in told:
-            event = _event(what) if "record" in notes else None
+            event = _event(what) if "record" in notes and not _has_none(what) else None
             node = stage.calls.get(event.node) if event is not None else None
             call = _call(node.call, event) if node is not None and event is not None else None
             if event is not None and event.call is not None and call is not None and call.spec.has_journal:
@@ -65,6 +65,14 @@ def _call(call: Call, event: NodeEvent) -> Call | None:
         return call if call.of is None else call.for_event(codecs.decode(event.data, event.content_type), event.origin.subject)
     except DspexError:
         return None
+
+
+def _has_none(what: What) -> bool:
+    """Whether a call has ended without having made a request, as most programs of users' own do: then there is no journal. An
+    execution that died before this one, without a record, may have left one, which expires.
+    """
+    record = what.record if isinstance(what, Answered) else None
+    return record is not None and record.try_number == 1 and record.outputs is not None and not record.requests
 
 
 def _event(what: What) -> NodeEvent | None:

@@ -11,10 +11,24 @@ from engine_lab import APP, Lab
 from dspex import Retry, Topology, react
 from dspex.bus import subjects
 from dspex.bus.errors import ProgramError, RateLimited
-from dspex.bus.port import NewMessage
+from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.memory.server import MemoryServer
+from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import CallRequest
 
 STREAM = subjects.requests(APP)
+
+
+class Purging(MemoryBus):
+    """The connection of an engine that notes what it removes."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server, BusEvents())
+        self.removed: list[str] = []
+
+    async def purge(self, stream: str, subject: str, *, below: int) -> None:
+        self.removed.append(subject)
+        await super().purge(stream, subject, below=below)
 
 
 def topology() -> Topology:
@@ -67,3 +81,20 @@ def test_a_journal_stays_for_the_next_attempt(lab: Lab) -> None:
     assert (len(lab.asked), left(lab)) == (1, 1)
     lab.advance(120.0)
     assert (len(lab.asked), left(lab)) == (2, 0)
+
+
+@pytest.mark.parametrize(("requests", "questions"), [({}, 0), ({"made": 1}, 1)])
+def test_a_call_that_made_no_request_costs_the_server_no_question_about_its_journal(
+    requests: dict[str, int], questions: int
+) -> None:
+    lab = Lab(topology())
+    bus = Purging(lab.server)
+    lab.start(bus=bus)
+    lab.publish("trips.asked", {"text": "a trip"})
+    lab.advance(1.0)
+    (request,) = lab.requests()
+    lab.store(lab.result(request, outputs={"reasoning": "", "reply": "found"}, requests=requests))
+    lab.advance(2.0)
+    assert len(lab.messages("trips.found")) == 1
+    assert len(bus.removed) == questions
+    lab.close()
