@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -58,6 +59,8 @@ class OptimizerJob:
         self.fill: FillInputs = dict
         self.threads = asked["threads"]
         self._meter = requests.meter = JobMeter(budget)
+        if asked["optimizer"] == "MIPROv2" and find_spec("optuna") is None:  # before anything is paid for
+            raise ProgramError("MIPROv2 needs optuna", fix="pip install 'dspex[optimize]', in that pool's environment")
         _quiet()
         if not self._program.predictors():
             raise ProgramError(f"{spec.target} has no predictor", fix="it has to ask a model", node=spec.target)
@@ -136,10 +139,7 @@ class OptimizerJob:
             to_compile["minibatch_size"] = min(to_compile.get("minibatch_size", 35), held)
         if inspect.signature(made.compile).parameters["requires_permission_to_run"].default is True:
             to_compile["requires_permission_to_run"] = False  # older ones ask at the terminal
-        try:
-            return made.compile(self._program, trainset=rows, **to_compile)
-        except ImportError as error:
-            raise ProgramError(f"MIPROv2 cannot run: {error}", fix="pip install optuna, in that pool's environment") from error
+        return made.compile(self._program, trainset=rows, **to_compile)
 
 
 @cache

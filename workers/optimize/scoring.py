@@ -15,7 +15,7 @@ from dspex.workers.answerers.attempt import plain, short
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.journal.requests import Requests, StopCall
 
-_SAY_EVERY: Final = 0.25  # seconds between two reports
+_SAY_EVERY: Final = 1.0  # seconds between two reports
 
 
 class JobProgress:
