@@ -164,6 +164,10 @@ class WorkQueue(Protocol):
         """
         ...
 
+    def ask_for_more(self) -> None:
+        """`free()` may have grown: ask the bus now, instead of at the next look."""
+        ...
+
     async def close(self) -> None:
         """Stop pulling. What was delivered and not settled is delivered again after `ack_wait`."""
         ...

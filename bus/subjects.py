@@ -247,17 +247,33 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-BANDS: Final = (0, 3, 1, 4, 2, 5)  # of work, the most urgent first; those from 3 on are of tenants that have a lot of it
+LANES: Final = 8  # behind each band of work, for the calls of tenants that have many of them
+_PRIORITIES: Final = 3
 
 
-def band(priority: int, *, behind: bool = False) -> int:
-    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9. `behind`: behind the calls of other tenants."""
-    return (0 if priority < 4 else 1 if priority < 7 else 2) + 3 * behind
+def lanes(band: int) -> tuple[int, ...]:
+    """The bands of the lanes behind a band. In the first lane are those of before there were others."""
+    return tuple(band + _PRIORITIES * n for n in range(1, LANES + 1))
+
+
+BANDS: Final = tuple(one for band in range(_PRIORITIES) for one in (band, *lanes(band)))
+"""Of work, the most urgent first: each is followed by its lanes."""
+
+
+def band(priority: int, *, behind: str | None = None) -> int:
+    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9. `behind`: a tenant: its lane behind that band."""
+    found = 0 if priority < 4 else 1 if priority < 7 else 2
+    return found if behind is None else lanes(found)[sha256(behind.encode(errors="replace")).digest()[0] % LANES]
 
 
 def is_behind(band: int) -> bool:
-    """Whether it is one of calls behind those of other tenants."""
-    return band >= 3
+    """Whether it is a lane."""
+    return band >= _PRIORITIES
+
+
+def front_of(band: int) -> int:
+    """The band of a lane's priority; a band itself."""
+    return band % _PRIORITIES
 
 
 def work_consumer(pool: str, band: int) -> str:
@@ -312,11 +328,10 @@ def work_pattern(app: str, pool: str, band: int | str = "*") -> str:
     return f"{prefix(app)}.work.{token(pool, 'pool')}.{band}.>"
 
 
-def work_consumer_of(app: str, pool: str, subject: str) -> str | None:
-    """The consumer that delivers a call of the pool which waits on `subject`; None where none of the pool's waits there."""
+def band_of(app: str, pool: str, subject: str) -> int | None:
+    """The band in which a call of the pool waits on `subject`; None where none of the pool's waits there."""
     words = subject.split(".")
-    known = matches(work_pattern(app, pool), subject) and words[4] in map(str, BANDS)
-    return work_consumer(pool, int(words[4])) if known else None
+    return int(words[4]) if matches(work_pattern(app, pool), subject) and words[4] in map(str, BANDS) else None
 
 
 def work_of(app: str, topology: str) -> str:

@@ -120,6 +120,9 @@ class MemoryWorkQueue:
                 self._consumer.pulls.remove(pull)
         return MemoryDelivery(self._bus, self._consumer, message, delivered)
 
+    def ask_for_more(self) -> None:
+        self._consumer.pump()
+
     def _has_room(self) -> bool:
         # What was handed out to a `next` that has not run on yet is not counted by `free`.
         return self._free() > sum(pull.future.done() for pull in self._pulls)

@@ -23,7 +23,7 @@ from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.records import CallRequest, RecordTo
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.keys.clear_text import SETTING
-from dspex.bus.serving.new_leader import shown
+from dspex.bus.serving.keys.new_leader import shown
 
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
 MOST: Final = 64 << 20  # bytes of one payload: the data of an event, what a call is given, what it gives

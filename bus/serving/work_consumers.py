@@ -101,6 +101,21 @@ class WorkConsumers:
         return info.last if info is not None else 0
 
 
+async def backlog(bus: Bus, app: str, pool: str) -> int:
+    """Durable calls of a pool that nobody has taken. Raises BusError, also where the application has no stream."""
+
+    async def of(bands: Iterable[int]) -> list[int | None]:
+        stream = subjects.stream(app)
+        return await asyncio.gather(*(bus.backlog(stream, subjects.work_consumer(pool, band)) for band in bands))
+
+    fronts = [band for band in subjects.BANDS if not subjects.is_behind(band)]
+    first, *others = zip(*map(subjects.lanes, fronts))
+    found = await of([*fronts, *first])
+    there = [number is not None for number in found[len(fronts) :]]  # the lanes of a band are made together
+    found += await of(lane for lanes in others for lane, known in zip(lanes, there) if known)
+    return sum(number or 0 for number in found)
+
+
 def _generation(value: bytes) -> int:
     """How many consumers there were, as a key says; 0 for what no engine wrote there."""
     try:

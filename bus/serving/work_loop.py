@@ -22,6 +22,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.sayings import AnswerStore
 from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.serving.shares import Charge, Shares, tokens_of
 from dspex.bus.tasks import Tasks
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -78,6 +79,8 @@ class WorkLoop:
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
         self._taking: list[asyncio.Task[None]] = []
         self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
+        self._shares = {band: Shares() for band in subjects.BANDS if not subjects.is_behind(band)}
+        self._lanes: set[int] = set()  # bands whose first lane has been there
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
@@ -116,8 +119,12 @@ class WorkLoop:
     # -- taking work -----------------------------------------------------------------------------------------------
     async def _take(self, band: int) -> None:
         """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""
-        reported = ""
+        reported, front = "", subjects.front_of(band)
+        first, *others = subjects.lanes(front)
         while True:
+            if band in others and front not in self._lanes:  # engines make all lanes together: it is enough to look for one
+                await asyncio.sleep(OPEN_AGAIN)
+                continue
             try:
                 await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
                 queue = await self.bus.work(
@@ -127,6 +134,7 @@ class WorkLoop:
                 )
                 reported = ""
                 if queue is not None:
+                    self._lanes.update([front] if band == first else ())
                     await self._take_from(queue, band)
             except BusError as error:
                 if error.message != reported:
@@ -135,9 +143,21 @@ class WorkLoop:
             await asyncio.sleep(OPEN_AGAIN)
 
     def _free_for(self, band: int) -> int:
-        """How many calls of a band may start: none while more urgent work is known to wait."""
-        urgent = subjects.BANDS[: subjects.BANDS.index(band)]
-        return self._free() if all(queue.dry for other, queue in self._queues.items() if other in urgent) else 0
+        """How many calls of a band may start: none while more urgent work is known to wait. Where calls wait in several lanes
+        of one priority, one at a time: of the lane whose turn it is, and of those in which none is known to wait.
+        """
+        front = subjects.front_of(band)
+        if any(subjects.front_of(other) < front and not queue.dry for other, queue in self._queues.items()):
+            return 0
+        free, waiting = self._free(), self._waiting(front)
+        if band in waiting:
+            turn = waiting == [band] or self._shares[front].first(waiting) == band
+            return (free if waiting == [band] else min(free, 1)) if turn else 0
+        return min(free, 1) if waiting or band != front else free
+
+    def _waiting(self, front: int) -> list[int]:
+        """The bands of a priority in which calls are known to wait."""
+        return [band for band, queue in self._queues.items() if subjects.front_of(band) == front and not queue.dry]
 
     async def _take_from(self, queue: WorkQueue, band: int) -> None:
         """Take work until the queue fails, and close it then: what it holds goes to others now, not after `ack_wait`."""
@@ -186,7 +206,10 @@ class WorkLoop:
         else:
             delivery.message = whole or delivery.message
             job = (accept or self._accept)(request, delivery) if whole else partial(_without_payload, request)
-            call = self._serve(delivery, request, job)
+            band = subjects.band_of(self.app, self.pool, delivery.message.subject) or 0
+            front = subjects.front_of(band)
+            charge = self._shares[front].took(band, request.tenant, self._waiting(front))
+            call = self._serve(delivery, request, job, charge)
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():  # a cancelled call is still held: `drain` hands it back
@@ -194,9 +217,14 @@ class WorkLoop:
 
         self.calls.start(call, "work").add_done_callback(ended)
 
-    async def _serve(self, delivery: Delivery, request: CallRequest, job: Job) -> None:
+    async def _serve(self, delivery: Delivery, request: CallRequest, job: Job, charge: Charge) -> None:
+        tokens: float | None = None
         try:
-            record = await job()
+            try:
+                record = await job()
+                tokens = tokens_of(record) if isinstance(record, CallRecord) else None
+            finally:
+                self._settle(charge, tokens)
             if record == PASSED_ON:
                 return
             if record == HANDED_BACK:
@@ -208,6 +236,13 @@ class WorkLoop:
             self.served += 1
         except BusError as error:
             log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
+
+    def _settle(self, charge: Charge, tokens: float | None) -> None:
+        """A call has its record: there is room for one of the band whose turn it is now, which need not be that of the call."""
+        front = subjects.front_of(charge.queue)
+        self._shares[front].settle(charge, tokens)
+        if len(waiting := self._waiting(front)) > 1:
+            self._queues[self._shares[front].first(waiting)].ask_for_more()
 
     async def _drop(self, delivery: Delivery, error: DataError) -> None:
         """No engine wrote it, so no call waits for it."""

@@ -278,6 +278,9 @@ class _WiredQueue(_Waiting):
         found.message = self._wire.clock.read(found.message)
         return found
 
+    def ask_for_more(self) -> None:
+        self._inner.ask_for_more()
+
     async def close(self) -> None:
         self._closed()
         await self._inner.close()

@@ -260,8 +260,8 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         ),
         "tenant": TenantParameter(
             None,
-            doc="on whose behalf: a pool takes calls of a tenant with few open ones before those of one that has many, "
-            "and budgets may count it",
+            doc="on whose behalf: a pool gives tenants that have many calls waiting the same tokens, and takes calls of one "
+            "that has few soon; and budgets may count it",
         ),
         "cost": IntegerParameter(1, least=1, doc="slots that a call takes; no more than a process of its pool has"),
         "hedge": ChoiceParameter(

@@ -143,10 +143,14 @@ def test_priorities_fall_into_three_bands_and_each_has_work_of_its_own() -> None
     assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == len(subjects.BANDS)
 
 
-def test_a_band_for_tenants_with_many_calls_comes_right_behind_its_own() -> None:
-    in_order = [(subjects.band(priority), subjects.band(priority, behind=True)) for priority in (0, 5, 9)]
-    assert [band for pair in in_order for band in pair] == list(subjects.BANDS)
-    assert [subjects.is_behind(band) for band in subjects.BANDS] == [False, True] * 3
+def test_the_lanes_of_tenants_with_many_calls_come_right_behind_their_band_and_a_tenant_keeps_its_own() -> None:
+    fronts = [subjects.band(priority) for priority in (0, 5, 9)]
+    assert [one for front in fronts for one in (front, *subjects.lanes(front))] == list(subjects.BANDS)
+    assert [band for band in subjects.BANDS if not subjects.is_behind(band)] == fronts
+    assert all(subjects.front_of(lane) == front for front in fronts for lane in (front, *subjects.lanes(front)))
+    found = {tenant: subjects.band(5, behind=tenant) for tenant in map(str, range(100))}
+    assert set(found.values()) == set(subjects.lanes(1))
+    assert found == {tenant: subjects.band(4, behind=tenant) for tenant in found}
 
 
 def test_the_work_of_an_operator_in_a_group_is_still_one_token() -> None:

@@ -240,7 +240,7 @@ def _take_handed() -> Take:
     def take(case: Case) -> object:
         call = HandedCall.unpack(case.data)
         if call.token:
-            return subjects.work_consumer_of(APP, POOL, call.subject)
+            return subjects.band_of(APP, POOL, call.subject)
         return CallRequest.unpack(call.data).call
 
     return take

@@ -40,6 +40,7 @@ APP = "lab"
 STREAM = subjects.stream(APP)
 SOURCES = subjects.sources(APP)
 T = TypeVar("T")
+TOKENS = 1000.0  # a second, of an answer
 Answer = Callable[[dict[str, Any], CallRequest], Mapping[str, Any]]
 
 
@@ -118,6 +119,7 @@ class Lab:
         self.loop = VirtualLoop()
         self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
         self.answers: dict[str, Answer] = {}
+        self.tokens: dict[str | None, int] = {}  # tenant → of each of its answers, which take their time
         self.asked: list[CallRequest] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
         self.client = Client(bus=self.server.connect(), app=APP)
@@ -205,6 +207,8 @@ class Lab:
 
     async def _answer(self, request: CallRequest) -> CallRecord:
         self.asked.append(request)
+        if tokens := self.tokens.get(request.tenant):
+            await asyncio.sleep(tokens / TOKENS)
         return self.record(request)
 
     def record(self, request: CallRequest, **changes: Any) -> CallRecord:
@@ -222,6 +226,7 @@ class Lab:
             "call": request.call, "try_number": request.try_number, "attempt": request.attempt,
             "topology": request.topology, "node": request.node, "outputs": outputs, "error": error, "worker": "lab",
             "requests": {"made": 1} if request.spec.journaled else {},
+            "usage": {"output_tokens": self.tokens.get(request.tenant, 0)},
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 

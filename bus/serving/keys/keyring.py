@@ -35,8 +35,8 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage, StreamConfig
 from dspex.bus.serving.keys.ciphers import KEY, SessionKey, Wrapping, unwrapped
 from dspex.bus.serving.keys.clear_text import SETTING, need_none
+from dspex.bus.serving.keys.new_leader import shown
 from dspex.bus.serving.keys.secrets import secrets_of
-from dspex.bus.serving.new_leader import shown
 
 LIFE: Final = 60.0  # seconds for which a process goes on with a key that somebody may have deleted meanwhile
 JUST_NOW: Final = 0.2  # seconds for which it believes that it has the key of the application, before it gives up a message

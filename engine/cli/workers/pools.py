@@ -97,11 +97,9 @@ async def _listed(t: Terminal) -> list[dict[str, Any]]:
 async def _backlog(c: Client, pool: str) -> int:
     """Durable calls that no process of the pool has taken."""
     from dspex.bus import subjects
+    from dspex.bus.serving.work_consumers import backlog
 
-    if not await c.bus.has("stream", stream := subjects.stream(c.app)):
-        return 0
-    names = [subjects.work_consumer(pool, band) for band in subjects.BANDS]
-    return sum(number or 0 for number in await asyncio.gather(*(c.bus.backlog(stream, name) for name in names)))
+    return await backlog(c.bus, c.app, pool) if await c.bus.has("stream", subjects.stream(c.app)) else 0
 
 
 async def _scaled(t: Terminal, wanted: Mapping[str, int | None]) -> list[Managed]:

@@ -22,7 +22,7 @@ from dspex.engine.log.rows import OpenCall, Timer
 
 DIGEST = 16  # bytes: what an open call keeps of its event, salted with the nonce of its record's id: a record must have both
 SALT = 16  # bytes of the nonce: all that it has
-TENANT = 16  # open calls of a tenant in one partition; those beyond them are taken when no other tenant waits
+TENANT = 4  # open calls of a tenant in one partition; those beyond them wait in its lane
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 
@@ -112,7 +112,7 @@ def request(
         required=call.affinity == "require" and not batch,
         batch=batch,
     )
-    band = subjects.band(call.priority, behind=subjects.is_behind(row.band))
+    band = subjects.band(call.priority, behind=row.tenant if subjects.is_behind(row.band) else None)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)
     headers = {RUN: event.origin.run, CAUSE: row.id, RECORD: record.id}
     if event.origin.session is not None:
@@ -157,7 +157,7 @@ def open_call(walk: Any, node: CallNode, data: object, body: bytes, content_type
         tenant=asked_for.tenant(data) if asked_for.tenant is not None else None,
     )
     if row.tenant is not None and _has_enough(walk.tables.calls.rows, row):
-        row = row._replace(band=subjects.band(asked_for.priority, behind=True))
+        row = row._replace(band=subjects.band(asked_for.priority, behind=row.tenant))
     asked = request(address, walk.number, row, asked_for, inputs, event, walk.clock)
     if (size := len(asked.message.data) - len(body)) > address.limit:  # expressions may make more of the data
         raise too_large(f"the inputs of {node.name}", size, address.limit)

@@ -17,7 +17,7 @@ from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.serving import payloads
-from dspex.bus.serving.new_leader import NEW, PAUSES
+from dspex.bus.serving.keys.new_leader import NEW, PAUSES
 from dspex.engine.client import letters, watch
 from dspex.engine.replay.partition import Replay
 from dspex.engine.runtime.walk.compile import compile_stage

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from engine_lab import Lab
 
+from dspex.bus import subjects
 from dspex.bus.errors import RateLimited, TopologyError
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.defaults import with_defaults
+from dspex.engine.runtime.walk.request import TENANT
 from dspex.operators.recorded.calls import predict
 from dspex.operators.topology import Topology
 
@@ -32,17 +34,53 @@ def test_a_tenant_with_hundreds_of_waiting_calls_does_not_hold_up_the_ten_of_ano
     lab.start()
 
     async def publish() -> None:
-        for n in range(210):
-            await lab.client.publish("in", {"customer": "few" if n >= 200 else "many", "text": f"{n}"})
+        for n in range(110):
+            await lab.client.publish("in", {"customer": "few" if n >= 100 else "many", "text": f"{n}"})
 
     lab.run(publish())
     lab.work(slots=4)
     lab.advance(60)
     asked = [request.tenant for request in lab.asked]
-    assert (len(asked), asked.count("few")) == (210, 10)
+    assert (len(asked), asked.count("few")) == (110, 10)
     last = max(at for at, tenant in enumerate(asked) if tenant == "few")
     assert last < 40, "behind the first of the other, and not behind all"
     assert lab.differences() == []
+
+
+def asked_by(lab: Lab, calls: dict[str | None, int], tokens: dict[str | None, int]) -> list[str | None]:
+    """Whose calls were answered, in that order, where so many of each tenant's were stored at once."""
+    lab.start()
+    lab.work(slots=4)
+    lab.advance(3)  # until the worker takes from all lanes
+    lab.tokens.update(tokens)
+
+    async def publish() -> None:
+        for n in range(max(calls.values())):
+            for tenant in [one for one, number in calls.items() if n < number]:
+                await lab.client.publish("in", {"customer": tenant, "text": f"{n}"})
+
+    lab.run(publish())
+    lab.advance(30)
+    assert lab.differences() == []
+    return [request.tenant for request in lab.asked]
+
+
+@pytest.mark.parametrize("first", ["long", "short"])
+def test_two_tenants_with_many_calls_share_tokens_and_not_calls(lab: Lab, first: str) -> None:
+    tokens: dict[str | None, int] = {"long": 500, "short": 100}
+    assert len({subjects.band(5, behind=str(tenant)) for tenant in tokens}) == 2
+    asked = asked_by(lab, dict.fromkeys([first, *tokens], 60), tokens)
+    assert len(asked) == 120
+    both = asked[2 * TENANT : len(asked) - asked[::-1].index("short")]  # both have calls that wait
+    used = {tenant: both.count(tenant) * tokens[tenant] for tenant in tokens}
+    assert 0.8 < used["short"] / used["long"] < 1.25, used
+
+
+def test_a_tenant_with_many_calls_goes_on_while_others_always_have_some(lab: Lab) -> None:
+    """Those of nobody come from the front, which has no more than a share for each whose calls were in it lately: two here."""
+    asked = asked_by(lab, {None: 60, "many": 40}, {None: 100, "many": 100})
+    assert len(asked) == 100
+    assert 20 <= asked[:60].count("many") <= 30
 
 
 def test_a_tenant_that_is_alone_is_not_slowed_down_and_a_call_keeps_its_place_when_it_is_tried_again(lab: Lab) -> None:

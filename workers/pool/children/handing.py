@@ -178,8 +178,9 @@ class Handing:
     def _delivery(self, call: HandedCall) -> Delivery:
         """Raises DecodeError where it is none of this pool's."""
         app, pool = self._pool.config.app, self._pool.config.name
-        consumer = subjects.work_consumer_of(app, pool, call.subject)
-        if consumer is None:
+        band = subjects.band_of(app, pool, call.subject)
+        if band is None:
             raise DecodeError(f"no work of pool {pool} waits on {call.subject[:200]}")
+        consumer = subjects.work_consumer(pool, band)
         message = Message(call.subject, call.data, call.headers)
         return self._pool.bus.held(subjects.stream(app), consumer, call.token, message)

@@ -26,6 +26,7 @@ from dspex.bus.local.processes import is_dead, process
 from dspex.bus.port import Bucket, Bus
 from dspex.bus.records import MOST_PROCESSES, PoolSize
 from dspex.bus.seldom import Seldom
+from dspex.bus.serving.work_consumers import backlog
 from dspex.bus.tasks import Tasks
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.children.sizing import Needed, by_backlog, needed, spread
@@ -215,18 +216,13 @@ class Scaling:
             self._needed = ()
             told = rows[first]["decided"] if first in rows else None
             return bounds.within(before if told is None else told)
-        waiting = sum(row["waiting"] for row in [*rows.values(), own]) + await self._backlog()
+        waiting = sum(row["waiting"] for row in [*rows.values(), own]) + await backlog(
+            self._bus, self._config.app, self._config.name
+        )
         busy = sum(row["busy"] for row in [*rows.values(), own])
         need = needed(busy, waiting, self._config.slots)
         size, self._needed = by_backlog(self._needed or [(now, before)], now, need, bounds)
         return size
-
-    async def _backlog(self) -> int:
-        """Durable calls that wait for a worker of the pool."""
-        app, pool = self._config.app, self._config.name
-        names = [subjects.work_consumer(pool, band) for band in subjects.BANDS]
-        found = await asyncio.gather(*(self._bus.backlog(subjects.stream(app), name) for name in names))
-        return sum(number or 0 for number in found)
 
 
 def read_row(value: bytes) -> ParentRow:
