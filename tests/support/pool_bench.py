@@ -178,9 +178,10 @@ class Answering:
 
 
 class IdleChild:
-    """A stand-in for a process: what slots know of one."""
+    """A stand-in for a process: what slots know of one, and what is said of it."""
 
     def __init__(self, number: int) -> None:
+        self.batches: list[Any] = []
         self.pid = self.number = number
         self.hello, self.retiring, self.gone = True, False, asyncio.Event()
         self.busy = self.calls = 0
