@@ -22,6 +22,7 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages
 
 FULL_ID = 36  # characters; what is shorter is the end of one
+FEW = 4  # messages of a sink, and sinks, that are asked for one by one where they are known to be near
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
@@ -57,6 +58,7 @@ class Run(Planned, names=METHODS["Run"]):
         self.sequence = sequence
         self.duplicate = duplicate
         self._submission = submission or Submission.of(id)
+        self._told: tuple[RunProgress, Mapping[str, Manifest]] | None = None  # what a wait has seen of it
 
     async def _known(self) -> tuple[str, Mapping[str, Manifest]]:
         """The full id, and what is applied."""
@@ -94,7 +96,7 @@ class Run(Planned, names=METHODS["Run"]):
             stream, _, number = place.rpartition(AT)
             told = await self._waits.wait(self._bus, stream, int(number)) if number.isdecimal() else None
             if told is not None:
-                self.id = told[0].id
+                self.id, self._told = told[0].id, told
                 return told[0].info(told[1])
         id, applied = await self._known()
         async for finished in finishing(self._bus, self._app, [id], None, applied):
@@ -117,8 +119,11 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
-        id, applied = await self._known()
-        return (await outputs(self._bus, self._app, applied, [id]))[id]
+        progress, applied = self._told or (None, {})
+        if progress is None or progress.after is None:
+            id, applied = await self._known()
+            return (await outputs(self._bus, self._app, applied, [id]))[id]
+        return (await outputs(self._bus, self._app, applied, [progress.id], after=progress.after))[progress.id]
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -196,25 +201,48 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
     return found.pop()
 
 
-async def outputs(bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str]) -> dict[str, list[Event[Any]]]:
-    """What each run sent to sinks so far, in order."""
+async def outputs(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str], *, after: int | None = None
+) -> dict[str, list[Event[Any]]]:
+    """What each run sent to sinks so far, in order. `after`: all of it lies behind this sequence, where that is known."""
     follower = Follower(bus, app, manifests, ids)
     found: dict[str, list[Event[Any]]] = {id: [] for id in follower.runs}
-    sinks = sorted({s for m in manifests.values() for s in m.sinks})
-    info = await bus.stream(subjects.stream(app))
-    if info is None or not sinks:
+    if not (sinks := sorted({s for m in manifests.values() for s in m.sinks})):
         return found
-    after = await follower.begin()
-    stored: dict[int, Message] = {}
+    start, stored = 1 + (await follower.begin() if after is None else after), dict[int, Message]()
+    near = after is not None and len(sinks) <= FEW
 
-    async def read(sink: str) -> None:
-        async for page in pages(bus, info.name, [sink], start=after + 1):  # most are of other runs
-            stored.update({m.sequence: m for m in page if m.headers.get(subjects.RUN, "") in found})
+    async def read(patterns: Sequence[str]) -> None:
+        async for page in _pages(bus, subjects.stream(app), patterns, start, FEW if near else 0):
+            stored.update({m.sequence: m for m in page if m.headers.get(subjects.RUN, "") in found})  # most are of other runs
 
-    await asyncio.gather(*map(read, sinks))
+    await asyncio.gather(*map(read, [[sink] for sink in sinks] if near else _apart(sinks)))
     for _, m in sorted(stored.items()):
         found[m.headers[subjects.RUN]].append(read_event(await payloads.required(bus, app, m)))
     return found
+
+
+async def _pages(bus: Bus, stream: str, patterns: Sequence[str], start: int, few: int) -> AsyncIterator[list[Message]]:
+    """The messages that are stored now; the first few of them, of one pattern, one by one, which costs no consumer."""
+    for _ in range(few):
+        if (message := await bus.next(stream, patterns[0], start)) is None:
+            return
+        yield [message]
+        start = message.sequence + 1
+    async for page in pages(bus, stream, patterns, start=start):
+        yield page
+
+
+def _apart(patterns: Iterable[str]) -> list[list[str]]:
+    """Patterns that can be asked for together, as those can that no subject has in common."""
+    groups: list[list[str]] = []
+    for pattern in patterns:
+        group = next((g for g in groups if not any(subjects.overlap(pattern, other) for other in g)), None)
+        if group is None:
+            groups.append([pattern])
+        else:
+            group.append(pattern)
+    return groups
 
 
 def read_event(m: Message) -> Event[Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from dspex.bus.message import Message
-from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.port import PAGE_BYTES, PAGE_MESSAGES, Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
 from dspex.engine.log.rows import NONE, Place
 from dspex.engine.log.tables import Change, Tables
@@ -52,7 +52,15 @@ async def pages(bus: Bus, stream: str, filters: Sequence[str], *, start: int = 1
     start, stop = (max(start, info.first), info.last) if info is not None else (1, 0)
     while start <= stop and (page := await bus.page(stream, filters, start=start, stop=stop)):
         yield page
+        if _is_last(bus, page):
+            return
         start = page[-1].sequence + 1
+
+
+def _is_last(bus: Bus, page: Sequence[Message]) -> bool:
+    """Whether there was room for more, whatever that is, so that nothing is left: to ask costs a consumer."""
+    size = sum(len(message.data) for message in page)
+    return len(page) < PAGE_MESSAGES and 2 * size < PAGE_BYTES and 2 * bus.max_payload < PAGE_BYTES
 
 
 def needed(tables: Tables) -> dict[str, int]:

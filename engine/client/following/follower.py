@@ -59,6 +59,7 @@ class RunProgress:
         waiting: input of a partition → how far that must be taken.
         open: rows that are its: open calls, and timers of events that were put off.
         started: its source event was seen.
+        after: behind which sequence of the application's stream everything lies that it has emitted; None: not known.
     """
 
     id: str
@@ -70,6 +71,7 @@ class RunProgress:
     calls: int = 0
     usage: Usage = field(default_factory=Usage)
     dead_letters: int = 0
+    after: int | None = None
 
     @property
     def idle(self) -> bool:
@@ -106,6 +108,8 @@ class Follower:
         self._created = 0.0  # when the application stream was made
         # How far inputs are taken, with the partition's log in mind: an event may be seen after the entry that covers it.
         self._taken: dict[Waits, int] = {}
+        self._moved: dict[Waits, int] = {}  # the entry that took them so far
+        self._begun = 0
         # Who waits for what, so that an entry costs as much as it says, and not as much as there are runs.
         self._waiting: dict[Waits, deque[tuple[int, RunProgress]]] = {}
         self._open: dict[RowId, RunProgress] = {}
@@ -120,7 +124,8 @@ class Follower:
         if info is None:
             return 0
         self._created = info.created
-        return await sequence_before(self.bus, info, self._since())
+        self._begun = await sequence_before(self.bus, info, self._since())
+        return self._begun
 
     def _since(self) -> float:
         """A moment before all of these runs: the id of a run begins with the time at which its source event was stored."""
@@ -152,7 +157,7 @@ class Follower:
 
     async def _take(self, m: Message) -> None:
         if subjects.matches(self._logs, m.subject):
-            self._entry(m, await self._changes(m))
+            self._entry(m, *await self._changes(m))
         elif subjects.matches(self._events, m.subject):
             for id in {str(event["origin"]["run"]) for event in codecs.decode(m.data, codecs.MSGPACK)}:
                 self._wait_for(id, (_partition(m), "events"), m.sequence)
@@ -188,19 +193,21 @@ class Follower:
             run.finished = None
             self._waiting.setdefault(what, deque()).append((sequence, run))
 
-    async def _changes(self, m: Message) -> Mapping[str, Any]:
-        """What an entry changes in tables: it says so itself, or pieces before it do, where that is too much."""
+    async def _changes(self, m: Message) -> tuple[Mapping[str, Any], int]:
+        """What an entry changes in tables: it says so itself, or pieces before it do, where that is too much. And how many
+        messages before it are what came of what it has taken.
+        """
         entry = readable(m.data)
         if entry is None or entry["kind"] != "commit":
-            return {}
+            return {}, 0
         found = await changes(self.bus, LogAddress.of(self.app, *_partition(m)), m, entry)
         if found is None:
             raise ValueError("it changes what no table has, or its pieces are gone")
-        return found
+        return found, entry["covers"]
 
-    def _entry(self, m: Message, changes: Mapping[str, Any]) -> None:
+    def _entry(self, m: Message, changes: Mapping[str, Any], covers: int) -> None:
         partition = _partition(m)
-        touched = [*self._rows(partition, changes), *self._positions(partition, changes)]
+        touched = [*self._rows(partition, changes), *self._positions(partition, changes, m.sequence, covers)]
         for run in touched:
             if run.idle and run.finished is None:
                 run.finished = datetime.fromtimestamp(m.time, tz=UTC)
@@ -220,16 +227,21 @@ class Follower:
                 run.open.add(row)
                 self._open[row] = run
 
-    def _positions(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[RunProgress]:
-        """Events that the entry has taken."""
+    def _positions(
+        self, partition: PartitionId, changes: Mapping[str, Any], sequence: int, covers: int
+    ) -> Iterator[RunProgress]:
+        """Events that the entry with this sequence has taken."""
         for input, raw in changes.get("positions", ()):
             what, taken = (partition, input), Position(*raw).after
-            self._taken[what] = taken
+            # of an event that took several commits, what came of it lies also behind those before
+            before = self._moved.get(what, self._begun) if changes.get("splits") else sequence - covers - 1
+            self._taken[what], self._moved[what] = taken, sequence
             waiting = self._waiting.get(what, deque())
             while waiting and waiting[0][0] <= taken:
-                sequence, run = waiting.popleft()
-                if run.waiting.get(what) == sequence:
+                number, run = waiting.popleft()
+                if run.waiting.get(what) == number:
                     del run.waiting[what]
+                    run.after = before if run.after is None else min(run.after, before)
                     yield run
 
     def _record(self, m: Message) -> None:

@@ -13,7 +13,8 @@ from dspex.bus.errors import CallTimeout, ProgramError, RunFailed, RunNotFound, 
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.handles import MemoryReader
 from dspex.bus.memory.server import MemoryServer
-from dspex.bus.port import BusEvents
+from dspex.bus.message import Message
+from dspex.bus.port import BusEvents, StreamInfo
 from dspex.engine.client.client import Client
 from dspex.engine.client.following import waits
 from dspex.operators.topology import Topology
@@ -22,11 +23,24 @@ MakeLab = Callable[..., Lab]
 
 
 class Counted(MemoryBus):
-    """A connection that keeps the readers that it has opened."""
+    """A connection that keeps the readers that it has opened, and how it has asked for what is stored."""
 
     def __init__(self, server: MemoryServer) -> None:
         super().__init__(server, BusEvents())
         self.opened: list[MemoryReader] = []
+        self.asked: list[str] = []
+
+    async def next(self, stream: str, subject: str, sequence: int) -> Message | None:
+        self.asked.append("next")
+        return await super().next(stream, subject, sequence)
+
+    async def page(self, stream: str, filters: Sequence[str], **options: Any) -> list[Message]:
+        self.asked.append("page")
+        return await super().page(stream, filters, **options)
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        self.asked.append("stream")
+        return await super().stream(name)
 
     async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> MemoryReader:
         self.opened.append(await super().reader(stream, filters, **options))
@@ -141,4 +155,50 @@ def test_a_wait_ends_when_what_it_reads_is_gone(lab: MakeLab) -> None:
     one.run(go())
     one.work()
     assert one.run(client.run(f"{run.stream}@{run.sequence}").wait("5s")).status == "done"
+    one.run(client.close())
+
+
+def test_what_a_run_has_sent_is_read_from_where_its_wait_has_seen_it(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start()
+    one.work()
+    client, bus = waiting(one)
+    for n in range(5):
+        run = published(one, client, str(n))
+        one.run(run.wait("5s"))
+        bus.asked.clear()
+        events = one.run(run.outputs())
+        assert bus.asked == ["next"] * 3  # two messages, and that there is no third
+        assert [event.data for event in events] == [{"text": str(n), "answer": "yes"}] * 2
+        other = one.run(one.client.run(run.id).outputs())
+        assert events == other
+    one.run(client.close())
+
+
+def test_all_that_a_run_has_sent_is_read_where_it_took_several_commits(lab: MakeLab) -> None:
+    topology = Topology("many")
+    topology.source("in").flat_map(lambda d: [d] * 2500, name="many").sink("out")
+    one = lab(topology)
+    one.start()
+    client, _ = waiting(one)
+    for n in range(2):
+        run = published(one, client, str(n))
+        one.run(run.wait("5s"))
+        events = one.run(run.outputs())
+        assert (len(events), {event.data["text"] for event in events}) == (2500, {str(n)})
+    one.run(client.close())
+
+
+def test_sinks_of_two_topologies_that_have_subjects_in_common_are_read_once(lab: MakeLab) -> None:
+    topologies = [Topology("one"), Topology("other")]
+    for topology, subject in zip(topologies, ("a.{text}", "a.x")):
+        topology.source("in").sink(subject)
+    for n in range(5):
+        topologies[0].source(f"in{n}").sink(f"out{n}")
+    one = lab(*topologies)
+    one.start()
+    client, _ = waiting(one)
+    run = published(one, client, "x")
+    assert one.run(run.wait("5s")).status == "done"
+    assert [event.subject for event in one.run(run.outputs())] == ["a.x"] * 2
     one.run(client.close())
