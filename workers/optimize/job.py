@@ -193,10 +193,19 @@ def with_forward(program: Any, run: Callable[[Callable[[], Any]], Any]) -> Any:
     return made
 
 
+def _plain(state: Any) -> Any:
+    """The state with demonstrations as maps: before 3.0, some are DSPy's examples."""
+    if isinstance(state, dspy.Example):
+        return dict(state.items())
+    if isinstance(state, Mapping):
+        return {name: _plain(value) for name, value in cast("Mapping[str, Any]", state).items()}
+    return [_plain(one) for one in cast("list[Any]", state)] if isinstance(state, list) else state
+
+
 def _state_of(program: Any) -> Mapping[str, Any]:
     """The state as it can be kept. Raises ProgramError where it cannot."""
     try:
-        found = form.read(program.dump_state())
+        found = form.read(_plain(program.dump_state()))
     except DataError as error:
         raise ProgramError(error.message, fix=error.fix) from error
     return {**found.predictors, "metadata": {"dependency_versions": {"dspy": dspy.__version__}}}
