@@ -199,7 +199,7 @@ def _plain(state: Any) -> Any:
         return dict(state.items())
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in cast("Mapping[str, Any]", state).items()}
-    return [_plain(one) for one in cast("list[Any]", state)] if isinstance(state, list) else state
+    return [_plain(one) for one in state] if isinstance(state, list) else state
 
 
 def _state_of(program: Any) -> Mapping[str, Any]:

@@ -108,3 +108,14 @@ def test_where_no_process_of_the_pool_is_there_nobody_can_be_asked_or_told(lab: 
         one.run(one.client.cancel_job("optimizer/1"))
     with pytest.raises(RunNotFound, match="does not name a submitted call"):
         one.run(one.client.job_status("01a22680-b7a7-7f77-a26a-100000000001"))
+
+
+def test_rows_that_no_message_holds_reach_the_worker(lab: MakeLab) -> None:
+    one = lab(Optimizes())
+    one.start()
+    large = [{**row, "text": f"{row['text']} {'x' * 300_000}"} for row in ROWS]
+    run = one.run(one.client.submit(SPEC.optimize("f1"), {"rows": large}))
+    one.loop.settle()
+    one.work("optimizer")
+    one.run(run.result("1m"))
+    assert sum(len(row["text"]) for part in ("train", "test") for row in one.asked[0].inputs[part]) > 3_000_000
