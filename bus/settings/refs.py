@@ -20,5 +20,6 @@ def not_allowed(pool: str, patterns: Sequence[str], ref: str) -> tuple[str, str]
     """What to say of a ref that the pool does not take, and what to do."""
     module = ref.partition(":")[0] or "module"
     listed = ", ".join(patterns) or "empty"
-    wanted = ", ".join(f'"{pattern}"' for pattern in (*patterns, f"{module}:*"))
+    own = ref if module == "dspy" else f"{module}:*"  # of DSPy's, others would run what a model wrote
+    wanted = ", ".join(f'"{pattern}"' for pattern in (*patterns, own))
     return f"{ref} is not in the allow-list of pool {pool} ({listed})", f"allow it: pools.{pool}.programs = [{wanted}]"

@@ -21,7 +21,8 @@ from dspex.bus.errors import Cancelled, DataError, DspexError, InvalidInput, Inv
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
-from dspex.bus.serving.programs.optimizers import JobArguments, JobBudget, job_refusal
+from dspex.bus.serving.programs.optimizers import JobArguments, JobBudget, job_refusal, ref_of_optimizer
+from dspex.bus.settings.refs import allows, not_allowed
 from dspex.operators.native.examples import checked_examples
 from dspex.operators.native.signature import Signature
 from dspex.workers.answerers.context import CallContext
@@ -59,6 +60,9 @@ class OptimizerJob:
         self.fill: FillInputs = dict
         self.threads = asked["threads"]
         self._meter = requests.meter = JobMeter(budget)
+        if not allows(refs.allow, ref := ref_of_optimizer(asked["optimizer"])):
+            said, fix = not_allowed(refs.pool, refs.allow, ref)
+            raise ProgramError(f"{said}; a job asks models as often as it likes", fix=fix, node=ref)
         if asked["optimizer"] == "MIPROv2" and find_spec("optuna") is None:  # before anything is paid for
             raise ProgramError("MIPROv2 needs optuna", fix="pip install 'dspex[optimize]', in that pool's environment")
         _quiet()

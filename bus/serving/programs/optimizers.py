@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from typing_extensions import TypedDict
 
+from dspex.bus.serving.programs.modules import HOME
 from dspex.bus.settings.similar import did_you_mean
 
 OPTIMIZE: Final = "optimize"
@@ -82,9 +83,17 @@ def is_ref_of_metric(metric: str) -> bool:
 
 
 def refs_of(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """The refs to a user's code among the arguments of a job, without those of its program."""
+    """What the allow-list of a pool has to name for a job, besides the refs of its program: the optimizer, and a metric of a
+    user's.
+    """
+    named = ref_of_optimizer(str(arguments.get("optimizer")))
     metric = arguments.get("metric")
-    return (metric,) if isinstance(metric, str) and is_ref_of_metric(metric) else ()
+    return (named, metric) if isinstance(metric, str) and is_ref_of_metric(metric) else (named,)
+
+
+def ref_of_optimizer(optimizer: str) -> str:
+    """What the allow-list of a pool has to name: a job asks models as often as it likes."""
+    return f"{HOME}{optimizer}"
 
 
 def job_refusal(optimizer: str, options: Mapping[str, Any], threads: int, budget: JobBudget) -> tuple[str, str] | None:

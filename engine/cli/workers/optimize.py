@@ -92,7 +92,7 @@ def optimize(
             if cancel:
                 await _cancelled(_Asked(t, job, {}, id, None, False, None), c)
                 return
-            await _need_pool(t, c, pool)
+            await _need_pool(t, c, pool, using)
             await _optimized(_Asked(t, job, rows_of(data, test, types or []), id, save, anyway, output), c)
 
     t.run(main())
@@ -143,16 +143,18 @@ def _read(file: str, types: list[str]) -> list[object]:
     return [row.data for row in found]
 
 
-async def _need_pool(t: Terminal, c: Client, pool: str) -> None:
+async def _need_pool(t: Terminal, c: Client, pool: str, using: str) -> None:
     """Say where nobody will run the job now. Raises ConfigError where nobody ever will."""
     from dspex.bus import subjects
+    from dspex.bus.serving.programs.optimizers import ref_of_optimizer
 
     try:
         await c.bus.request(subjects.control(c.app, pool), orjson.dumps({"kind": "status"}))
     except Saturated:
         if pool not in t.settings().pools:
             why = f"no pool {pool!r} runs, and the settings have none"
-            fix = f"add [pools.{pool}] to dspex.toml, with what the program needs, and start one: dspex worker {pool}"
+            ref = ref_of_optimizer(using)
+            fix = f'add it to dspex.toml, and start one: pools.{pool} = {{ programs = ["{ref}"] }}; dspex worker {pool}'
             raise ConfigError(why, code="DX133", fix=fix, node=pool) from None
         t.note(f"no process of pool {pool} is running: the job waits for one: dspex worker {pool}")
 

@@ -22,7 +22,7 @@ engine.submit = true
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
 lm.other = {{ model = "openai/stand-in", base_url = "{url}", key_env = "OTHER_KEY" }}
 lm.gone = {{ model = "openai/stand-in", base_url = "http://127.0.0.1:9/v1" }}
-pools.lightweight = {{ programs = ["programs:*", "broken:*"] }}
+pools.lightweight = {{ programs = ["programs:*", "broken:*", "dspy:BootstrapFewShot"] }}
 """
 PROGRAMS = """
 import dspy
@@ -307,6 +307,8 @@ def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project
     human = project.here(*OPTIMIZE, "--data", "rows.csv", "--test", "rows.csv", "--state", "sorted", "--save", "sorted")
     assert "score     100.0 → 100.0 %  exact_match, 10 rows held back" in human.out, human.err
     assert "not saved: it is no better" in human.out
+    other = project.here(*OPTIMIZE, "--data", "rows.csv", "--with", "MIPROv2")
+    assert (other.code, "dspy:MIPROv2" in other.err, "pools.lightweight.programs" in other.err) == (1, True, True), other.err
     over = project.here(*OPTIMIZE, "--id", "j1", "--cancel")
     assert (over.code, over.out) == (0, "not running now: it ends where a process of its pool takes it up\n")
 

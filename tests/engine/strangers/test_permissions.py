@@ -39,8 +39,7 @@ SAVING = (
     ["show", "reply@prod"],
     ["show", "triage/classify"],
 )
-FIELDS = [{"prefix": p, "description": p} for p in ("Text:", "Reply:")]
-STATE = {"demos": [], "signature": {"instructions": "x", "fields": FIELDS}}
+STATE = {"demos": [], "signature": {"instructions": "x", "fields": [{"prefix": p, "description": p} for p in ("T", "R")]}}
 TOPOLOGY = """
 dspex: 1
 topology: triage
@@ -52,6 +51,7 @@ sinks: { shop.out: { from: classify, stream: SHOP_OUT }, shop.other: { from: cla
 SETTINGS = """
 topologies = ["triage.yaml"]
 lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
+pools.lightweight.programs = ["dspy:BootstrapFewShot"]
 """
 
 # What a user of each role may publish: the subject, and the roles that may. Everybody else is denied.

@@ -23,6 +23,7 @@ from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.client.client import Client
 
 SORTS = replace(SPEC, kind="program", target="learned:Sorts", signature=TEXT)
+PROGRAMS = ("dspy:BootstrapFewShot", "dspy:MIPROv2", "metrics_of_users:*", "learned:*")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -34,9 +35,7 @@ async def learner() -> AsyncIterator[Learner]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def optimizers(learner: Learner) -> AsyncIterator[Bench]:
-    async with running(
-        config(learner.url, programs=("sample:*", "journaled:*", "metrics_of_users:*", "learned:*"), restart_max=1000)
-    ) as b:
+    async with running(config(learner.url, programs=PROGRAMS, restart_max=1000)) as b:
         yield b
 
 

@@ -96,7 +96,7 @@ def test_an_unknown_metric_is_refused_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match="there is no metric 'exactmatch'") as e:
         SPEC.optimize("exactmatch")
     assert "exact_match" in e.value.fix
-    assert SPEC.optimize("mine:score").to_call().spec.refs == ("mine:score",)
+    assert SPEC.optimize("mine:score").to_call().spec.refs == ("dspy:BootstrapFewShot", "mine:score")
 
 
 def test_where_no_process_of_the_pool_is_there_nobody_can_be_asked_or_told(lab: MakeLab) -> None:
