@@ -247,32 +247,32 @@ def reader_name(app: str, topology: str, stage: str, kind: str, owner: str) -> s
     return f"dspex-{app}-{topology}-{stage}-{kind}-{owner}"
 
 
-LANES: Final = 8  # behind each band of work, for the calls of tenants that have many of them
+SIDE_QUEUES: Final = 8  # behind each band of work, for the calls of tenants that have many of them
 _PRIORITIES: Final = 3
 
 
-def lanes(band: int) -> tuple[int, ...]:
-    """The bands of the lanes behind a band. In the first lane are those of before there were others."""
-    return tuple(band + _PRIORITIES * n for n in range(1, LANES + 1))
+def side_queues(band: int) -> tuple[int, ...]:
+    """The side queues behind a band, which are bands of their own. In the first one are those of before there were others."""
+    return tuple(band + _PRIORITIES * n for n in range(1, SIDE_QUEUES + 1))
 
 
-BANDS: Final = tuple(one for band in range(_PRIORITIES) for one in (band, *lanes(band)))
-"""Of work, the most urgent first: each is followed by its lanes."""
+BANDS: Final = tuple(one for band in range(_PRIORITIES) for one in (band, *side_queues(band)))
+"""Of work, the most urgent first: each is followed by its side queues."""
 
 
 def band(priority: int, *, behind: str | None = None) -> int:
-    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9. `behind`: a tenant: its lane behind that band."""
+    """The band of a call's priority, 0 (first) to 9: 0 to 3, 4 to 6, 7 to 9. `behind`: a tenant: its side queue there."""
     found = 0 if priority < 4 else 1 if priority < 7 else 2
-    return found if behind is None else lanes(found)[sha256(behind.encode(errors="replace")).digest()[0] % LANES]
+    return found if behind is None else side_queues(found)[sha256(behind.encode(errors="replace")).digest()[0] % SIDE_QUEUES]
 
 
 def is_behind(band: int) -> bool:
-    """Whether it is a lane."""
+    """Whether it is a side queue."""
     return band >= _PRIORITIES
 
 
 def front_of(band: int) -> int:
-    """The band of a lane's priority; a band itself."""
+    """The band that a side queue is behind; a band itself."""
     return band % _PRIORITIES
 
 

@@ -109,10 +109,10 @@ async def backlog(bus: Bus, app: str, pool: str) -> int:
         return await asyncio.gather(*(bus.backlog(stream, subjects.work_consumer(pool, band)) for band in bands))
 
     fronts = [band for band in subjects.BANDS if not subjects.is_behind(band)]
-    first, *others = zip(*map(subjects.lanes, fronts))
+    first, *others = zip(*map(subjects.side_queues, fronts))
     found = await of([*fronts, *first])
-    there = [number is not None for number in found[len(fronts) :]]  # the lanes of a band are made together
-    found += await of(lane for lanes in others for lane, known in zip(lanes, there) if known)
+    there = [number is not None for number in found[len(fronts) :]]  # the side queues of a band are made together
+    found += await of(queue for queues in others for queue, known in zip(queues, there) if known)
     return sum(number or 0 for number in found)
 
 

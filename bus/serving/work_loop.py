@@ -80,7 +80,7 @@ class WorkLoop:
         self._taking: list[asyncio.Task[None]] = []
         self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
         self._shares = {band: Shares() for band in subjects.BANDS if not subjects.is_behind(band)}
-        self._lanes: set[int] = set()  # bands whose first lane has been there
+        self._with_queues: set[int] = set()  # bands whose first side queue has been there
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
@@ -120,9 +120,9 @@ class WorkLoop:
     async def _take(self, band: int) -> None:
         """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""
         reported, front = "", subjects.front_of(band)
-        first, *others = subjects.lanes(front)
+        first, *others = subjects.side_queues(front)
         while True:
-            if band in others and front not in self._lanes:  # engines make all lanes together: it is enough to look for one
+            if band in others and front not in self._with_queues:  # engines make them together: it is enough to look for one
                 await asyncio.sleep(OPEN_AGAIN)
                 continue
             try:
@@ -134,7 +134,7 @@ class WorkLoop:
                 )
                 reported = ""
                 if queue is not None:
-                    self._lanes.update([front] if band == first else ())
+                    self._with_queues.update([front] if band == first else ())
                     await self._take_from(queue, band)
             except BusError as error:
                 if error.message != reported:
@@ -143,8 +143,8 @@ class WorkLoop:
             await asyncio.sleep(OPEN_AGAIN)
 
     def _free_for(self, band: int) -> int:
-        """How many calls of a band may start: none while more urgent work is known to wait. Where calls wait in several lanes
-        of one priority, one at a time: of the lane whose turn it is, and of those in which none is known to wait.
+        """How many calls of a band may start: none while more urgent work is known to wait. Where calls wait in several queues
+        of one priority, one at a time: of the queue whose turn it is, and of those in which none is known to wait.
         """
         front = subjects.front_of(band)
         if any(subjects.front_of(other) < front and not queue.dry for other, queue in self._queues.items()):

@@ -143,13 +143,13 @@ def test_priorities_fall_into_three_bands_and_each_has_work_of_its_own() -> None
     assert len({subjects.work_consumer("gpu", band) for band in subjects.BANDS}) == len(subjects.BANDS)
 
 
-def test_the_lanes_of_tenants_with_many_calls_come_right_behind_their_band_and_a_tenant_keeps_its_own() -> None:
+def test_the_side_queues_of_tenants_with_many_calls_come_right_behind_their_band_and_a_tenant_keeps_its_own() -> None:
     fronts = [subjects.band(priority) for priority in (0, 5, 9)]
-    assert [one for front in fronts for one in (front, *subjects.lanes(front))] == list(subjects.BANDS)
+    assert [one for front in fronts for one in (front, *subjects.side_queues(front))] == list(subjects.BANDS)
     assert [band for band in subjects.BANDS if not subjects.is_behind(band)] == fronts
-    assert all(subjects.front_of(lane) == front for front in fronts for lane in (front, *subjects.lanes(front)))
+    assert all(subjects.front_of(queue) == front for front in fronts for queue in (front, *subjects.side_queues(front)))
     found = {tenant: subjects.band(5, behind=tenant) for tenant in map(str, range(100))}
-    assert set(found.values()) == set(subjects.lanes(1))
+    assert set(found.values()) == set(subjects.side_queues(1))
     assert found == {tenant: subjects.band(4, behind=tenant) for tenant in found}
 
 

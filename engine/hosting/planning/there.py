@@ -148,7 +148,7 @@ def used_by(graphs: Sequence[Graph]) -> list[tuple[str, int]]:
     """The pools, with the bands of priority, that the calls of the graphs go to."""
     calls = [n.call for g in graphs for n in g.calls if n.call.of is None]
     found = {(call.pool, subjects.band(call.priority)) for call in calls}
-    found |= {(c.pool, lane) for c in calls if c.tenant is not None for lane in subjects.lanes(subjects.band(c.priority))}
+    found |= {(c.pool, band) for c in calls if c.tenant is not None for band in subjects.side_queues(subjects.band(c.priority))}
     return sorted(found | {(pool, band) for g in graphs for pool in g.pools for band in _PLAIN_BANDS})
 
 

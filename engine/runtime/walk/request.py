@@ -22,7 +22,7 @@ from dspex.engine.log.rows import OpenCall, Timer
 
 DIGEST = 16  # bytes: what an open call keeps of its event, salted with the nonce of its record's id: a record must have both
 SALT = 16  # bytes of the nonce: all that it has
-TENANT = 4  # open calls of a tenant in one partition; those beyond them wait in its lane
+TENANT = 4  # open calls of a tenant in one partition; those beyond them wait in its side queue
 MOST_SUBJECT = 512  # characters of a subject; a server takes lines of 4096 bytes, and the line has more than the subject
 
 

@@ -51,7 +51,7 @@ def asked_by(lab: Lab, calls: dict[str | None, int], tokens: dict[str | None, in
     """Whose calls were answered, in that order, where so many of each tenant's were stored at once."""
     lab.start()
     lab.work(slots=4)
-    lab.advance(3)  # until the worker takes from all lanes
+    lab.advance(3)  # until the worker takes from all side queues
     lab.tokens.update(tokens)
 
     async def publish() -> None:
