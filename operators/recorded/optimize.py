@@ -65,6 +65,7 @@ class Optimization:
             kind=OPTIMIZE,
             signature=self.program.signature or self.program.target,
             arguments=cast("Mapping[str, object]", self.arguments),
+            lm=self.program.lm[:1],  # scores of two models cannot be compared
             tools=(),
             route="worker",
             cache=0.0,

@@ -84,7 +84,7 @@ class Spec(Generic[T_co]):
     def optimize(self, metric: str, **o: Unpack[OptimizeOptions]) -> Optimization:
         """A job of one of DSPy's optimizers, for `Client.submit`: `spec.optimize("f1", using="MIPROv2")`. It takes
         `{"rows": […]}`, or `{"train": […], "test": […]}`, of the signature's fields, and its result has the scores `before` and
-        `after` in percent, and `state`, for `Client.put_program`.
+        `after` in percent, and `state`, for `Client.put_program`. Of several models in `lm=` the first alone is asked.
 
         Args:
             metric: a name in `dspex.metrics`, which compares the outputs of a row; or the ref of a function of DSPy's form,

@@ -61,7 +61,7 @@ def optimize(
     anyway: Annotated[bool, typer.Option("--anyway", help="Save it where it is not better, too.")] = False,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the state to a file, too.")] = None,
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
-    lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
+    lm: Annotated[str | None, typer.Option("--lm", metavar="NAME", help="Profile; default: the program's first.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state to begin with.")] = None,
     pool: Annotated[str, typer.Option("--pool", help="Pool that runs the job.")] = "optimizer",
     threads: Annotated[int, typer.Option("--threads", help="Programs side by side.")] = 8,
@@ -74,7 +74,10 @@ def optimize(
 
     t = terminal(context)
     search(t.settings())
-    more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
+    if lm is not None and "," in lm:
+        fix = "name one profile: scores of two models cannot be compared"
+        raise ConfigError(f"a job asks one model, and --lm names several: {lm}", code="DX105", fix=fix)
+    more: dict[str, Any] = {"lm": (lm.strip(),)} if lm else {}
     if state is not None:
         more["state"] = state
     requests, tokens = budget_of(budget)

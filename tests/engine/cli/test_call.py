@@ -324,6 +324,7 @@ def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project
         (["--budget", "3 requests"], "the two scores alone take 4 requests or more, and the budget has 3"),
         (["--data", "short.csv"], "the rows, row 2: the outputs do not fit"),
         (["--data", "other.csv"], "the rows, row 1: it has none of the outputs intent"),
+        (["--lm", "main,other"], "a job asks one model, and --lm names several: main,other"),
         (["--cancel"], "--cancel does not say which job"),
     ],
 )

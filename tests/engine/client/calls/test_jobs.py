@@ -40,7 +40,7 @@ def test_a_job_is_submitted_as_a_call_of_a_kind_of_its_own_and_its_result_is_the
     assert one.run(run.result("1m")).data == {"before": 1.0, "after": 2.0, "state": {}}
     (asked,) = one.asked
     spec = asked.spec
-    assert (spec.kind, spec.lm, spec.config, spec.journaled) == ("optimize", ("a", "b"), {"temperature": 0.5}, True)
+    assert (spec.kind, spec.lm, spec.config, spec.journaled) == ("optimize", ("a",), {"temperature": 0.5}, True)
     assert spec.optimized == CallSpec.read(SPEC.to_call().spec.plain())
     assert (spec.arguments["metric"], spec.arguments["requests"]) == ("f1", 100)
     assert (asked.timeout, round(asked.left)) == (7200.0, 4 * 7200)
