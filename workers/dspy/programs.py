@@ -124,7 +124,8 @@ class Programs:
         spec, asked = attempt.spec, attempt.requests
         plain_signature = Signature.from_plain(json.loads(spec.signature_json))
         threads = Threads(stops_job(asked, lambda error: to_error(error, attempt.work.node, of.target)))
-        made = OptimizerJob(spec, with_forward(program, threads.run), plain_signature, self._refs, asked)
+        program = with_forward(program, threads.run) if _is_module(program) else program
+        made = OptimizerJob(spec, program, plain_signature, self._refs, asked)
         made.fill, made.threads = partial(_filled, of, program, signature), 1 if counts else made.threads
         return made, {name: attempt.work.inputs.get(name) for name in ("train", "test")}, threads
 

@@ -183,7 +183,7 @@ def with_forward(program: Any, run: Callable[[Callable[[], Any]], Any]) -> Any:
     """The program with a synchronous path, which is the only one that optimizers know. `run`: gives what a coroutine gives."""
     kind = type(program)
     own = next((name for c in kind.__mro__ for name in ("forward", "aforward") if name in vars(c)), "")
-    if own == "forward" or not hasattr(kind, "aforward") or not isinstance(program, dspy.Module):
+    if own == "forward" or not hasattr(kind, "aforward"):
         return program
 
     def forward(self: Any, **inputs: Any) -> Any:
