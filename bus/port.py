@@ -202,7 +202,9 @@ class Bucket(Protocol):
         """Write; with `revision` only if that is the latest (0: the key must not exist), else `Fenced`."""
         ...
 
-    async def delete(self, key: str) -> None: ...
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
+        """Remove a key; with `revision` only where nothing was written under it since."""
+        ...
 
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         """All keys that are `prefix` or start with `prefix.`, with value and revision."""

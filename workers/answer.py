@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.records import CallRecord, CallRequest, Outputs, Tried, Usage
 
 ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
@@ -56,6 +57,17 @@ class Answer:
         now = time.time()
         begun = now if started is None else started
         return cls(begun, now - begun, error=error_map(error), dspy_version=dspy_version)
+
+    def sound(self) -> Answer:
+        """The answer. Raises DecodeError where it has a time that is none, or an error without a name or a message: a program
+        may have written it.
+        """
+        error = self.error
+        if not (math.isfinite(self.started) and math.isfinite(self.elapsed)):
+            raise DecodeError("an answer whose times are no numbers of seconds")
+        if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
+            raise DecodeError("an answer with an error that has no name, or no message")
+        return self
 
     def given_up(self, error: DspexError) -> Answer:
         """The answer of a child that was told to give the call up, and had none: why it was told so, and what it cost."""

@@ -221,7 +221,7 @@ def unpack(body: bytes) -> Frame:
             answer = raw["answer"]
             if answer["usage"] is not None:
                 answer["usage"] = Usage(**checked(Usage, "a frame", answer["usage"]))
-            raw["answer"] = Answer(**checked(Answer, "a frame", answer))
+            raw["answer"] = Answer(**checked(Answer, "a frame", answer)).sound()
         return kind(**checked(kind, "a frame", raw))
     except (KeyError, TypeError) as e:
         raise DecodeError(f"not a frame of dspex: {e!r}") from None

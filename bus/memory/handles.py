@@ -234,9 +234,10 @@ class MemoryBucket:
         self._bus.server.put_at[self._name, key] = self._bus.server.now
         return new
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
         await self._bus.trip()
-        self._values.pop(key, None)
+        if revision is None or self._values.get(key, (b"", 0))[1] <= revision:
+            self._values.pop(key, None)
 
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         await self._bus.trip()

@@ -70,9 +70,10 @@ class NatsBucket:
             # Another tool deleted the key and left its mark: for us there is no such key, so it may be created.
             return (await writer.publish(self._connection, draft._replace(expect=mark.sequence), _TIMEOUT)).sequence
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, revision: int | None = None) -> None:
         # No delete mark: it would stay for ever, and stand in the way of the next put(revision=0).
-        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key)})
+        below = {} if revision is None else {"seq": revision + 1}
+        await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key), **below})
 
     async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         wanted = [self._subject(prefix), self._subject(f"{prefix}.>")] if prefix else [self._subject(">")]

@@ -222,17 +222,17 @@ class RecordStore:
         while True:
             if isinstance(outcome, (NotStored, PayloadTooLarge, DataError)):
                 raise outcome
-            if isinstance(outcome, Ack):
-                if not outcome.duplicate:
-                    return one.record
-                if (first := await self._first(outcome, message.subject, request)) is not None:
-                    return first
-                message = self._under_fresh_id(message, outcome, request)
-            elif outcome is not None:
-                log.warning("record not stored", pool=self.pool, call=request.call, error=outcome.message)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
             try:
+                if isinstance(outcome, Ack):
+                    if not outcome.duplicate:
+                        return one.record
+                    if (first := await self._first(outcome, message.subject, request)) is not None:
+                        return first
+                    message = self._under_fresh_id(message, outcome, request)
+                elif outcome is not None:
+                    log.warning("record not stored", pool=self.pool, call=request.call, error=outcome.message)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, 5.0)
                 outcome = await self.bus.publish(await self._ready(message))
             except (BusError, DataError) as error:
                 outcome = error
@@ -242,12 +242,12 @@ class RecordStore:
         stored = await self.bus.get(ack.stream, ack.sequence)
         if stored is None or stored.subject != subject or (self._keys and not is_signed(stored, self._keys)):
             return None
-        stored = await payloads.checked_out(self.bus, self.app, stored)
-        if stored is None:
-            return None
         try:
-            found = CallRecord.unpack(stored.data)
-        except DecodeError:
+            stored = await payloads.checked_out(self.bus, self.app, stored)
+            found = CallRecord.unpack(stored.data) if stored is not None else None
+        except DataError:
+            return None
+        if found is None:
             return None
         return found if (found.call, found.try_number) == (request.call, request.try_number) else None
 

@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspex.bus.errors import CallTimeout, DecodeError, InvalidInput, from_dict
+from dspex.bus import subjects
+from dspex.bus.errors import CallTimeout, DecodeError, InvalidInput, Unreachable, from_dict
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.message import Message
+from dspex.bus.port import BusEvents, StreamConfig
 from dspex.bus.records import (
     CallRecord,
     CallRequest,
@@ -28,6 +33,7 @@ from dspex.bus.records import (
     unpack_frame,
 )
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.record_store import RecordStore
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 maps = st.dictionaries(
@@ -222,3 +228,34 @@ def test_an_error_about_a_value_under_a_long_key_does_not_repeat_the_key() -> No
     with pytest.raises(DecodeError) as e:
         Letter.unpack(letter)
     assert len(e.value.message) < 1000
+
+
+# -- where they are stored
+class _Looking(MemoryBus):
+    """A connection that cannot look at the first `failing` times."""
+
+    failing = 2
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        self.failing -= 1
+        if self.failing >= 0:
+            raise Unreachable("no answer from the stream's leader")
+        return await super().get(stream, sequence)
+
+
+def test_the_record_of_an_earlier_answer_is_found_though_the_leader_was_away_for_a_moment() -> None:
+    """Who submitted the call would wait for ever: the process that stored it has died before it could say so."""
+    loop, server = VirtualLoop(), MemoryServer()
+    to = RecordTo(subjects.record("lab", "light", "t", "s", 0), "id", 7, b"event")
+    asked = CallRequest("call", 1, 1, "t", "n", CallSpec("predict", "a -> b", "a -> b"), {}, "run", record=to)
+
+    async def twice() -> tuple[CallRecord | None, int]:
+        await server.connect().ensure_stream(StreamConfig(subjects.stream("lab"), subjects.own_subjects("lab")))
+        await RecordStore(server.connect(), "lab", "light").store(CallRecord("call", 1, 1, "t", "n", outputs={"b": 1}), asked)
+        store = RecordStore(_Looking(server, BusEvents()), "lab", "light")
+        found = await store.store(CallRecord("call", 1, 1, "t", "n", outputs={"b": 2}), asked)
+        return found, store.lost
+
+    found, lost = loop.run(twice(), advance=True)
+    loop.close()
+    assert (found.outputs if found else None, lost) == ({"b": 1}, 0)

@@ -281,11 +281,12 @@ class Execution:
             self._all.children.slots.leave(self)
             self.fail(error)
             return
+        if self._error is not None:
+            return  # the child is asked to already: who asks again and again must not put off its end
         if self._timer is not None:
             self._timer.cancel()
-        if self._error is None:
-            self._error = error
-            self._child.cancel(self._number)
+        self._error = error
+        self._child.cancel(self._number)
         self._timer = self._loop.call_later(REACT_WITHIN, self._unmoved, self._child)
 
     def _unmoved(self, child: Child) -> None:

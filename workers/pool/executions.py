@@ -23,7 +23,8 @@ from dspex.workers.pool.steps import CallStep
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-MOST_ENDED = 1000  # cancelled jobs that are remembered: one may be waiting, or be about to begin again
+MOST_ENDED = 1000  # cancelled jobs that are remembered: one may be waiting, or be about to begin again. Calls likewise
+MOST_CALL = 100  # characters of the id of a call that is remembered: who may ask could otherwise fill the memory
 MOST_BATCHED = 5_000  # calls that wait for batches: a consumer holds 10,000 that are not acked
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
 
@@ -51,6 +52,7 @@ class Executions:
         self.routes = Routes()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self._ended_jobs: dict[str, None] = {}  # jobs that somebody cancelled
+        self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
         self.tasks = Tasks(f"calls of {self.pool}")
 
     def start(
@@ -87,6 +89,8 @@ class Executions:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
         elif _job_of(work) in self._ended_jobs:
             execution.fail(_cancelled(work))
+        elif work.record is None and work.call in self._left:
+            execution.fail(_given_up(work))
         else:
             execution.go_on()
         return execution
@@ -114,18 +118,20 @@ class Executions:
             step.after(execution, record)
 
     def cancel(self, call: str) -> None:
-        """Stop an interactive call, whose caller does not wait for it any more. A durable one is its engine's."""
+        """Stop an interactive call, whose caller waits for it no more; also one that comes later: its request may still be on
+        its way here, from another process of the pool, or wait for its worker. A durable one is its engine's.
+        """
+        if len(call) <= MOST_CALL:
+            _noted(self._left, call)
         for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
-            execution.give_up(Cancelled("its caller gave it up", node=execution.work.node))
+            execution.give_up(_given_up(execution.work))
 
     def end_job(self, call: str) -> bool:
         """Cancel the job of an optimizer, also where it has not begun or is to begin again; whether it runs here.
 
         `call`: as who submitted it names it.
         """
-        self._ended_jobs[call] = None
-        if len(self._ended_jobs) > MOST_ENDED:
-            del self._ended_jobs[next(iter(self._ended_jobs))]
+        _noted(self._ended_jobs, call)
         found = self._jobs(call)
         for execution in found:
             execution.give_up(_cancelled(execution.work))
@@ -172,3 +178,13 @@ def _job_of(work: CallRequest) -> str | None:
 
 def _cancelled(work: CallRequest) -> Cancelled:
     return Cancelled("somebody cancelled the job", node=work.node)
+
+
+def _given_up(work: CallRequest) -> Cancelled:
+    return Cancelled("its caller gave it up", node=work.node)
+
+
+def _noted(calls: dict[str, None], call: str) -> None:
+    calls[call] = None
+    if len(calls) > MOST_ENDED:
+        del calls[next(iter(calls))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,6 @@ from dspex.workers.pool.telling import Telling
 from dspex.workers.pool.turns import Turns
 
 if TYPE_CHECKING:
-    from dspex.workers.pool.execution import Execution
     from dspex.workers.pool.pool import Pool
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -42,6 +42,27 @@ LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
 ACCEPT_AFTER = 0.005  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
 PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have room; after 2 s its caller asks again in any case
 LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
+
+
+@dataclass(eq=False)
+class _Asker:
+    """Who waits for a call.
+
+    Attributes:
+        work, packed: its request. reply: where it hears. told: it has its result.
+        telling: what it is told with before that; None: nothing is.
+    """
+
+    work: CallRequest
+    packed: bytes
+    reply: str
+    telling: Telling | None = None
+    told: bool = False
+
+    def asks_again(self, message: Message) -> bool:
+        """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""
+        connection = self.reply.rpartition(".")[0]
+        return message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
 
 
 class Interactive:
@@ -54,7 +75,8 @@ class Interactive:
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._sent_away = 0
-        self._to_accept: list[tuple[Execution, str]] = []  # calls whose callers have not been told, and where they hear it
+        self._askers: dict[str, _Asker] = {}  # by call, of those that run
+        self._to_accept: list[_Asker] = []  # who has not been told that a worker has the call
         self._turns = Turns(pool.bus, pool.config.app)
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
@@ -103,7 +125,7 @@ class Interactive:
             self._refused(message, "it has no inbox for the answer")
             return
         try:
-            if self._pool.free() <= 0:
+            if self._pool.free() <= 0 and not any(asker.asks_again(message) for asker in self._askers.values()):
                 self._sent_away += 1
                 self._changed.set()
                 self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
@@ -116,8 +138,7 @@ class Interactive:
             else:
                 self._begin(message, work)
         except (DataError, NotAllowed) as error:
-            self._refused(message, error.message)
-            self._reply(message.reply, _refusal(error))
+            self._refuse(message, error)
         except BusError as error:
             log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
 
@@ -127,8 +148,7 @@ class Interactive:
             work = self._read(message)
             await self._deployed.check(work)
         except (DataError, NotAllowed) as error:
-            self._refused(message, error.message)
-            self._reply(message.reply, _refusal(error))
+            self._refuse(message, error)
             return
         if work.required:
             self._large.start(self._place(message, work), "placing")
@@ -153,7 +173,11 @@ class Interactive:
             return
         finally:
             pool.executions.preparing -= 1
-        if place != PASSED_ON:
+        if place == PASSED_ON:
+            return
+        if pool.draining:  # since then: no worker would answer it here
+            pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+        else:
             self._begin(message, work, place)
 
     def _read(self, message: Message) -> CallRequest:
@@ -175,68 +199,80 @@ class Interactive:
         self._seldom.error("requests are refused; dspex status --json counts them", pool=pool)
         log.debug("a request was refused", pool=pool, subject=message.subject, why=why)
 
+    def _refuse(self, message: Message, error: DspexError) -> None:
+        self._refused(message, error.message)
+        self._reply(message.reply, _refusal(error))
+
     def _begin(self, message: Message, work: CallRequest, only: Child | None = None) -> None:
         pool = self._pool
+        if (asker := self._askers.get(work.call)) is not None and asker.asks_again(message):
+            asker.reply = message.reply
+            if asker.telling is not None:
+                asker.telling.move(message.reply)
+            self._accept(asker, pool.free())
+            return
+        asker = self._askers[work.call] = _Asker(work, message.data, message.reply)
         if work.stream:
-            self._accept(message.reply, work, pool.free() - 1)
-        telling = Telling(pool.bus, message.reply) if work.stream else None
+            self._accept(asker, pool.free() - 1)
+            asker.telling = Telling(pool.bus, message.reply)
         self._turns.begin(work)
-        ended = partial(self._ended, message.reply, work, telling)
-        execution = pool.executions.start(work, message.data, ended, only=only)
-        execution.telling = telling  # what its child says comes later, if it has one
+        execution = pool.executions.start(work, message.data, partial(self._ended, asker), only=only)
+        execution.telling = asker.telling  # what its child says comes later, if it has one
         if not work.stream:
-            self._accept_soon(execution, message.reply)
+            if not self._to_accept:
+                asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
+            self._to_accept.append(asker)
         self._changed.set()
-
-    def _accept_soon(self, execution: Execution, reply: str) -> None:
-        if not self._to_accept:
-            asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
-        self._to_accept.append((execution, reply))
 
     def _accept_all(self) -> None:
         to_accept, self._to_accept = self._to_accept, []
         free = self._pool.free()
-        for execution, reply in to_accept:
-            if not execution.over:
-                self._accept(reply, execution.work, free)
+        for asker in to_accept:
+            if not asker.told:
+                self._accept(asker, free)
 
-    def _accept(self, reply: str, work: CallRequest, free: int) -> None:
+    def _accept(self, asker: _Asker, free: int) -> None:
         pool = self._pool
         accepted = {
             "kind": ACCEPTED,
-            "call": work.call,
+            "call": asker.work.call,
             "worker": pool.worker,
             "free": max(0, free),
             "waiting": pool.children.slots.waiting,
         }
-        pool.bus.tell(reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
+        pool.bus.tell(asker.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
 
-    def _ended(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
-        if work.turn is None:
-            self._answered(reply, work, telling, record)
+    def _ended(self, asker: _Asker, record: CallRecord) -> None:
+        if asker.work.turn is None:
+            self._answered(asker, record)
         else:
-            self._large.start(self._spoken(reply, work, telling, record), "turn")
+            self._large.start(self._spoken(asker, record), "turn")
 
-    async def _spoken(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
-        self._answered(reply, work, telling, await self._turns.written(work, record))
+    async def _spoken(self, asker: _Asker, record: CallRecord) -> None:
+        self._answered(asker, await self._turns.written(asker.work, record))
 
-    def _answered(self, reply: str, work: CallRequest, telling: Telling | None, record: CallRecord) -> None:
+    def _answered(self, asker: _Asker, record: CallRecord) -> None:
         """Send the result, and have it recorded."""
-        if telling is not None:
-            telling.end()
-        packed = self._reply(reply, record, work.session)
-        if work.describe:
+        if self._askers.get(asker.work.call) is asker:
+            del self._askers[asker.work.call]
+        if asker.telling is not None:
+            asker.telling.end()
+        packed = self._reply(asker.reply, record, asker)
+        if asker.work.describe:
             return
-        self._pool.records.put(record, work, packed)
+        self._pool.records.put(record, asker.work, packed)
         self._pool.service.heard(record)
 
-    def _reply(self, reply: str, record: CallRecord, session: str | None = None) -> bytes:
+    def _reply(self, reply: str, record: CallRecord, asker: _Asker | None = None) -> bytes:
         """Send the result, and give it as it is sent; one that no message holds by its hash."""
         pool = self._pool
-        draft = NewMessage(reply, pool.records.sized(record), {subjects.KIND: RESULT, **in_session(session)})
+        headers = {subjects.KIND: RESULT, **in_session(asker.work.session if asker is not None else None)}
+        draft = NewMessage(reply, pool.records.sized(record), headers)
         if payloads.must_be_stored(pool.bus, draft):
             self._large.start(self._reply_large(draft), "large result")
             return draft.data
+        if asker is not None:
+            asker.told = True
         try:
             pool.bus.tell(draft.subject, draft.data, headers=draft.headers)
         except BusError as error:

@@ -52,6 +52,10 @@ class Telling:
         """What the program says."""
         self._add("", 0, text[:_PIECE])
 
+    def move(self, reply: str) -> None:
+        """The caller hears there from now on."""
+        self._reply = reply
+
     def end(self) -> None:
         """The result comes next."""
         if self._timer is not None:

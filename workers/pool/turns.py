@@ -47,29 +47,33 @@ class Turns:
                 self._tasks.start(self._renew(), "renewal")
 
     async def written(self, work: CallRequest, record: CallRecord) -> CallRecord:
-        """The record, once it is a turn of its session; with an error where it cannot be one."""
+        """The record, once it is a turn of its session; with an error where it cannot be one.
+
+        With other outputs where the call was asked again, and another process was first: those of the turn.
+        """
         try:
             async with asyncio.timeout_at(self._ends[work.call] - min(TO_TELL, work.timeout / 4)):
-                await self._write(work, record)
+                turn = await self._write(work, record)
         except TimeoutError:
             return _failed(record, SessionError(f"the turn of session {work.session} could not be stored", node=work.node))
         except DspexError as error:
             return _failed(record, error)
         finally:
             self._open.pop(work.call, None)
-            del self._ends[work.call]
-        return record
+            self._ends.pop(work.call, None)
+        return record if turn is None or turn.outputs == record.outputs else replace(record, outputs=turn.outputs)
 
     async def stop(self) -> None:
         """Renew no more."""
         await self._tasks.stop()
 
-    async def _write(self, work: CallRequest, record: CallRecord) -> None:
+    async def _write(self, work: CallRequest, record: CallRecord) -> StoredTurn | None:
+        """The turn of a call, once it is stored; None where it failed."""
         session = str(work.session)
         if record.outputs is None:
             with suppress(BusError, SessionError):  # its caller does the same
                 await self._store.change(session, lambda state, now: left(_there(session, state), work.call))
-            return
+            return None
         inputs, outputs = {k: v for k, v in work.inputs.items() if k != HISTORY}, record.outputs
 
         def change(state: SessionState | None, now: float) -> SessionState:
@@ -78,8 +82,8 @@ class Turns:
 
         while True:
             try:
-                await self._store.change(session, change)
-                return
+                state = await self._store.change(session, change)
+                return next((turn for turn in state.turns if turn.call == work.call), None)
             except BusError as error:
                 if not error.retryable:
                     raise

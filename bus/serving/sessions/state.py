@@ -36,12 +36,13 @@ class InLine(NamedTuple):
 
     Attributes:
         call: id of the call that wants its turn. until: when it counts no more, in seconds since the epoch.
-        pool: of the call.
+        pool: of the call. turn: what its caller named it by; "" for nothing.
     """
 
     call: str
     until: float
     pool: str = ""
+    turn: str = ""
 
 
 class StoredTurn(NamedTuple):
@@ -70,7 +71,7 @@ class SessionState:
         ended: it was ended; nothing is left of it but this.
         count: turns that there were, those included that are kept no more. revision: how often data was saved.
         line: who has the session, and who waits for it.
-        data: what was saved. turns: the last ones.
+        data: what was saved. turns: the last ones. saver: drawn by whoever saved last.
     """
 
     ttl: float
@@ -81,6 +82,7 @@ class SessionState:
     line: list[InLine] = field(default_factory=list[InLine])
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
     turns: list[StoredTurn] = field(default_factory=list[StoredTurn])
+    saver: str = ""
 
     def over(self, now: float) -> bool:
         """Whether it has ended, or its time has run out while nobody took a turn."""
@@ -113,6 +115,8 @@ def joined(id: str, state: SessionState, now: float, place: InLine, policy: Poli
     line = state.standing(now)
     if place.call in [other.call for other in line]:
         return state  # it was written, and whoever did that was not told
+    if place.turn and place.turn in [other.turn for other in line]:
+        policy = "queue"  # it is asked for again: the answer to the first will be this one's
     if policy == "reject" and line:
         raise SessionBusy(f"session {id} is taken: call {line[0].call} runs")
     if policy == "interrupt":
@@ -159,15 +163,18 @@ def _size(turns: list[StoredTurn]) -> int:
     return len(codecs.msgpack_bytes([one._asdict() for one in turns]))
 
 
-def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int) -> SessionState:
-    """With other data, if that of `revision` is the latest. Raises SessionConflict, OutputTooLarge."""
-    if state.revision == revision + 1 and state.data == data:
+def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int, saver: str) -> SessionState:
+    """With other data, if that of `revision` is the latest. Raises SessionConflict, OutputTooLarge.
+
+    `saver`: drawn for this change. Equal data proves nothing: two that add one to the same number save the same.
+    """
+    if state.revision == revision + 1 and state.saver == saver:
         return state  # it was written, and whoever did that was not told
     if state.revision != revision:
         raise SessionConflict(f"the data of session {id} is at revision {state.revision}, and not at {revision}")
     if (size := len(codecs.msgpack_bytes(data))) > MOST_BYTES:
         raise OutputTooLarge(f"{size:,} bytes for the data of session {id}, which may have {MOST_BYTES:,}")
-    return replace(state, data=data, revision=revision + 1)
+    return replace(state, data=data, revision=revision + 1, saver=saver)
 
 
 def ended(state: SessionState, now: float) -> SessionState:

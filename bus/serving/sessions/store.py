@@ -26,7 +26,7 @@ FRESH: Final = 60.0  # seconds for which the server's clock is carried on withou
 AT_ONCE: Final = 16  # sessions that are read together
 SessionChange = Callable[[SessionState | None, float], SessionState]
 
-_HEAD: Final = ("ttl", "touched", "ended", "count", "revision", "line")
+_HEAD: Final = ("ttl", "touched", "ended", "count", "revision", "line", "saver")
 _BODY: Final = ("data", "turns")
 
 
@@ -56,13 +56,7 @@ class SessionStore:
     async def head(self, id: str) -> SessionState | None:
         """The same without data and turns, for which no key is needed; one that cannot be read has ended. Raises BusError."""
         stored = await (await self._bucket()).get(subjects.session_key(id))
-        if stored is None:
-            return None
-        try:
-            head = checked(_Stored, "a session", codecs.decode(stored[0], codecs.MSGPACK))["head"]
-            return _sound(head)
-        except DecodeError:
-            return SessionState(0.0, 0.0, ended=True)
+        return None if stored is None else _head(stored[0])
 
     async def change(self, id: str, change: SessionChange) -> SessionState:
         """The session as `change` makes it of what is stored and of the time. The same thing twice must be the same as once.
@@ -87,21 +81,24 @@ class SessionStore:
             return []
         return [subjects.session_of(key) for key in await (await self._bucket()).keys()]
 
-    async def remove(self, id: str) -> None:
-        """Leave nothing of a session: its id may be used for another one."""
+    async def remove(self, id: str, revision: int | None = None) -> None:
+        """Leave nothing of a session: its id may be used for another one. `revision`: unless it has changed since that."""
         if await self._bus.has("bucket", subjects.sessions(self._app)):
-            await (await self._bucket()).delete(subjects.session_key(id))
+            await (await self._bucket()).delete(subjects.session_key(id), revision=revision)
 
     async def purge(self) -> int:
         """Remove what has ended and need not be remembered as that any more; how many. Nobody uses such a session."""
-        ids, count = await self.ids(), 0
+        if not (ids := await self.ids()):
+            return 0
+        bucket, count = await self._bucket(), 0
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start : start + AT_ONCE]
             now = await self.now()
-            heads = await asyncio.gather(*(self.head(id) for id in some))
-            for id in [id for id, state in zip(some, heads) if state is not None and state.forgotten(now)]:
-                await self.remove(id)
-                count += 1
+            found = await asyncio.gather(*(bucket.get(subjects.session_key(id)) for id in some))
+            for id, stored in zip(some, found):
+                if stored is not None and _head(stored[0]).forgotten(now):
+                    await self.remove(id, stored[1])  # another engine may have, and a new session may be there
+                    count += 1
         return count
 
     async def end(self, id: str) -> bool:
@@ -161,6 +158,14 @@ class SessionStore:
         headers = {subjects.SEALED: seal, **in_session(id)}
         opened = await self._bus.sealing.opened(Message("", body, headers, 0, 0.0))
         return opened.data if opened is not None else None
+
+
+def _head(stored: bytes) -> SessionState:
+    """What is stored of a session without data and turns; one that cannot be read has ended."""
+    try:
+        return _sound(checked(_Stored, "a session", codecs.decode(stored, codecs.MSGPACK))["head"])
+    except DecodeError:
+        return SessionState(0.0, 0.0, ended=True)
 
 
 def _sound(raw: Mapping[str, Any]) -> SessionState:

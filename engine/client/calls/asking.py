@@ -51,6 +51,7 @@ class Asking:
         self.taken = False  # a worker has accepted it
         self._sent = False
         self._answered = False
+        self._unheard = False  # a worker got it, perhaps, and said nothing
         self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
@@ -68,7 +69,10 @@ class Asking:
         while True:
             if (result := await self._asked(draft)) is not None:
                 result = await payloads.required(self.bus, self.app, result)
-                return CallRecord.unpack(result.data)
+                record = CallRecord.unpack(result.data)
+                if self._unheard and record.call:  # another one, which stood still, may have it too. A refusal names no call
+                    self._cancel()
+                return record
             self.seen = await _someone_there(self.bus, self.app, self.pool)
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 2)
@@ -77,13 +81,17 @@ class Asking:
         """The result; None where no worker takes the call: all are busy or frozen, or there is none."""
         if not self.taken:  # else one that was slow has taken it meanwhile
             self._heard = self._loop.create_future()
-            self._late = self._loop.call_later(ACCEPT_WITHIN, self._not_taken)
+            self._late = self._loop.call_later(ACCEPT_WITHIN, self._silent)
             if self.told is not None:  # of two workers, one is heard: else their pieces would be mixed
                 self.inbox.close()
                 self.inbox = self.bus.inbox(self._take)
             self._sent = True
             await self.bus.send(draft.subject, draft.data, headers=draft.headers, reply=self.inbox.subject)
-        return await self._heard
+        try:
+            return await self._heard
+        finally:
+            if self._late is not None:
+                self._late.cancel()  # it would speak of the next time that it is sent
 
     def _take(self, frame: Message) -> None:
         kind = frame.headers.get(subjects.KIND, "")
@@ -102,6 +110,10 @@ class Asking:
         elif kind == BUSY or frame.headers.get("Status") == "503":
             self._not_taken()
 
+    def _silent(self) -> None:
+        self._unheard = self._unheard or not self.taken
+        self._not_taken()
+
     def _not_taken(self) -> None:
         if not self.taken and not self._heard.done():
             self._heard.set_result(None)
@@ -115,9 +127,12 @@ class Asking:
         if self._late is not None:
             self._late.cancel()
         if self._sent and not self._answered:
-            said = orjson.dumps({"kind": "cancel", "call": self.request.call})
-            with suppress(BusError):  # who cannot be told finds out by its deadline
-                self.bus.tell(subjects.control(self.app, self.pool), said)
+            self._cancel()
+
+    def _cancel(self) -> None:
+        said = orjson.dumps({"kind": "cancel", "call": self.request.call})
+        with suppress(BusError):  # who cannot be told finds out by its deadline
+            self.bus.tell(subjects.control(self.app, self.pool), said)
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""

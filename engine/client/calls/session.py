@@ -124,7 +124,10 @@ class Session:
 
         Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB.
         """
-        state = await self._store.change(self.id, lambda found, now: saved(self.id, self._used(found, now), data, revision))
+        saver = new_id()
+        state = await self._store.change(
+            self.id, lambda found, now: saved(self.id, self._used(found, now), data, revision, saver)
+        )
         return state.revision
 
     async def end(self) -> bool:
@@ -146,7 +149,7 @@ class Session:
         """See `call`; with `told`, `stream`."""
         asked = await self._client.resolve(what)
         limit = interactive.limit_of(what, asked, timeout, streamed=told is not None)
-        place, end = InLine(new_id(), 0.0, asked.pool), asyncio.get_running_loop().time() + limit
+        place, end = InLine(new_id(), 0.0, asked.pool, id or ""), asyncio.get_running_loop().time() + limit
         spoken = False
         try:
             state = await self._in_time(place, id, limit)
@@ -182,20 +185,22 @@ class Session:
 
     async def _turn_of(self, place: InLine, id: str | None) -> SessionState:
         """Wait until a call stands first in the line, or there is a turn of its name. The session as it is then."""
-        before: list[InLine] = []
+        ended: list[InLine] = []  # the call that runs, where this one takes its place
 
         def join(found: SessionState | None, now: float) -> SessionState:
             state = self._used(found, now)
-            before[:] = state.standing(now)[:1]
             if id is not None and state.turn(id) is not None:
                 return state
-            return joined(self.id, state, now, place._replace(until=now + SILENT), self.policy)
+            after = joined(self.id, state, now, place._replace(until=now + SILENT), self.policy)
+            if after is not state:  # else it was written, and the call before it is known
+                ended[:] = [first for first in state.standing(now)[:1] if first not in after.line]
+            return after
 
         state, pause = await self._store.change(self.id, join), PAUSE
-        if self.policy == "interrupt" and before:
-            said = orjson.dumps({"kind": "cancel", "call": before[0].call})
+        for first in ended:
+            said = orjson.dumps({"kind": "cancel", "call": first.call})
             with suppress(BusError):  # who cannot be told has no turn in any case
-                self._client.bus.tell(subjects.control(self._client.app, before[0].pool), said)
+                self._client.bus.tell(subjects.control(self._client.app, first.pool), said)
         while not (state.line and state.line[0].call == place.call) and not (id is not None and state.turn(id)):
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, MOST_PAUSE)

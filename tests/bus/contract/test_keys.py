@@ -78,6 +78,10 @@ async def test_a_deleted_key_is_gone_and_may_be_made_again(bus: Bus, unique: str
         await bucket.put("k", b"x", revision=first)
     again = await bucket.put("k", b"2", revision=0)
     assert await bucket.get("k") == (b"2", again)
+    await bucket.delete("k", revision=first)  # what was there then, and nothing that came later
+    assert await bucket.get("k") == (b"2", again)
+    await bucket.delete("k", revision=again)
+    assert await bucket.get("k") is None
 
 
 @pytest.mark.asyncio

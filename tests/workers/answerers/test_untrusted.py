@@ -160,6 +160,9 @@ NO_FRAMES = [
     framed(msgpack.packb({"type": "status", "id": 1, "text": 5})), framed(msgpack.packb({"type": "done", "id": 1})),
     framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": "x", "usage": None}})),
     framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": {"input_tokens": "many"}}})),
+    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "elapsed": math.nan, "usage": None}})),
+    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": math.inf, "usage": None}})),
+    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": None, "error": {}}})),
     framed(msgpack.packb({"type": "hello", "found": 5})), framed(msgpack.packb({"type": "start", "parent": 1})),
 ]  # fmt: skip
 

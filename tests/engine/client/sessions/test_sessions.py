@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pool_bench import APP, ECHO, Talks, talks
@@ -26,7 +26,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.memory.server import Faults
 from dspex.bus.serving.keys.keyring import Keyring
-from dspex.bus.serving.sessions.state import MOST_BYTES, MOST_TURNS, SessionState
+from dspex.bus.serving.sessions.state import MOST_BYTES, MOST_TURNS, Policy, SessionState
 from dspex.bus.serving.sessions.store import SessionStore
 
 
@@ -109,12 +109,23 @@ def test_a_call_that_is_asked_again_under_its_id_is_one_turn(t: Talks) -> None:
     assert t.texts(session) == ["a", "b"]
 
 
-def test_a_call_that_is_asked_again_while_it_runs_waits_for_its_answer(t: Talks) -> None:
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_a_call_that_is_asked_again_while_it_runs_waits_for_its_answer(t: Talks, policy: Policy) -> None:
     t.answering.seconds = 3.0
     first = t.begin(t.client.session("c1").call(ECHO, {"text": "a"}, id="q1"))
-    again = t.begin(t.another().session("c1").call(ECHO, {"text": "a"}, id="q1"), 4)
+    again = t.begin(t.another().session("c1", policy=policy).call(ECHO, {"text": "a"}, id="q1"), 4)
     assert first.result().data == again.result().data
     assert len(t.answering.asked) == 1
+
+
+def test_a_call_that_is_answered_from_its_turn_ends_no_other(t: Talks) -> None:
+    session = t.client.session("c1")
+    first = t.run(session.call(ECHO, {"text": "a"}, id="q1"))
+    t.answering.seconds = 3.0
+    runs = t.begin(session.call(ECHO, {"text": "b"}))
+    again = t.run(t.another().session("c1", policy="interrupt").call(ECHO, {"text": "a"}, id="q1"))
+    t.loop.advance(5)
+    assert (again.data, runs.result().data["reply"]) == (first.data, "b after 1")
 
 
 # -- policies
@@ -236,6 +247,17 @@ def test_data_is_saved_by_whoever_knows_the_latest(t: Talks) -> None:
     assert t.run(one.load()) == ({"cart": ["a", "b"]}, 2)
 
 
+def test_of_two_who_save_the_same_one_is_told_of_the_other(t: Talks) -> None:
+    """Both add one to the number that they have loaded: it must not count one."""
+    one, other = t.client.session("c1"), t.another().session("c1")
+    assert t.run(one.save({"count": 1}, 0)) == 1
+    with pytest.raises(SessionConflict):
+        t.run(other.save({"count": 1}, 0))
+    t.server.luck.faults = Faults(unsettled=0.5)
+    for revision in range(1, 9):  # who is not told that it has saved is no other one
+        assert t.run(one.save({"count": revision + 1}, revision)) == revision + 1
+
+
 def test_what_is_too_large_is_refused(t: Talks) -> None:
     session = t.client.session("c1")
     with pytest.raises(OutputTooLarge):
@@ -268,11 +290,11 @@ def _with_turns(state: SessionState | None, now: float) -> SessionState:
 
 # -- its end
 def test_a_session_that_was_ended_or_whose_time_is_over_takes_nothing_more(t: Talks) -> None:
-    session = t.client.session("c1", ttl="1h")
+    session = t.client.session("c1", ttl="1m")
     t.say(session, "a")
-    t.loop.advance(3500)
+    t.loop.advance(55)
     t.say(session, "b")  # it was used
-    t.loop.advance(3601)
+    t.loop.advance(61)
     for use in (session.load, lambda: session.save({}, 0), lambda: session.call(ECHO, {"text": "c"})):
         with pytest.raises(SessionEnded, match="time to live"):
             t.run(use())
@@ -318,10 +340,10 @@ def test_what_is_stored_and_is_no_session_is_told_and_can_be_ended(t: Talks) -> 
 
 def test_what_is_over_is_removed_once_nobody_has_to_be_told(t: Talks) -> None:
     store = SessionStore(t.client.bus, APP)
-    for id, ttl in (("ended", "1h"), ("silent", "1h"), ("used", "3h")):
+    for id, ttl in (("ended", "1m"), ("silent", "1m"), ("used", "3m")):
         t.say(t.client.session(id, ttl=ttl), "a")
     t.run(t.client.session("ended").end())
-    for seconds, left in ((0, 3), (3601, 2), (3601, 1), (3600, 1)):
+    for seconds, left in ((0, 3), (61, 2), (61, 1), (60, 1)):
         t.loop.advance(seconds)
         t.run(store.purge())
         assert len(t.run(store.ids())) == left
