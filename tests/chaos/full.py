@@ -24,7 +24,7 @@ import structlog
 import talking
 import timed_simulation
 from oracle import Report, Violation
-from processes import agents, spending
+from processes import agents, spending, submitting
 from processes.clocks import compiler
 from processes.disk import may_mount
 
@@ -165,6 +165,7 @@ def scenarios() -> dict[str, Callable[[], Report]]:
         "driver": lambda: _swept(map(driven.drive, range(SEEDS))),
         "agents killed": lambda: asyncio.run(agents.judged()),
         "sessions": lambda: asyncio.run(talking.talk(50, 4, 25)),
+        "submitted": lambda: asyncio.run(submitting.judged()),
         "limits": lambda: asyncio.run(spending.judged()),
     }
     return found | {name: lambda s=s: judged(s.arguments, s.shows) for name, s in SCENARIOS.items()}

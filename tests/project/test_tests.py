@@ -24,6 +24,7 @@ SLEEPS = {
     "chaos/processes/process.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/agents.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/spending.py": "scripts/chaos: real faults at random moments",
+    "chaos/processes/submitting.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/publisher.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/servers.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/sources.py": "scripts/chaos: real faults at random moments",
