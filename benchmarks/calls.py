@@ -1,7 +1,7 @@
 """What a call costs: a worker in other processes is asked for what it does at once, and the answer is read back.
 
 * raw: a request of nats-py between two processes: the limit of what crosses a server with this client.
-* direct, cached, durable, awaited, watched: dspex; see calling/in_dspex.py.
+* direct, cached, session, required, durable, awaited, watched: dspex; see calling/in_dspex.py.
 * celery, dramatiq, taskiq-nats: peers. One worker each.
 
 Parts:
@@ -66,6 +66,8 @@ SYSTEMS = {
     "raw": Needs(),
     "direct": Needs(),
     "cached": Needs(),
+    "session": Needs(),
+    "required": Needs(),
     "durable": Needs(),
     "awaited": Needs(),
     "watched": Needs(),

@@ -3,6 +3,8 @@
 * direct: `client.call`. Nothing is stored before the answer.
 * cached: the same with `cache=`, of a hundred texts by turns: answers that the pool has in memory.
 * durable: `client.submit`, of which `dspex run` makes a call, and `run.result`: stored, answered, read back.
+* session, required: turns of sessions that have 200 turns each, which the call gets as its history, as a model would; with
+  affinity="require", whose worker is found first.
 * awaited: an event is published, and a topology calls the program for it; then `run.wait`. What it gave is not read.
 * watched: the same, but its client reads all results by one `client.watch`.
 """
@@ -16,6 +18,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import dspex
 from calling.load import Coroutines
@@ -23,6 +26,8 @@ from calling.processes import FOLDER, System, module, running
 from calling.where import Where
 from dspex.bus import subjects
 from dspex.bus.port import StreamConfig
+from dspex.bus.serving.sessions.state import MOST_TURNS, TTL, SessionState, StoredTurn
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.imports import lean_nats
 from dspex.bus.settings.model import Settings
 
@@ -31,6 +36,7 @@ lean_nats()  # as in `dspex run`
 APP, POOL, CROWD, SIGNATURE = "calls", "calls", "crowd", "text -> reply"
 SOURCE, SINK = "calls.asked", "calls.answered"
 LIMIT = "60s"
+SESSIONS = [f"session {n}" for n in range(64)]
 KNOWN = [f"known {n}" for n in range(100)]
 
 
@@ -75,6 +81,30 @@ async def cached(where: Where) -> AsyncGenerator[System]:
                 return text if (result.route, result.data["reply"]) == ("cache", known) else result
 
             yield System(Coroutines(ask), {"worker": pid})
+
+
+@asynccontextmanager
+async def _in_sessions(where: Where, affinity: Literal["prefer", "require"]) -> AsyncGenerator[System]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(where, folder)
+        async with _worker(settings, where) as pid, dspex.connect(settings=settings) as client:
+            await client.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
+            await client.bus.bucket(subjects.bucket(APP))
+            spec = dspex.program(f"{_program(where)}_more", f"history, {SIGNATURE}", pool=POOL, affinity=affinity)
+            store, said = SessionStore(client.bus, APP), {"text": "x" * 200}
+            for id in SESSIONS:
+                turns = [StoredTurn(f"{id}.{n}", f"{id}.{n}", 0.0, said, {"reply": "x" * 200}) for n in range(MOST_TURNS)]
+                await store.change(id, lambda state, now, turns=turns: SessionState(TTL, now, turns=turns, count=len(turns)))
+            whose = itertools.cycle(SESSIONS)
+
+            async def ask(text: str) -> object:
+                return (await client.session(next(whose)).call(spec, {"text": text}, timeout=LIMIT)).data["reply"]
+
+            yield System(Coroutines(ask), {"worker": pid})
+
+
+session = partial(_in_sessions, affinity="prefer")
+required = partial(_in_sessions, affinity="require")
 
 
 @asynccontextmanager

@@ -26,6 +26,8 @@ SYSTEMS = {
     "raw": "raw:system",
     "direct": "in_dspex:direct",
     "cached": "in_dspex:cached",
+    "session": "in_dspex:session",
+    "required": "in_dspex:required",
     "durable": "in_dspex:durable",
     "awaited": "in_dspex:awaited",
     "watched": "in_dspex:watched",

@@ -12,6 +12,11 @@ async def nothing(text: str) -> dict[str, str]:
     return {"reply": text}
 
 
+async def nothing_more(history: object, text: str) -> dict[str, str]:
+    """The same in a session."""
+    return {"reply": text}
+
+
 async def waits(text: str) -> dict[str, str]:
     """The same, after a tenth of a second in which no processor is needed."""
     await asyncio.sleep(WAIT)
