@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
-from dspex.bus.errors import DecodeError, DspexError
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import DecodeError, DspexError, is_seconds
 from dspex.bus.records import CallRecord, CallRequest, Outputs, Tried, Usage
 
 ErrorMap = Mapping[str, Any]  # DspexError.as_dict() with "traceback"
@@ -56,18 +56,23 @@ class Answer:
         """What the parent answers where no child did. `started`: when a child got the call; None: none ever did."""
         now = time.time()
         begun = now if started is None else started
-        return cls(begun, now - begun, error=error_map(error), dspy_version=dspy_version)
+        return cls(begun, max(0.0, now - begun), error=error_map(error), dspy_version=dspy_version)
 
-    def sound(self) -> Answer:
-        """The answer. Raises DecodeError where it has a time that is none, or an error without a name or a message: a program
-        may have written it.
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> Self:
+        """What a child says. Raises DecodeError, also for counts and times that are none, with which limits and the router would
+        reckon, and for an error without a name or a message: a program may have written it. KeyError where it has no usage.
         """
-        error = self.error
-        if not (math.isfinite(self.started) and math.isfinite(self.elapsed)):
+        if raw["usage"] is not None:
+            raw["usage"] = Usage.read(raw["usage"])
+        found = cls(**checked(cls, "an answer", raw))
+        times = [found.started, found.elapsed, *(time for tried in found.routing for time in (tried.ms, tried.wait))]
+        if not all(map(is_seconds, times)):
             raise DecodeError("an answer whose times are no numbers of seconds")
+        error = found.error
         if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
             raise DecodeError("an answer with an error that has no name, or no message")
-        return self
+        return found
 
     def given_up(self, error: DspexError) -> Answer:
         """The answer of a child that was told to give the call up, and had none: why it was told so, and what it cost."""

@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeVar, get_args
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
-from dspex.bus.records import Usage
 from dspex.bus.serving import payloads
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.config import PoolConfig
@@ -218,10 +217,7 @@ def unpack(body: bytes) -> Frame:
         if kind is StartFrame:
             return StartFrame(raw["parent"], PoolConfig.from_plain(raw["pool"]), raw["index"])
         if kind is DoneFrame:
-            answer = raw["answer"]
-            if answer["usage"] is not None:
-                answer["usage"] = Usage(**checked(Usage, "a frame", answer["usage"]))
-            raw["answer"] = Answer(**checked(Answer, "a frame", answer)).sound()
+            raw["answer"] = Answer.read(raw["answer"])
         return kind(**checked(kind, "a frame", raw))
     except (KeyError, TypeError) as e:
         raise DecodeError(f"not a frame of dspex: {e!r}") from None

@@ -221,7 +221,11 @@ class Usage:
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
-        return cls(**checked(cls, "the usage of a call", dict(raw)))
+        found = cls(**checked(cls, "the usage of a call", dict(raw)))
+        counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
+        if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
+            raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")
+        return found
 
     def __add__(self, other: Usage) -> Usage:
         costs = [c for c in (self.cost, other.cost) if c is not None]
@@ -274,6 +278,7 @@ class Tried(NamedTuple):
     wait: float = 0.0
 
 
+_MOST_COUNTED = 1e18  # of tokens, requests or USD
 _SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones
 
 

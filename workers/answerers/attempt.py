@@ -126,7 +126,7 @@ class Attempt:
         """The end of the attempt, with all that is known of it."""
         return Answer(
             started=self.started,
-            elapsed=time.time() - self.started,
+            elapsed=max(0.0, time.time() - self.started),  # the clock may be set back meanwhile
             outputs=outputs,
             error=error,
             route=self.route,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
@@ -14,17 +13,15 @@ from dspex.bus.tasks import Tasks
 from dspex.workers.answerers.attempt import Attempt
 from dspex.workers.config import Profile
 
-SHARE: Final = (
-    0.05  # of the calls of a profile that may hedge: where everything is slow, twice the requests would make it slower
-)
+SHARE: Final = 0.05  # of the calls that may hedge: where everything is slow, twice the requests would make it slower
+SAVED: Final = 5.0  # second requests that a profile may have saved up while it was quick
 
 
 class Hedging:
     """Second requests of one process."""
 
     def __init__(self) -> None:
-        self._calls: Counter[str] = Counter()
-        self._hedged: Counter[str] = Counter()
+        self._left: dict[str, float] = {}  # second requests that may be made, by profile
 
     async def ask(
         self, ask: Callable[[Attempt], Coroutine[Any, Any, Outputs]], attempt: Attempt, after: float, profile: Profile
@@ -33,15 +30,15 @@ class Hedging:
 
         Raises the error of the first where neither has any.
         """
-        self._calls[attempt.lm] += 1
+        self._left[attempt.lm] = min(SAVED, self._left.get(attempt.lm, 1.0) + SHARE)
         tasks = Tasks("hedge", lambda name, error: None)  # what it raised is raised below, or of no interest
         asking = {tasks.start(ask(attempt), "first"): attempt}
         (first,) = asking
         began = time.perf_counter()
         try:
             await asyncio.wait(asking, timeout=after)
-            if not first.done() and self._may(attempt.lm):
-                self._hedged[attempt.lm] += 1
+            if not first.done() and self._left[attempt.lm] >= 1.0:
+                self._left[attempt.lm] -= 1.0
                 twin = replace(attempt, usage=None, refusals=[], routing=[])
                 asking[tasks.start(ask(twin), "second")] = twin
             winner = await _first_good(asking) or first
@@ -51,9 +48,6 @@ class Hedging:
             attempt.routing.append(Tried(attempt.lm, HEDGED, round((time.perf_counter() - began) * 1000, 3)))
             _settle(attempt, asking[winner], [other for task, other in asking.items() if task is not winner], profile)
         return winner.result()
-
-    def _may(self, lm: str) -> bool:
-        return self._hedged[lm] < 1 + SHARE * self._calls[lm]
 
 
 async def _first_good(asking: dict[asyncio.Task[Outputs], Attempt]) -> asyncio.Task[Outputs] | None:

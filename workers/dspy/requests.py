@@ -68,7 +68,8 @@ def tokens(found: Mapping[str, Mapping[str, Any]]) -> Usage:
     read = sum(int(t.get("prompt_tokens") or t.get("input_tokens") or 0) for t in found.values())
     written = sum(int(t.get("completion_tokens") or t.get("output_tokens") or 0) for t in found.values())
     cached = sum(int((t.get("prompt_tokens_details") or {}).get("cached_tokens") or 0) for t in found.values())
-    return Usage(min(read, MOST_TOKENS), min(written, MOST_TOKENS), cached_tokens=min(cached, MOST_TOKENS))
+    read, written, cached = (min(max(0, count), MOST_TOKENS) for count in (read, written, cached))
+    return Usage(read, written, cached_tokens=cached)
 
 
 def _used(result: Any) -> Usage:

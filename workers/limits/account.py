@@ -19,12 +19,13 @@ from dspex.bus.port import Bucket
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving.limits import Amounts, Ledger, Limit, Measure
 from dspex.bus.tasks import Tasks
-from dspex.workers.limits.planning import SOON, TINY, Full, LedgerPlan, Mine, Own, planned
+from dspex.workers.limits.planning import SOON, TINY, Full, LedgerPlan, Mine, Own, planned, refusal
 
 log = structlog.get_logger("dspex.workers")
 
+MOST: Final = 1e15  # that is counted of what a process has used: a model's server may say any number
 LOOK: Final = 1.0  # seconds between two looks at what can be given back
-_TRIES: Final = 100  # of one write: each time it fails, another process has got on
+_TRIES: Final = 200  # of one write, and of a look before it: each time it fails, another process has got on
 
 
 class Lease(NamedTuple):
@@ -69,6 +70,7 @@ class Account:
         self._writing: asyncio.Task[None] | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._known: tuple[Ledger, int] | None = None  # what was written or read last, and its revision
+        self._known_at = 0.0
         self._full: tuple[Full, float] | None = None  # the last refusal, and until when it is believed
         self._seldom = Seldom(log)
 
@@ -99,7 +101,23 @@ class Account:
         asked = _Ask(self._capped(amounts), asyncio.get_running_loop().create_future())
         self._asks.append(asked)
         self._write()
-        return await asked.outcome
+        try:
+            return await asked.outcome
+        except asyncio.CancelledError:  # its call was given up: what it was given just before is nobody's
+            if asked.outcome.done() and not asked.outcome.cancelled() and isinstance(given := asked.outcome.result(), Lease):
+                self.settle(given, {})
+            raise
+
+    def has_room(self, amounts: Amounts) -> bool:
+        """Whether a call would fit by what is known, which may be a second old. Nothing is asked now, or taken."""
+        self._roll()
+        now, wanted = self._now(), self._capped(amounts)
+        if self._known is None or refusal(self._known[0], self._own, wanted, now) is None:
+            return True
+        if now >= self._known_at + LOOK and self._writing is None:  # others may have given something back
+            self._known = None
+            self._write()
+        return False
 
     def settle(self, lease: Lease | None, used: Amounts) -> None:
         """The end of a call. `lease`: None for one that asked for nothing. What it used counts where it was allowed to, if that
@@ -110,10 +128,11 @@ class Account:
             if lease is not None and measure in lease.amounts:
                 if lease.windows[measure] != mine.window:
                     continue
-                mine.held = max(0.0, mine.held - lease.amounts[measure])
+                held = mine.held - lease.amounts[measure]
+                mine.held = held if held > TINY else 0.0  # a rest of sums of costs would never be nothing
                 self._full = None
             if measure != "concurrent":
-                mine.used += used.get(measure, 0.0)
+                mine.used = min(MOST, mine.used + used.get(measure, 0.0))
         if self._over():
             self._write()
         else:
@@ -145,11 +164,14 @@ class Account:
         return Lease(wanted, {measure: self._own.of[measure].window for measure in wanted})
 
     def _roll(self, now: float | None = None) -> None:
-        """Begin the window that it is."""
+        """Begin the window that it is. One far ahead was begun by this machine's clock, before the server's was known."""
         now = self._now() if now is None else now
         for measure, mine in self._own.of.items():
             per = self.limits[measure].per
-            if per and (window := int(now // per)) > mine.window:
+            window = int(now // per) if per else mine.window
+            if window < mine.window - 1:
+                self._known = None
+            if not mine.window - 1 <= window <= mine.window:
                 self._own.of[measure] = Mine(window)
 
     def _look_later(self) -> None:
@@ -201,17 +223,18 @@ class Account:
         if bucket is None:
             self._own.of = {measure: Mine(mine.window) for measure, mine in self._own.of.items()}
             return
-        fresh = self._known is None
-        if self._known is None:
-            self._known = await self._read(bucket)
+        fresh = False
         for _ in range(_TRIES):
-            ledger, revision = self._known
             now = self._now()
             self._roll(now)
+            if self._known is None:
+                self._known, fresh = await self._read(bucket), True
+                continue
+            ledger, revision = self._known
             plan = planned(ledger, self._own, [ask.amounts for ask in asks], now, closing=closing)
             if not plan.changes:
                 if plan.refused and not fresh:  # what is known may be old
-                    self._known, fresh = await self._read(bucket), True
+                    self._known = None
                     continue
                 self._apply(plan, asks, now)
                 return
@@ -220,12 +243,12 @@ class Account:
             try:
                 written = await bucket.put(plan.ledger.key, plan.ledger.pack(), revision=revision)
             except (Fenced, Unsettled):
-                self._known, fresh = await self._read(bucket), True
+                self._known = None
                 continue
-            self._known = plan.ledger, written
+            self._known, self._known_at = (plan.ledger, written), now
             self._apply(plan, asks, now)
             return
-        raise Saturated(f"{_TRIES} writes were overtaken")
+        raise Saturated(f"{_TRIES // 2} writes were overtaken")
 
     async def _read(self, bucket: Bucket) -> tuple[Ledger, int]:
         found = await bucket.get(Ledger(self.about).key)
@@ -237,9 +260,12 @@ class Account:
             except DecodeError as error:  # no pool wrote it: to stop all calls would be worse than to count anew
                 self._seldom.error("the value of a limit cannot be read: it is counted anew", **self.about, why=error.message)
                 ledger, revision = Ledger(self.about), found[1]
+        self._known_at = self._now()
         for measure, mine in self._own.of.items():
             tally = ledger.tallies.get(measure)
-            if tally is not None and tally.window > mine.window:
+            if tally is not None and tally.window > mine.window + 1:  # by a clock that is far ahead
+                del ledger.tallies[measure]
+            elif tally is not None and tally.window > mine.window:
                 self._own.of[measure] = Mine(tally.window)  # another process's clock is a little ahead
             elif mine.listed and (tally is None or self._own.id not in tally.shares):
                 # its last write has given all back, and the answer was lost; or it was taken for dead: all that it had counts

@@ -41,8 +41,7 @@ class Estimates:
             return {"requests": requests, "tokens": read + more, "cost": cost, "concurrent": 1.0}
         read += len(work.spec.signature_json) / CHARACTERS + FORM
         found = {**profile.params, **work.spec.config}
-        wanted, times = found.get("max_tokens"), found.get("n")
-        written = (wanted if isinstance(wanted, int) else WRITES) * (times if isinstance(times, int) else 1)
+        written = _count(found.get("max_tokens"), WRITES) * _count(found.get("n"), 1)
         cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6
         return {"requests": 1.0, "tokens": read + written, "cost": cost, "concurrent": 1.0}
 
@@ -87,6 +86,30 @@ class _Samples:
     def worst(self) -> _Sample:
         """What nine in ten of them stay below."""
         return _Sample(*(column[int(_WORST * (len(column) - 1))] for column in self._sorted))
+
+
+def used_by(usage: Usage, inherited: Usage | None, estimate: Amounts) -> Amounts:
+    """What an execution has used, by what its child said. A server that tells no tokens has used what was expected.
+
+    `inherited`: what of it others had used before, who counted it.
+    """
+    tokens, cost = usage.input_tokens + usage.output_tokens, usage.cost
+    told = tokens > 0 or usage.requests == 0
+    requests = float(usage.requests)
+    if inherited is not None:
+        tokens -= inherited.input_tokens + inherited.output_tokens
+        requests -= inherited.requests
+        cost = None if cost is None else cost - (inherited.cost or 0.0)
+    return {
+        "requests": max(1.0, requests),
+        "tokens": max(0.0, float(tokens)) if told else estimate.get("tokens", 0.0),
+        "cost": max(0.0, cost) if cost is not None and told else estimate.get("cost", 0.0),
+    }
+
+
+def _count(value: object, otherwise: int) -> int:
+    """What a call may say of itself: whoever makes it could write any number, and no call gives anything back."""
+    return value if isinstance(value, int) and value > 0 else otherwise
 
 
 def _characters(value: object) -> int:

@@ -27,7 +27,7 @@ from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.limits.account import Account, Lease, named
 from dspex.workers.limits.cooling import Cooling
-from dspex.workers.limits.estimates import Estimates
+from dspex.workers.limits.estimates import Estimates, used_by
 from dspex.workers.limits.planning import Full
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ class Limits:
         if not record.usage:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            usage = Usage.read(record.usage)
-            used = _used(usage, granted.estimate)
+            used = used_by(Usage.read(record.usage), execution.inherited, granted.estimate)
         other = self._config.profiles.get(record.lm)
         if other is not None and other is not granted.profile and record.usage:  # the first was down
             for account in self._accounts_of(work, other):
@@ -178,16 +177,32 @@ class Limits:
                     _give_back(leases)
                     return _error(account, said)
                 leases.append((account, said))
-        except DspexError:
+        except (DspexError, asyncio.CancelledError):
             _give_back(leases)
             raise
         return Granted(profile, amounts, leases, batch)
 
     def _grant(self, execution: Execution, granted: Granted, names: Sequence[str]) -> None:
+        """Let it begin. What comes behind the profile in its list is asked where that one is down: without having been counted
+        before, so it stays in the list only while there is room.
+        """
         self._granted[execution] = granted
-        if (at := list(names).index(granted.profile.name)) > 0:
-            execution.routing += [Tried(name, "limited") for name in names[:at]]
-            execution.lms = names[at:]
+        at = list(names).index(granted.profile.name)
+        rest = names[at + 1 :]
+        left_out = [*names[:at], *(name for name in rest if not self._has_room(execution, name, granted))]
+        if left_out:
+            execution.routing += [Tried(name, "limited") for name in left_out]
+            execution.lms = [granted.profile.name, *(name for name in rest if name not in left_out)]
+
+    def _has_room(self, execution: Execution, name: str, granted: Granted) -> bool:
+        """Whether another profile may be asked too, as far as that is known; what they have in common is reserved already."""
+        if name == granted.profile.name or granted.batch:
+            return True
+        if self.cooling.refuses(name) is not None:
+            return False
+        work, profile, reserved = execution.work, self._config.profile(name), [account for account, _ in granted.leases]
+        others = [account for account in self._accounts_of(work, profile) if account.limited and account not in reserved]
+        return not others or all(account.has_room(self._estimates.of(work, profile)) for account in others)
 
     # -- accounts
     def _accounts_of(self, work: CallRequest, profile: Profile) -> list[Account]:
@@ -226,16 +241,6 @@ class Limits:
         """Ask for it, unless it is known or nobody knows: nothing was applied yet."""
         if not self._clock.known:
             await self._clock.ask()
-
-
-def _used(usage: Usage, estimate: Amounts) -> Amounts:
-    """What a call has used, by what its child said. A server that tells no tokens has used what was expected."""
-    tokens, told = usage.input_tokens + usage.output_tokens, usage.requests == 0
-    return {
-        "requests": max(1.0, float(usage.requests)),
-        "tokens": float(tokens) if tokens or told else estimate.get("tokens", 0.0),
-        "cost": usage.cost if usage.cost is not None and (tokens or told) else estimate.get("cost", 0.0),
-    }
 
 
 def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None) -> Amounts:

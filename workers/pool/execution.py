@@ -12,7 +12,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import CallTimeout, DspexError, NoBatchAnswer, WorkerLost
-from dspex.bus.records import CallRecord, CallRequest, Tried
+from dspex.bus.records import CallRecord, CallRequest, Tried, Usage
 from dspex.workers.answer import Answer
 from dspex.workers.frames import JournalFrame
 from dspex.workers.journal.keeping import Journal, Outdone
@@ -86,11 +86,6 @@ class Execution:
         self.said = ""
         self._to_ask: Iterator[CallStep] = iter(executions.steps[:1] if work.describe else executions.steps)
 
-    @property
-    def begun(self) -> bool:
-        """Whether a child has got it."""
-        return bool(self._number)
-
     # -- the steps
     def go_on(self) -> None:
         """Ask the steps that have not been asked, and then for slots."""
@@ -115,6 +110,10 @@ class Execution:
         except DspexError as error:
             self.fail(error)
             return
+        except asyncio.CancelledError:  # the pool rests, and the call was given up: the step holds nothing for it
+            if self._record is not None:
+                step.after(self, self._record)
+            raise
         finally:
             self._all.preparing -= 1
         if self._record is not None:  # given up meanwhile
@@ -149,6 +148,11 @@ class Execution:
     def over(self) -> bool:
         """Whether it has its record."""
         return self._record is not None
+
+    @property
+    def inherited(self) -> Usage | None:
+        """What those before it have cost, of the same try, that ended without a record: its own has it too."""
+        return self._journal.inherited if self._journal is not None else None
 
     @property
     def until(self) -> float:

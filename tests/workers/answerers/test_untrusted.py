@@ -17,12 +17,13 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRecord, RecordTo
+from dspex.bus.records import CallRecord, RecordTo, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.sayings import RESULT
 from dspex.engine.client.call import ask
 from dspex.engine.client.resolve import Resolved
 from dspex.workers import frames
+from dspex.workers.answer import Answer
 
 
 def spec(route: str = "worker", **options: Any) -> CallSpec:
@@ -171,6 +172,21 @@ NO_FRAMES = [
 def test_what_is_no_frame_is_refused_by_who_reads_it(written: str) -> None:
     with pytest.raises(DecodeError):
         received(bytes.fromhex(written))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"usage": Usage(-5, 1)}, {"usage": Usage(1, 1, math.nan)}, {"usage": Usage(1, 1, -0.1)}, {"usage": Usage(requests=-1)},
+        {"elapsed": math.nan}, {"elapsed": -1.0}, {"routing": [Tried("main", "answered", math.nan)]},
+        {"routing": [Tried("main", "RateLimited", 1.0, math.inf)]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_worker_says_that_it_used_is_reckoned_with_only_where_it_can_be(said: dict[str, Any]) -> None:
+    """One NaN among the amounts of a limit would refuse all calls until its window ends; tokens below 0 would make room."""
+    with pytest.raises(DecodeError, match=r"usage|times"):
+        received(frames.pack(frames.DoneFrame(1, Answer(1.0, **said))))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])

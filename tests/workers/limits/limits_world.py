@@ -12,7 +12,7 @@ from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
-from dspex.bus.records import CallRecord, CallRequest, RecordTo, Tried
+from dspex.bus.records import CallRecord, CallRequest, RecordTo, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.limits import MINUTE, Budget, Ledger
 from dspex.bus.serving.server_clock import ServerClock
@@ -34,6 +34,7 @@ class Asked:
     ran: float = 1.0
     routing: list[Tried] = field(default_factory=list[Tried])
     batch: bool = False
+    inherited: Usage | None = None
 
 
 @dataclass

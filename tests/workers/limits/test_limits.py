@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
@@ -13,8 +14,8 @@ from dspex.bus import subjects
 from dspex.bus.errors import RateLimited
 from dspex.bus.memory.server import Faults
 from dspex.bus.memory.virtual import VirtualLoop
-from dspex.bus.records import CallRecord
-from dspex.bus.serving.limits import MINUTE
+from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving.limits import MINUTE, Budget, Ledger, Limit, Metered
 from dspex.workers.limits.step import Limits
 from dspex.workers.pool.execution import Execution
 
@@ -198,5 +199,104 @@ def test_a_value_that_no_pool_wrote_is_counted_anew(loop: VirtualLoop) -> None:
         bucket = await w.server.connect().bucket(subjects.limits(APP))
         await bucket.put("lm.main", b'{"about":{},"limits":{},"seen":{},"at":0,"tallies":{"tokens":{"window":-1}}}')
         assert (await w.call(await w.process())).error is None
+
+    run(w, main())
+
+
+# -- what no call may do to a limit
+def test_a_call_that_wants_less_than_nothing_makes_no_room_for_others(loop: VirtualLoop) -> None:
+    w = world(loop, configured(tokens=(1_500, MINUTE)))
+
+    async def main() -> None:
+        limits = await w.process()
+        spec = replace(work().spec, config={"max_tokens": -1_000_000})
+        asked = asyncio.create_task(w.call(limits, seconds=30.0, spec=spec, tokens=0))
+        await asyncio.sleep(0.1)
+        outcomes = await asyncio.gather(*(w.call(limits, tokens=700) for _ in range(10)), return_exceptions=True)
+        assert sum(isinstance(outcome, CallRecord) for outcome in outcomes) <= 2
+        await asked
+
+    run(w, main())
+
+
+def test_a_list_goes_on_only_with_profiles_that_have_room_and_no_pause(loop: VirtualLoop) -> None:
+    """Where the first is down the next is asked at once, which nobody has counted before."""
+    plain = configured()
+    other = replace(plain.profiles["other"], limits={"tokens": (2_000.0, MINUTE)})
+    third = replace(plain.profiles["other"], name="third")
+    w = world(loop, replace(plain, profiles={**plain.profiles, "other": other, "third": third}))
+
+    async def main() -> list[list[str]]:
+        limits = await w.process()
+        chosen: list[list[str]] = []
+        for n in range(7):
+            asked = Asked(work(lm=("main", "other", "third")))
+            found = limits.before(cast(Execution, asked))
+            assert found is None or await found is None
+            chosen.append(list(asked.lms or asked.work.spec.lm))
+            lm = chosen[-1][1] if len(chosen[-1]) > 1 else "main"
+            usage = {"input_tokens": 300, "output_tokens": 300, "requests": 1, "cost": 0.0}
+            error = RateLimited("slow", retry_after=500.0).as_dict() if n == 5 else None
+            limits.after(cast(Execution, asked), CallRecord("c", 1, 1, "", "", outputs={}, error=error, lm=lm, usage=usage))
+            await asyncio.sleep(2.0)
+        assert [one.why for one in asked.routing] == ["limited", "limited"]
+        await asyncio.sleep(60.0)
+        asked = Asked(work(lm=("main", "other", "third")))
+        limits.before(cast(Execution, asked))
+        return [*chosen, list(asked.lms or asked.work.spec.lm)]
+
+    *chosen, later = run(w, main())
+    assert [lms[1:] for lms in chosen[:2]] == [["other", "third"]] * 2
+    assert [lms[1:] for lms in chosen[3:6]] == [["third"]] * 3
+    assert chosen[6] == ["main"]
+    assert later == ["main", "other"], "in its next minute; the pause of the third goes on"
+
+
+def test_what_was_counted_where_it_was_spent_is_not_counted_by_who_goes_on(loop: VirtualLoop) -> None:
+    """An agent that is handed on goes on from its journal, and its record has what all have cost."""
+    w = world(loop, configured(tokens=(1e9, MINUTE * 60)))
+
+    async def main() -> None:
+        pools = [await w.process() for _ in range(2)]
+        parts = [Usage(400, 100, 0.01, requests=3), Usage(700, 200, 0.02, requests=5)]
+        for limits, usage, inherited in zip(pools, parts, [None, parts[0]]):
+            asked = cast(Execution, Asked(work(), inherited=inherited))
+            found = limits.before(asked)
+            assert found is None or await found is None
+            limits.after(asked, CallRecord("c", 1, 1, "", "", outputs={}, lm="main", usage=dict(vars(usage))))
+        await asyncio.sleep(5)
+        tallies = (await w.ledger("lm.main")).tallies
+        assert (tallies["tokens"].used, tallies["requests"].used) == (900, 5)
+        assert tallies["cost"].used == pytest.approx(0.02)
+
+    run(w, main())
+
+
+def test_of_costs_that_are_over_nothing_is_left(loop: VirtualLoop) -> None:
+    """Sums of costs are not exact: what is left of them would have been written again each second, for ever."""
+    w = world(loop, configured(Budget("each", cost=5.0, per=0.0)))
+
+    async def main() -> list[bool]:
+        limits = await w.process()
+        texts = ["x" * length for length in (1101, 4663, 517, 2090, 966, 4059)]
+        calls = (w.call(limits, text=text, seconds=n + 1) for n, text in enumerate(texts))
+        await asyncio.gather(*calls)
+        await asyncio.sleep(10)
+        return [account.idle for account in limits._accounts.values()]  # pyright: ignore[reportPrivateUsage]
+
+    assert all(run(w, main()))
+
+
+def test_a_window_that_was_begun_by_a_clock_that_is_ahead_holds_up_nobody(loop: VirtualLoop) -> None:
+    w = world(loop, configured(tokens=(1_500, MINUTE)))
+
+    async def main() -> None:
+        bucket = await w.server.connect().bucket(subjects.limits(APP))
+        window = int(w.now // MINUTE) + 60
+        tallies = {"tokens": Metered(window, settled=1_400.0)}
+        ahead = Ledger({"lm": "main"}, {"tokens": Limit(1_500, MINUTE)}, cast("Any", tallies), {}, w.now)
+        await bucket.put(ahead.key, ahead.pack())
+        assert (await w.call(await w.process())).error is None
+        assert (await w.ledger("lm.main")).tallies["tokens"].window == window - 60
 
     run(w, main())

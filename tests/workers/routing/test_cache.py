@@ -14,7 +14,7 @@ from sealed_app import CARD, KEYS
 from waiting import until
 
 from dspex.bus import subjects
-from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus, StreamConfig
 from dspex.bus.records import CallRecord, CallRequest
@@ -150,6 +150,22 @@ async def test_processes_of_a_pool_share_their_answers(model: Any) -> None:
         (found,) = await second.ask(call("shared"))
     assert (found.route, found.cached_from, found.outputs) == ("cache", made.call, made.outputs)
     assert model.texts["shared"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_a_pool_gives_up_as_it_rests_holds_up_no_equal_one_later(model: Any) -> None:
+    server = MemoryServer()
+    await server.connect().bucket(subjects.cache(APP))
+    async with running(cached(model.url), server.connect()) as bench:
+        await until(lambda: bench.pool.work.clock.known)
+        server.luck.faults = Faults(delay=0.3)  # so that it still looks into the bucket when the pool rests
+        started = bench.pool.executions.start(first := call("rested"), first.pack(), lambda record: None)
+        assert bench.pool.executions.preparing == 1
+        await bench.pool.executions.drain(0.0)
+        assert (started.over, bench.pool.executions.preparing) == (True, 0)
+        server.luck.faults = Faults()
+        (made,) = await bench.ask(call("rested"), timeout=10.0)
+    assert (error(made), made.route) == ("", "native")
 
 
 async def answers(bus: Bus, *, keys: Sequence[bytes] = (), sealing: Keyring | None = None, pool: str = POOL) -> SharedAnswers:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from pool_bench import SIGNATURE, Bench, config, running, work
 from waiting import until
 
-from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.records import CallRecord, CallRequest, Outputs, Tried
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.workers.answerers.attempt import Attempt
+from dspex.workers.answerers.hedging import Hedging
 from dspex.workers.config import Profile
+from dspex.workers.pool.execution import Execution
+from dspex.workers.pool.routing.routing import Routing
 
 NAMES = ("usual", "few", "late", "never", "other")
 
@@ -78,6 +83,64 @@ async def test_few_calls_are_asked_twice_however_slow_the_model_has_become(many:
     records = await many.ask(*calls)
     assert sum(bool(routes(r)) for r in records) <= 1 + 0.05 * len(calls) + 1
     assert sum(shared_model.texts[c.inputs["text"]] for c in calls) <= len(calls) + 4
+
+
+def test_a_model_that_was_quick_for_long_is_not_asked_twice_for_all_once_it_is_slow() -> None:
+    loop, asked = VirtualLoop(), [0]
+    hedging, profile = Hedging(), Profile("main", "openai/stand-in")
+
+    async def calls(number: int, seconds: float) -> None:
+        async def ask(attempt: Attempt) -> Outputs:
+            asked[0] += 1
+            await asyncio.sleep(seconds)
+            return {}
+
+        for _ in range(number):
+            await hedging.ask(ask, Attempt(call("hello"), None, lm="main"), 0.5, profile)
+
+    for number, seconds in ((2000, 0.1), (100, 2.0)):
+        asked[0] = 0
+        task = loop.create_task(calls(number, seconds))
+        loop.advance(1000.0)
+        assert task.done()
+    loop.close()
+    assert 100 < asked[0] <= 100 + 5 + 5 + 1
+
+
+@dataclass(eq=False)
+class Asked:
+    """A call on its way through a pool, as the router sees it."""
+
+    work: CallRequest
+    lms: Any = None
+    hedge: Any = None
+    ran: float = 1.0
+    batch: bool = False
+    routing: list[Tried] = field(default_factory=list[Tried])
+
+
+def test_how_long_agents_take_says_nothing_of_how_long_a_model_does() -> None:
+    """Else a model would be asked again, and blamed for a call that hung, after as long as an agent takes in all."""
+    routing = Routing(config("", programs=()), lambda: 0.0)
+
+    def made(kind: str, seconds: float, error: str = "") -> Any:
+        spec = CallSpec(kind, "text -> reply", "text -> reply", hedge="p95")
+        asked = Asked(work(spec=spec))
+        execution = cast(Execution, asked)
+        routing.before(execution)
+        failed = {"type": error} if error else None
+        routing.after(execution, CallRecord("c", 1, 1, "", "", lm="main", elapsed=seconds, error=failed))
+        return asked.hedge
+
+    for _ in range(12):
+        made("predict", 0.1)
+        made("react", 60.0)
+    assert made("predict", 0.1) == {"main": 0.1}
+    for _ in range(3):
+        made("predict", 5.0, "CallTimeout")
+    assert routing.lms["main"].measured.errors == 3
+    (row,) = [row for row in routing.rows() if row["lm"] == "main"]
+    assert (row["calls"], row["errors"], row["p50"]) == (28, 3, 0.1)
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -38,10 +38,18 @@ TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, whil
 
 @dataclass
 class LmHealth:
-    """What a pool's process knows of a profile."""
+    """What a pool's process knows of a profile.
+
+    `measured`: of single requests; `of_programs`: of calls that run code of users, which make many and do more.
+    """
 
     breaker: Breaker
     measured: Measured = field(default_factory=Measured)
+    of_programs: Measured = field(default_factory=Measured)
+
+    def by(self, spec: CallSpec) -> Measured:
+        """What was measured of such calls."""
+        return self.of_programs if spec.kind in OF_USERS else self.measured
 
     def blames(self, seconds: float) -> bool:
         """Whether a timeout after so long is its fault: a caller who waits a moment only could close it to all others."""
@@ -105,14 +113,15 @@ class Routing:
     def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
         """The names as they are written, and those last that are much worse than another one."""
         least, best = 1.0, math.inf  # error rate and median
+        spec = execution.work.spec
         for name in names:
             if (found := self.lms.get(name)) is not None:
-                one = found.measured
+                one = found.by(spec)
                 if one.error_rate < least:
                     least = one.error_rate
                 if one.p50 is not None and one.p50 < best:
                     best = one.p50
-        worse = [n for n in names if (found := self.lms.get(n)) is not None and _is_worse(found.measured, least, best)]
+        worse = [n for n in names if (found := self.lms.get(n)) is not None and _is_worse(found.by(spec), least, best)]
         if not worse or len(worse) == len(names) or next(self._turn) % LOOK_AGAIN == 0:
             return names
         execution.routing += [Tried(name, "behind") for name in worse]
@@ -131,23 +140,23 @@ class Routing:
         why = str(record.error.get("type", "")) if record.error else ANSWERED
         tried = [t for t in record.routing if t.why not in NOT_ASKED]
         for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
-            self._learn(one, now, hung=spec.kind in OF_USERS)
+            self._learn(one, now, spec)
         if spec.kind in OF_USERS:
             self._learn_of(spec, why, execution, now)
         for probe in self._probes.pop(execution, ()):
             probe.released()
 
-    def _learn(self, one: Tried, now: float, *, hung: bool) -> None:
-        """`hung`: a timeout may be the fault of the user's code, and is no sign of the model."""
+    def _learn(self, one: Tried, now: float, spec: CallSpec) -> None:
         if (found := self.lms.get(one.lm)) is None:
             return
-        seconds = one.ms / 1000
+        seconds, measured = one.ms / 1000, found.by(spec)
+        hung = measured is found.of_programs  # a timeout may be the fault of the user's code, and is no sign of the model
         if one.why == ANSWERED:
-            found.measured.add(seconds)
+            measured.add(seconds)
             if found.breaker.succeeded(now):
                 self._tell(f"lm.{one.lm}", "closed")
         elif one.why in DOWN and not (one.why == "CallTimeout" and (hung or not found.blames(seconds))):
-            found.measured.add(None)
+            measured.add(None)
             if found.breaker.failed(now):
                 self._tell(f"lm.{one.lm}", "open")
 
@@ -176,19 +185,21 @@ class Routing:
         """Of each profile that was asked, and each program that hung: what `status` shows."""
         now = self._now()
         rows: list[dict[str, object]] = [
-            {"lm": name, **_state_of(found.breaker, found.measured, now)} for name, found in self.lms.items()
+            {"lm": name, **_state_of(found.breaker, now, found.measured, found.of_programs)} for name, found in self.lms.items()
         ]
-        return rows + [{"program": name, **_state_of(one, Measured(), now)} for name, one in self._programs.items()]
+        return rows + [{"program": name, **_state_of(one, now)} for name, one in self._programs.items()]
 
 
-def _state_of(breaker: Breaker, measured: Measured, now: float) -> dict[str, object]:
+def _state_of(breaker: Breaker, now: float, *measured: Measured) -> dict[str, object]:
+    """`measured`: of the calls that count; how long they take is told of the first of them that knows it."""
+    known = next((one for one in measured if one.p50 is not None), Measured())
     return {
         "breaker": breaker.state(now),
         "retry_after": round(breaker.wait(now), 1),
-        "calls": measured.calls,
-        "errors": measured.errors,
-        "p50": measured.p50,
-        "p95": measured.p95,
+        "calls": sum(one.calls for one in measured),
+        "errors": sum(one.errors for one in measured),
+        "p50": known.p50,
+        "p95": known.p95,
     }
 
 
