@@ -53,6 +53,7 @@ SLEEPS = {
     "workers/limits/test_limits.py": "virtual time",
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
+    "workers/routing/test_hedge.py": "virtual time",
     "support/pool_bench.py": "virtual time",
     "support/programs/sample.py": "the programs of a user, who sleeps as long as he likes",
     "support/standin.py": "the model's latency",

@@ -98,7 +98,8 @@ class Pool:
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
         shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
-        self.cache = Caching(config, shared, lambda: self.children.hello.dspy_version, sealed=bus.sealing is not None)
+        dspy, generation = (lambda: self.children.hello.dspy_version), (lambda: self.children.generation)
+        self.cache = Caching(config, shared, dspy, generation, sealed=bus.sealing is not None)
         self.steps.insert(1, self.cache)  # behind the saved states: which one a program has is a part of what is equal
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)

@@ -71,6 +71,7 @@ class SavedPrograms:
             raise ProgramError(error.message, code=error.code, fix=error.fix, node=node) from error
         except BusError as error:
             if before is not None:  # as it was a moment ago: no call waits until the server's part has another leader
+                self._known[text] = asyncio.get_running_loop().time() + FRESH, before
                 return before
             raise WorkerLost(f"the saved state {text} cannot be read: {error.message}", node=node) from error
         self._known.pop(text, None)

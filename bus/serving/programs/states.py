@@ -13,7 +13,7 @@ before. Whoever may publish can have an answer of the server put under a key to 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -160,7 +160,7 @@ class SavedStates:
         await may_store(self._bus, self._app)
         bucket = await self._bus.bucket(subjects.applied(self._app), replicas=self._replicas, once=True)
         await self._bus.objects(subjects.objects(self._app), replicas=self._replicas)
-        body, taken = state.packed, 0
+        body, taken = state.packed, set[int]()
         draft = NewMessage(subjects.saved_prefix(program), body, {})
         ready = await payloads.checked_in(self._bus, self._app, draft, above=0)  # just before it is named
         said = {
@@ -172,12 +172,13 @@ class SavedStates:
             **_now(),
         }
         while True:
-            numbers = [n for key in await bucket.items(subjects.saved_prefix(program)) if (n := _number(key))]
-            number = max([*numbers, taken]) + 1
+            found = (await _programs(bucket, program)).get(program)
+            keys = await bucket.items(subjects.saved_prefix(program))
+            number = _next(found.versions if found is not None else (), {*map(_number, keys), *taken})
             try:
                 await bucket.put(subjects.saved_key(program, number), orjson.dumps(said), revision=0)
             except Fenced:
-                taken = number  # by somebody who saved at the same time, or by what another replica does not show yet
+                taken.add(number)  # by somebody who saved at the same time, or by what another replica does not show yet
             else:
                 return _version(program, number, orjson.dumps(said))
 
@@ -211,9 +212,11 @@ class SavedStates:
                 raise RunError(f"{program}@{alias} has pointed to nothing else", code=UNKNOWN, fix="dspex programs ls")
             version, back = before.version, before.back
         else:
+            if last is not None and last.version == version:
+                return last  # who says it again has not heard the answer: a rollback goes to what was there before
             back = last.number if last is not None else 0
         keys = await bucket.items(subjects.alias_prefix(program, alias))
-        number = max((_number(key) for key in keys), default=0) + 1
+        number = _next(changes, set(map(_number, keys)))
         said = orjson.dumps({"version": version, "back": back, **_now()})
         await bucket.put(subjects.alias_key(program, alias, number), said, revision=0)
         return _alias(number, said)
@@ -257,6 +260,14 @@ def _read(items: Mapping[str, tuple[bytes, int]], words: int) -> Iterator[tuple[
 def _number(key: str) -> int:
     last = key.rpartition(".")[2]
     return int(last) if _NUMBER.fullmatch(last) else 0
+
+
+def _next(read: Iterable[int], taken: Set[int]) -> int:
+    """The number behind all that could be read. What nobody can read takes its own place alone: it may have any number."""
+    number = max(read, default=0) + 1
+    while number in taken:
+        number += 1
+    return number
 
 
 def _version(program: str, number: int, value: bytes) -> SavedVersion:

@@ -77,6 +77,34 @@ def test_an_alias_is_promoted_and_rolled_back_step_by_step() -> None:
     on_a_bus(run)
 
 
+def test_who_promotes_again_because_no_answer_came_can_still_roll_back() -> None:
+    async def run(states: SavedStates, _: Bus) -> None:
+        for n in range(2):
+            await states.put("draft", form.read(state(str(n))))
+        for version in (1, 2, 2):
+            changed = await states.promote("draft", version, "prod")
+        assert (changed.number, changed.version) == (2, 2)
+        assert (await states.rollback("draft", "prod")).version == 1
+
+    on_a_bus(run)
+
+
+def test_no_number_that_others_wrote_ends_the_counting() -> None:
+    async def run(states: SavedStates, bus: Bus) -> None:
+        await states.put("draft", form.read(state("one")))
+        bucket = await bus.bucket(subjects.applied(APP), once=True)
+        for key in ("program.draft.999999999", "program.draft.999999999999999", "alias.draft.prod.999999999999999"):
+            await bucket.put(key, b"garbage", revision=0)
+        saved = [(await states.put("draft", form.read(state(f"n{n}")))).version for n in range(2)]
+        assert saved == [2, 3]
+        async with asyncio.timeout(5):
+            for version in (2, 3):
+                await states.promote("draft", version, "prod")
+                assert (await states.find(StateName.read("draft@prod"))).version == version
+
+    on_a_bus(run)
+
+
 def test_what_is_not_there_is_told_with_what_there_is() -> None:
     async def run(states: SavedStates, _: Bus) -> None:
         with pytest.raises(RunError, match="no program 'draft' is saved"):

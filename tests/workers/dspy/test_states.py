@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import dspy
 import pytest
@@ -11,6 +12,7 @@ from pool_bench import APP, POOL, SIGNATURE, Bench, program, work
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError, ProgramError
+from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
@@ -18,6 +20,7 @@ from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.client.resolve import Resolved
 from dspex.engine.client.status import programs
 from dspex.engine.client.status.programs import ProgramInfo
+from dspex.workers.pool.saved_programs import SavedPrograms
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -121,6 +124,22 @@ async def test_a_state_of_another_dspy_is_used_with_a_warning(shared: Bench) -> 
     (record,) = await shared.ask(work(spec=program("Slow", state="old@1")))
     assert record.error is None
     assert record.warning == f"old@1 was saved under DSPy 2.6.27, and was loaded by {dspy.__version__}"
+
+
+async def test_while_the_server_does_not_answer_a_name_means_what_it_meant_and_one_call_asks() -> None:
+    """Each would have waited for an answer, one behind the other."""
+    server = MemoryServer()
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    await SavedStates(server.connect(), APP).put("kept", dumped(slow, "Kept."))
+    saved, spec = SavedPrograms(server.connect(), APP), program("Slow", state="kept")
+    first, second, third = (cast(Any, SimpleNamespace(work=work(spec=spec), state=None)) for _ in range(3))
+    await cast("Any", saved.before(first))
+    saved.forget()
+    server.luck.faults = Faults(disconnect=1.0)
+    await cast("Any", saved.before(second))
+    assert saved.before(third) is None
+    assert first.state is second.state is third.state is not None
 
 
 async def test_more_states_than_a_child_keeps_are_sent_again(shared: Bench) -> None:

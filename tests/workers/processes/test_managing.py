@@ -115,12 +115,15 @@ async def test_what_is_drained_takes_nothing_and_hands_back_what_does_not_end(sh
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_restart_loads_what_the_programs_are_now_and_no_call_fails(shop: Bench, client: Client) -> None:
+    spec = CallSpec("enrich", "shop:version", "", route="auto", cache=3600.0)
+    assert [await replies(shop, work(spec=spec, inputs={})) for _ in range(2)] == [["old"]] * 2
     written(Path(shop.pool.config.path[0]), "new")
     asked = asyncio.gather(replies(shop, *[enrich("sleeps", seconds=0.5) for _ in range(4)]))
     await until(lambda: shop.pool.children.slots.busy == 4)
     (done,) = await scaling.restart(shop.bus, APP, POOL, None)
     assert done.why == ""
     assert await replies(shop, enrich()) == ["new"]
+    assert await replies(shop, work(spec=spec, inputs={})) == ["new"], "an answer of the code before is of another version"
     assert await asked == [["slept"] * 4]
 
 

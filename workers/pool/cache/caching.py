@@ -40,19 +40,28 @@ class Caching:
     """The cache of one process of a pool.
 
     Args:
-        version: of DSPy, whose prompts are followed.
+        version: of DSPy, whose prompts are followed. generation: which imports all children have; None while they differ.
         sealed: payloads are, so that what belongs to a session can be forgotten: its answers are given to nobody else then.
 
     Attributes:
         hits, misses: of calls that may be answered from it.
     """
 
-    def __init__(self, config: PoolConfig, shared: SharedAnswers, version: Callable[[], str], *, sealed: bool) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        shared: SharedAnswers,
+        version: Callable[[], str],
+        generation: Callable[[], int | None],
+        *,
+        sealed: bool,
+    ) -> None:
         self._config, self._shared, self._version, self._sealed = config, shared, version, sealed
+        self._generation = generation
         self._loop = asyncio.get_running_loop()
         self.kept = KeptAnswers()
         self.hits = self.misses = 0
-        self._versions: dict[bytes, str] = {}  # by spec: the program as the last record named it
+        self._versions: dict[bytes, tuple[int, str]] = {}  # by spec: the program as the last record named it, and when that was
         self._asking: dict[Execution, bytes] = {}  # calls that are being made, with what is equal but for the version
         self._leaders: dict[bytes, _Leader] = {}  # of these, those that others wait for
         self._profiles = lru_cache(256)(self._digest_of_profiles)
@@ -128,9 +137,9 @@ class Caching:
             found = CachedAnswer(
                 record.outputs, record.lm, record.program, record.dspy_version, record.call, now, size, record.warning
             )
-            if (key := self._key(work.spec, equal)) is not None:
-                self.kept.put(key, found)
-                self._shared.put(key, work.spec.cache, self._session(work), found)
+            key = _digest(equal, work.spec.program if work.spec.kind in BY_SPEC else record.program)
+            self.kept.put(key, found)
+            self._shared.put(key, work.spec.cache, self._session(work), found)
         self._tell(execution, found)
 
     def _tell(self, execution: Execution, found: CachedAnswer | None) -> None:
@@ -150,16 +159,20 @@ class Caching:
 
     # -- what is equal
     def _learn(self, spec: CallSpec, record: CallRecord) -> None:
-        """The version of a program is known when it has run here: it has the digest of its code."""
-        if spec.kind not in BY_SPEC:
+        """The version of a program is known when it has run here: it has the digest of its code. While some children have older
+        code than others, it is not.
+        """
+        if spec.kind not in BY_SPEC and (generation := self._generation()) is not None:
             if spec.identity not in self._versions and len(self._versions) >= VERSIONS:
                 del self._versions[next(iter(self._versions))]
-            self._versions[spec.identity] = record.program
+            self._versions[spec.identity] = generation, record.program
 
     def _key(self, spec: CallSpec, equal: bytes) -> bytes | None:
-        """What an answer is kept by; None where the version of the program is not known yet."""
-        version = spec.program if spec.kind in BY_SPEC else self._versions.get(spec.identity)
-        return None if version is None else blake2b(equal + version.encode(), digest_size=_SIZE).digest()
+        """What an answer is kept by; None where the version of the program is not known: a restart may have brought another."""
+        if spec.kind in BY_SPEC:
+            return _digest(equal, spec.program)
+        generation, version = self._versions.get(spec.identity, (None, ""))
+        return None if generation is None or generation != self._generation() else _digest(equal, version)
 
     def _equal(self, execution: Execution) -> bytes:
         work, state = execution.work, execution.state.tag.digest if execution.state is not None else ""
@@ -178,6 +191,10 @@ class Caching:
         known = [p for name in names if (p := self._config.profiles.get(name)) is not None]
         found = [[p.name, p.model, p.base_url, p.adapter, dict(p.params)] for p in known]
         return blake2b(codecs.msgpack_bytes(found), digest_size=_SIZE).digest()
+
+
+def _digest(equal: bytes, version: str) -> bytes:
+    return blake2b(equal + version.encode(), digest_size=_SIZE).digest()
 
 
 _NOTHING = Usage(cost=0.0)

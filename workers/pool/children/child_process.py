@@ -76,6 +76,7 @@ class Child:
 
     Attributes:
         number: of no other child of this process, those that are gone included: a pid may come again.
+        generation: which imports it has; see Nursery.
         hello: its greeting; None before it is ready.
         busy, calls: calls it runs now, and has finished.
         retiring: it takes no more calls.
@@ -83,8 +84,8 @@ class Child:
         batches: that its calls wait for.
     """
 
-    def __init__(self, pool: str, process: Spawned) -> None:
-        self.pool, self.number = pool, next(_numbers)
+    def __init__(self, pool: str, process: Spawned, generation: int = 0) -> None:
+        self.pool, self.number, self.generation = pool, next(_numbers), generation
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
         self.retiring = False

@@ -58,6 +58,7 @@ class Nursery:
         try:
             async with self._one_at_a_time:
                 spawned = await self._spawn(gpus.env, [*handed, *gpus.descriptors])
+                generation = self.generation
             self.groups.hold(spawned)
         except BaseException:
             ours.close()
@@ -69,7 +70,7 @@ class Nursery:
             theirs.close()
             for descriptor in handed[1:]:
                 os.close(descriptor)
-        child = Child(self._config.name, spawned)
+        child = Child(self._config.name, spawned, generation)
         start = StartFrame(spawned.zygote, self._config.for_child(), index)
         await child.begin(ours, {name: read for name, (read, _) in pipes.items()}, start)
         return child

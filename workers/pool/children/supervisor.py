@@ -127,6 +127,12 @@ class Supervisor:
         return self._nursery.groups.memory
 
     @property
+    def generation(self) -> int | None:
+        """Which imports all children have, those included that end when they have no call; None while they differ."""
+        now = self._nursery.generation
+        return now if all(child.generation == now for child in self.children) else None
+
+    @property
     def ready(self) -> int:
         """Children that take calls."""
         return len(self.slots.usable)
