@@ -60,8 +60,8 @@ class Answer:
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Self:
-        """What a child says. Raises DecodeError, also for counts and times that are none, with which limits and the router would
-        reckon, and for an error without a name or a message: a program may have written it. KeyError where it has no usage.
+        """What a child says. Raises DecodeError, also for counts and times that are none, because limits and the router reckon
+        with them, and for an error without a name or a message: a program may have written it. KeyError where it has no usage.
         """
         if raw["usage"] is not None:
             raw["usage"] = Usage.read(raw["usage"])
