@@ -23,7 +23,8 @@ from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
 from dspex.workers.config import Profile
-from dspex.workers.journal.requests import Journaling, Requests
+from dspex.workers.journal.requests import Requests
+from dspex.workers.journal.within import Journaling
 
 KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted callers may ask for any number
 _SHOWN = 600  # characters of a model's or provider's text in a message

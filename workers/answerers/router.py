@@ -36,7 +36,8 @@ from dspex.workers.answerers.lazy_dspy import LazyDspy
 from dspex.workers.answerers.native import Native
 from dspex.workers.answerers.refs import Refs, bounded
 from dspex.workers.config import PoolConfig
-from dspex.workers.journal.requests import Journaling, StopCall
+from dspex.workers.journal.requests import StopCall
+from dspex.workers.journal.within import Journaling, WithinAttempt
 
 NOT_HAD = (LMUnavailable, RateLimited, CallTimeout)  # errors after which the next profile of a list is asked, at once
 _SHORTEST = 8  # characters of a key; a server that needs none is given a word instead: x, none, EMPTY
@@ -90,10 +91,12 @@ class Router:
             limit: seconds that they have together; None: those of the request.
             chunk: see `Attempt`.
             state: the saved state of its program; None for none.
-            journal: that of the call; None where it has none.
+            journal: that of the call; None where it has none that is stored.
             hedge, batch: see CallFrame.
         """
         program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
+        if journal is None and work.spec.journaled:
+            journal = WithinAttempt()
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
         attempt.hedge, attempt.batch = hedge or {}, batch
         try:
@@ -204,6 +207,7 @@ async def _asked(answerer: Answerer, attempt: Attempt) -> Outputs:
     except InvalidOutput:
         if attempt.work.record is not None or attempt.streamed:
             raise
+    attempt.requests.forget_last()
     return await _begun(answerer, attempt)
 
 

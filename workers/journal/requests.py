@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 import orjson
@@ -25,6 +26,7 @@ from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, OutcomeUnknown, ProgramError
 from dspex.bus.records import Usage
 from dspex.workers.journal.entries import JournalEntry, RequestPlace
+from dspex.workers.journal.within import Journaling, WithinAttempt
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 T = TypeVar("T")
@@ -40,18 +42,6 @@ class StopCall(BaseException):
     def __init__(self, error: DspexError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-class Journaling(Protocol):
-    """The journal of the call. Both raise DspexError where another attempt has it."""
-
-    async def open(self) -> list[JournalEntry]:
-        """What earlier attempts left."""
-        ...
-
-    async def append(self, entry: JournalEntry) -> None:
-        """Returns when the entry is stored. Raises InvalidInput for what is no plain data."""
-        ...
 
 
 class Metering(Protocol):
@@ -142,6 +132,14 @@ class Requests:
         self._occurrences.clear()
         _requests.set(self)
 
+    def forget_last(self) -> None:
+        """Ask models again what they have answered since a tool was used last: something of that did not fit. What came before
+        has led to what was done.
+        """
+        found = self._found or {}
+        for place in list(takewhile(lambda place: place[0] == "model", reversed(found))):
+            del found[place]
+
     def counts(self, ended: bool) -> dict[str, int]:
         """How many requests were "made", answered from the "journal", and "missed", which are answered there. {} for none.
         `ended`: the program has come to its end: what it has missed it would have asked by then, unless what it asks
@@ -202,7 +200,7 @@ class Requests:
         """
         if threading.get_ident() != self._thread:
             return self.blocking(self.before(asking))
-        if self.journal is not None and asking.effect:
+        if not isinstance(self.journal, WithinAttempt | None) and asking.effect:
             fix = "await it (acall), give it a thread (asyncio.to_thread), or mark it: tool(effect=False)"
             raise ProgramError(f"{asking.name} has effects, and was called where it holds up its process", fix=fix)
         turn = self._turn(asking)
@@ -244,6 +242,7 @@ class Requests:
             raise
         except DspexError as error:
             self.end(error)
+        self._found.pop(entry.place, None)  # what came last stands last
         self._found[entry.place] = entry._replace(asked=None)
 
     def _entry(

@@ -285,6 +285,25 @@ async def test_another_profile_goes_on_where_the_first_one_failed(lab: Lab) -> N
     assert answer.requests == {"made": 3, "journal": 1, "missed": 0}
 
 
+@pytest.mark.parametrize(("fault", "lms"), [("503x1", ("main", "other")), ("nonsensex1", ("main",))])
+async def test_what_an_interactive_call_has_done_it_does_not_do_again_when_its_program_begins_anew(
+    lab: Lab, fault: str, lms: tuple[str, ...]
+) -> None:
+    """It has no journal, and no second attempt; but a second model, and a second chance where a reply does not fit."""
+    lab.model.fault("a trip", fault)
+    answer = await lab.router.run(work("a trip", spec=replace(program("Trip"), lm=lms), record=None), None, print)
+    assert outputs(answer)["reply"] == "pay 2, 7, reply of a trip"
+    assert [name for name, _ in journaled.done] == ["fare", "pay"]
+    assert lab.model.requests == 2
+
+
+async def test_where_a_reply_to_an_interactive_call_did_not_fit_all_that_was_asked_beside_it_is_asked_again(lab: Lab) -> None:
+    """Which of sixteen it was nobody knows."""
+    lab.model.fault("wide 3", "nonsensex1")
+    answer = await lab.router.run(work("wide", spec=program("Wide"), record=None), None, print)
+    assert len(outputs(answer)["reply"].split("reply of")) == 16 + 1
+
+
 async def test_a_call_that_is_redriven_begins_anew(lab: Lab) -> None:
     item = work("a trip", spec=program("told"))
     await lab.attempt(item)

@@ -13,7 +13,7 @@ from dspex.operators.native.lm.batch_api import ProviderBatch
 from dspex.operators.native.lm.completion import Completion
 from dspex.workers.frames import BatchRow
 from dspex.workers.journal.entries import JournalEntry
-from dspex.workers.journal.requests import Journaling
+from dspex.workers.journal.within import Journaling
 
 BatchOutcome: TypeAlias = Completion | CallError
 """What came of a request in a batch."""

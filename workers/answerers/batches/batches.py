@@ -23,7 +23,7 @@ from dspex.operators.native.lm.completion import Completion
 from dspex.workers.answerers.batches.batch import BatchNote, OpenBatch, WaitingCall
 from dspex.workers.answerers.batches.provider import PatientProvider
 from dspex.workers.frames import BatchRow
-from dspex.workers.journal.requests import Journaling
+from dspex.workers.journal.within import Journaling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 

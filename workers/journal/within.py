@@ -1,0 +1,34 @@
+"""The journal as a program's requests see it; and one that lasts as long as an attempt, where nothing is stored."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dspex.workers.journal.entries import JournalEntry
+
+
+class Journaling(Protocol):
+    """The journal of the call. Both raise DspexError where another attempt has it."""
+
+    async def open(self) -> list[JournalEntry]:
+        """What earlier attempts left."""
+        ...
+
+    async def append(self, entry: JournalEntry) -> None:
+        """Returns when the entry is stored. Raises InvalidInput for what is no plain data."""
+        ...
+
+
+class WithinAttempt:
+    """The journal of a call that has no second attempt: an interactive one. Its program may begin anew all the same, with the
+    next profile of a list, or because a reply did not fit; what it has done by then is done, and is not done again.
+
+    Requests remember by themselves what they were told: so there is nothing to do here.
+    """
+
+    async def open(self) -> list[JournalEntry]:
+        """There were no earlier attempts."""
+        return []
+
+    async def append(self, entry: JournalEntry) -> None:
+        """Nobody comes later."""
