@@ -124,11 +124,12 @@ async def test_a_provider_that_is_down_ends_the_attempt_and_not_the_scores(
 
 
 async def test_an_answer_that_nobody_can_read_counts_as_wrong(optimizers: Bench, learner: Learner) -> None:
-    for row in rows(2, "odd"):
-        learner.fault(row["text"], "nonsense")
-        learner.replies[row["text"]] = "no idea"
-    (record,) = await optimizers.ask(asked(job(), {"train": rows(3, "even"), "test": [*rows(2, "odd"), *rows(1, "fine")]}))
-    assert record.error is None
+    learner.fault("a riddle", "nonsense")
+    data = {"train": rows(3, "even"), "test": [*rows(3, "fine"), {"text": "a riddle", "intent": "other"}]}
+    (record,) = await optimizers.ask(asked(job(), data))
+    assert record.error is None, record.error
+    assert ((record.outputs or {})["before"], (record.outputs or {})["after"]) == (0.0, 75.0)
+    assert learner.kinds["nonsense"] > 0
 
 
 @pytest.mark.parametrize(
