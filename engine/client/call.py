@@ -131,8 +131,8 @@ async def _call(
     speaking: Speaking | None,
 ) -> Result[V]:
     known = asked.call
-    if known is not None and known.affinity == "require" and not session:
-        fix = "client.session(id).call(…), or session="
+    if asked.affinity == "require" and not session:
+        fix = "client.session(id).call(…), or dspex call --session ID"
         raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
     given = _with_history(asked.spec, data, speaking.turns) if speaking is not None else data
     if not known and not isinstance(given, Mapping):
@@ -204,8 +204,8 @@ async def ask(
         turn=None if speaking is None else speaking.turn,
         tenant=tenant,
         describe=describe,
-        affinity=session if what.call is None or what.call.affinity != "none" else None,
-        required=what.call is not None and what.call.affinity == "require",
+        affinity=session if what.affinity != "none" else None,
+        required=what.affinity == "require",
     )
     asking = Asking(bus, app, what.pool, request, told)
     try:

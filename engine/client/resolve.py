@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import Bus
-from dspex.bus.records import DEFAULT_POOL
+from dspex.bus.records import DEFAULT_POOL, Affinity
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import FRESH
 from dspex.bus.settings.similar import did_you_mean
@@ -43,6 +43,7 @@ class Resolved(NamedTuple, Generic[V]):
         spec, pool: what a worker needs, and whose worker.
         call: where its code is here.
         topology, node: of a deployed node; "" for the rest.
+        affinity: of the call.
     """
 
     spec: CallSpec
@@ -50,6 +51,7 @@ class Resolved(NamedTuple, Generic[V]):
     call: Call[V] | None = None
     topology: str = ""
     node: str = ""
+    affinity: Affinity = "prefer"
 
 
 class Nodes:
@@ -73,10 +75,7 @@ class Nodes:
         if not isinstance(what, str):
             _refuse_options_of_topologies(what.options, durable)
             call = what.to_call()
-            if durable and call.affinity == "require":
-                fix = 'client.session(id).call(…), or affinity="prefer"'
-                raise ConfigError('a submitted call has no session: affinity="require" asks for one', code="DX108", fix=fix)
-            return Resolved(call.spec, call.pool, call), True
+            return Resolved(call.spec, call.pool, call, affinity=call.affinity), True
         if "->" in what:
             return Resolved(_predict(what), DEFAULT_POOL), True
         now = asyncio.get_running_loop().time()
@@ -102,7 +101,8 @@ async def _deployed(bus: Bus, app: str, what: str) -> Resolved[Any]:
         fix = did_you_mean(what, known, "none is applied: dspex apply")
         raise TopologyError(f"no recorded node {what!r} is applied", code="DX235", fix=fix)
     found = applied[topology].calls[node]
-    return Resolved(CallSpec.read(found["spec"]), found["pool"], None, topology, node)
+    affinity: Affinity = found.get("affinity", "prefer")
+    return Resolved(CallSpec.read(found["spec"]), found["pool"], None, topology, node, affinity)
 
 
 @lru_cache(256)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import orjson
 import structlog
@@ -20,6 +20,7 @@ from dspex.bus import subjects
 from dspex.bus.codecs.checking import checker
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.port import Bucket, Bus
+from dspex.bus.records import Affinity
 from dspex.engine.graph.graph import Lane
 from dspex.engine.graph.nodes import MOST_PARTITIONS
 
@@ -36,7 +37,7 @@ class Manifest:
     stages: source subject → (stage id, partitions).
     streams: source subject → stream that it is read from.
     starts: source subject → sequence behind which its stage began, fixed when it was applied first.
-    calls: recorded operator → {"spec", "pool", "timeout"}, so that a client can ask a deployed node.
+    calls: recorded operator → {"spec", "pool", "timeout", "affinity"?}, so that a client can ask a deployed node.
     sinks: subjects (patterns) of sinks. copies: of those that have a public copy, the stream that is it.
     retention: seconds that what is not needed any more is kept.
     renamed: old name → new name of nodes, since the first version: rows of the log and stored events keep old ones.
@@ -107,6 +108,7 @@ class Manifest:
             and self.streams.keys() <= self.stages.keys()
             and all(call.keys() >= {"spec", "pool"} and isinstance(call["spec"], dict) for call in self.calls.values())
             and all(isinstance(call["pool"], str) for call in self.calls.values())
+            and all(call.get("affinity", "prefer") in get_args(Affinity) for call in self.calls.values())
             and 0 < self.retention < float("inf")
             and all(lane.sources.keys() <= self.streams.keys() for lane in self.lanes.values())
             and all(0 <= at < LATEST for lane in self.lanes.values() for at in (lane.since, lane.boundary))

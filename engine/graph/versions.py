@@ -185,7 +185,8 @@ def _renamed(graph: Graph, before: Mapping[str, str]) -> dict[str, str]:
 def _call(call: Call) -> dict[str, object]:
     # through JSON, as it is stored, so that the two compare equal
     spec: dict[str, object] = orjson.loads(orjson.dumps(call.spec.plain()))
-    return {"spec": spec, "pool": call.pool, "timeout": call.timeout}
+    affinity = {} if call.affinity == "prefer" else {"affinity": call.affinity}
+    return {"spec": spec, "pool": call.pool, "timeout": call.timeout, **affinity}
 
 
 def _within(name: str, names: Collection[str]) -> bool:

@@ -9,7 +9,17 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.codecs import encode
-from dspex.bus.errors import CallError, DecodeError, Fenced, InvalidInput, NotStored, RunFailed, RunNotFound, from_dict
+from dspex.bus.errors import (
+    CallError,
+    ConfigError,
+    DecodeError,
+    Fenced,
+    InvalidInput,
+    NotStored,
+    RunFailed,
+    RunNotFound,
+    from_dict,
+)
 from dspex.bus.message import id_time, new_id
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord
@@ -41,6 +51,9 @@ async def submit(
 ) -> Run:
     """See `Client.submit`."""
     asked, _ = await nodes.resolve(bus, what, durable=True)
+    if asked.affinity == "require":
+        fix = 'client.session(id).call(…), or affinity="prefer"'
+        raise ConfigError('a submitted call has no session: affinity="require" asks for one', code="DX108", fix=fix)
     call = asked.call or Call[Any](asked.spec, asked.pool, dict, lambda data, outputs: outputs)
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
