@@ -349,7 +349,7 @@ class Saturated(CallError):
 
 
 class RateLimited(CallError):
-    """The model's provider asked for fewer requests, or a limit of its profile (`lm.*.limits`) has no room."""
+    """The model's provider asked for fewer requests, or a limit of its profile (`lm.*.limits`) or a budget has no room now."""
 
     code, retryable, _exit = "DX602", True, 5
     fix = "wait as long as the message says, or give the pool fewer slots"

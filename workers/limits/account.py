@@ -89,9 +89,10 @@ class Account:
                 return self._lease(wanted)
         if self._full is not None:
             full, until = self._full
-            if self._now() < until and amounts.get(full.measure, 0.0) > 0:
+            if self._now() >= until:
+                self._full = None
+            elif min(amounts.get(full.measure, 0.0), full.limit.most or 0.0) >= full.amount > 0:
                 return full
-            self._full = None
         return None
 
     async def take(self, amounts: Amounts) -> Lease | Full:

@@ -16,12 +16,16 @@ TINY: Final = 1e-9  # sums of costs are not exact
 
 
 class Full(NamedTuple):
-    """A call does not fit. `taken`: used or reserved by all; `again`: seconds until there may be room."""
+    """A call does not fit. `taken`: used or reserved by all; `again`: seconds until there may be room. `spent`: it would fit
+    as little if nothing were reserved. `amount`: of the call.
+    """
 
     measure: Measure
     limit: Limit
     taken: float
     again: float
+    spent: bool
+    amount: float
 
 
 @dataclass
@@ -114,9 +118,8 @@ def _too_much(
         if limit.most is None or taken + amount <= limit.most + TINY:
             continue
         rest = (mine.window + 1) * limit.per - now if limit.per else SOON
-        used = others[measure][1] + mine.used
-        again = rest if used + amount > limit.most else min(SOON, rest)
-        yield Full(measure, limit, taken, max(0.01, again))
+        spent = others[measure][1] + mine.used + amount > limit.most + TINY
+        yield Full(measure, limit, taken, max(0.01, rest if spent else min(SOON, rest)), spent, amount)
 
 
 def _ahead(limit: Limit, measure: Measure, taken: float) -> float:

@@ -267,10 +267,13 @@ def _error(account: Account, full: Full) -> CallError:
     if "budget" in account.about and not full.limit.per:
         window = " a run"
     said = f"{name}: {_number(full.taken)} of {_number(most)} {what}{window} are used or reserved"
-    if "budget" in account.about:
-        error = BudgetExceeded(f"the budget {account.about['budget']} is reached: {said}", node=name, retry_after=full.again)
+    if budget := account.about.get("budget"):
+        error: CallError = BudgetExceeded(f"the budget {budget} is reached: {said}", node=name, retry_after=full.again)
         wait = "wait until it is counted anew, or " if full.limit.per else ""  # a run has its budget once
-        error.fix = f"{wait}raise budgets.{account.about['budget']}"
+        if not full.spent:  # calls that run may use less than was reserved for them: nothing is known to be over yet
+            error = RateLimited(f"calls that run may use up the budget {budget}: {said}", node=name, retry_after=full.again)
+            wait = "wait for them, or "
+        error.fix = f"{wait}raise budgets.{budget}"
         return error
     return RateLimited(
         f"the limit of a profile is reached: {said}",

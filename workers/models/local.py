@@ -74,16 +74,20 @@ class LocalModel:
             await asyncio.sleep(PAUSE)
         self._starts += 1
         arguments = [str(path), str(self.slots), str(self.threads), str(os.getpid())]
-        self._process = process = await started(
-            sys.executable,
-            "-m",
-            "dspex.workers.models.server",
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment.bare(),
-        )
+        try:
+            self._process = process = await started(
+                sys.executable,
+                "-m",
+                "dspex.workers.models.server",
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment.bare(),
+            )
+        except OSError as error:  # too many processes or open files, or no memory
+            why = f"the model server of {self.profile.model} cannot be started: {error.strerror}"
+            raise LMUnavailable(why, node=f"lm.{self.profile.name}") from error
         assert process.stdout is not None
         assert process.stderr is not None
         self._tasks.start(_forward(process.stderr, self.profile.model), "log")

@@ -9,7 +9,7 @@ import pytest
 from limits_world import APP, configured, run, world
 
 from dspex.bus import subjects
-from dspex.bus.errors import BudgetExceeded
+from dspex.bus.errors import BudgetExceeded, RateLimited
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.serving.limits import DAY, MINUTE, Budget, forget
 from dspex.engine.client.status.limits import LimitRow, limit_rows
@@ -35,11 +35,33 @@ def test_a_budget_that_is_spent_refuses_by_its_name_and_others_go_on(
     async def main() -> None:
         first, second = await w.process(), await w.process()
         await w.call(first, tokens=500, **options)
+        await asyncio.sleep(2)  # until the first has said what it used
         with pytest.raises(BudgetExceeded, match="budget team") as caught:
             await w.call(second, tokens=500, **options)
         assert not caught.value.retryable
         assert (caught.value.node or "").startswith("budgets.team")
         await w.call(second, tokens=500, **{**options, **other})
+
+    run(w, main())
+
+
+def test_a_call_for_which_a_budget_has_no_room_only_while_others_run_comes_again(loop: VirtualLoop) -> None:
+    """What is reserved for them is more than they use: nothing is over yet, and no event need be a dead letter."""
+    w = world(loop, configured(Budget("each", tokens=2_000, per=0.0)))
+
+    async def main() -> None:
+        first, second = await w.process(), await w.process()
+        running = [asyncio.create_task(w.call(first, tokens=100, seconds=5.0)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(RateLimited, match=r"calls that run may use up the budget each: .* are used or reserved") as caught:
+            await w.call(second)
+        assert (caught.value.retryable, caught.value.retry_after) == (True, 2.0)
+        await asyncio.gather(*running)
+        await asyncio.sleep(3)
+        for _ in range(2):
+            await w.call(second, tokens=700)
+        with pytest.raises(BudgetExceeded):
+            await w.call(second)
 
     run(w, main())
 

@@ -142,6 +142,21 @@ def test_a_call_that_is_estimated_over_the_whole_limit_is_made_alone(loop: Virtu
     run(w, main())
 
 
+def test_a_large_call_that_finds_no_room_holds_up_no_small_one(loop: VirtualLoop) -> None:
+    w = world(loop, configured(tokens=(4_000, MINUTE)))
+
+    async def main() -> None:
+        limits = await w.process()
+        running = [asyncio.create_task(w.call(limits, seconds=30.0)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(RateLimited):
+            await w.call(limits, text="x" * 12_000)
+        assert (await w.call(limits, seconds=0.0)).error is None
+        await asyncio.gather(*running)
+
+    run(w, main())
+
+
 def test_a_lost_answer_to_a_write_settles_nothing_twice(loop: VirtualLoop) -> None:
     w = world(loop, configured(tokens=(1e9, MINUTE * 60)), faults=Faults(unsettled=0.3, duplicate=0.1))
 
