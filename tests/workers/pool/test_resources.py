@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ async def test_two_pools_of_a_machine_never_share_a_gpu(tmp_path: Path) -> None:
         await first.pool.children.restart()
         assert (await ask(first, "gpus"))["reply"] == str(GPUS[0])
     lease(GPUS, 2, "a test").close()
+    for gpu in GPUS:
+        (FOLDER / f"dspex-gpu-{gpu}.lock").unlink()
+
+
+@pytest.mark.asyncio
+async def test_a_worker_more_that_cannot_start_takes_nothing_from_those_that_run(tmp_path: Path) -> None:
+    """All calls of the pool were refused for a minute, again and again, though its workers were well."""
+    held = lease(GPUS[1:], 1, "a test")
+    async with running(replace(pool(tmp_path, gpus=1, devices=GPUS), restart_max=1)) as bench:
+        children = bench.pool.children
+        await asyncio.wait_for(children.resize(2), 30)
+        assert (children.ready, children.failed) == (1, False)
+        assert (await ask(bench, "gpus"))["reply"] == str(GPUS[0])
+        held.close()
+        await until(lambda: children.ready == 2)
     for gpu in GPUS:
         (FOLDER / f"dspex-gpu-{gpu}.lock").unlink()
 

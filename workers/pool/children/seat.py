@@ -15,6 +15,7 @@ class Seat:
         child: who sits there; None while nobody does.
         wanted: there shall be somebody. False: whoever sits there finishes and goes.
         why: a successor is wanted, for this reason; "": none is.
+        vain: too many starts in a row have failed.
         told: set when any of that has changed.
         renewed: of whoever waits for the successor.
     """
@@ -22,7 +23,7 @@ class Seat:
     def __init__(self, index: int) -> None:
         self.index = index
         self.child: Child | None = None
-        self.wanted, self.why = True, ""
+        self.wanted, self.why, self.vain = True, "", False
         self.told = asyncio.Event()
         self.renewed: asyncio.Future[None] | None = None
 

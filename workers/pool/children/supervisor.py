@@ -88,7 +88,7 @@ class Supervisor:
         await self._nursery.stop()
 
     async def resize(self, size: int) -> None:
-        """Have `size` children from now on. Returns when so many are ready, or the pool has failed.
+        """Have `size` children from now on. Returns when so many are ready, or the pool has failed, or some cannot be started.
 
         Those that are too many take no more calls, and end when they have none.
         """
@@ -104,7 +104,7 @@ class Supervisor:
         for index in range(len(self._seats), size):
             self._seats.append(seat := Seat(index))
             self._tasks.start(self._keep(seat), f"child {index}")
-        while self.ready < self.size and not self.failed and self._fatal is None:
+        while self.ready < self.size and not (self.failed or self._fatal or any(seat.vain for seat in self._seats)):
             self._settled.clear()
             await self._settled.wait()
 
@@ -144,14 +144,15 @@ class Supervisor:
             if self.config.gpus and seat.child is not None:  # a successor needs the devices that it has
                 await self._vacate(seat, seat.child)
             if (child := await self._start(seat)) is None:
-                await self._pause(seat, tries)
                 tries += 1
+                seat.vain = tries > self.config.restart_max
+                await self._pause(seat, tries - 1, died=False)
                 continue
-            tries = 0
+            tries, seat.vain = 0, False
             if seat.wanted:
                 await first(child.gone.wait(), seat.told.wait())
             if child.gone.is_set():
-                await self._pause(seat, tries)
+                await self._pause(seat, tries, died=True)
         if seat.child is not None:
             self._retire(seat.child)
         seat.renewal()
@@ -195,10 +196,13 @@ class Supervisor:
         self._settled.set()
         seat.renewal(WorkerLost(f"a worker of pool {self.config.name} did not start: {said}", node=self.config.name))
 
-    async def _pause(self, seat: Seat, tries: int) -> None:
-        """Wait before the next start. A pool in which too many died is failed for a while."""
-        pause = min(BACKOFF * 2**tries, BACKOFF_CAP) * random.uniform(0.8, 1.2)
-        if seat.child is not None and not seat.child.gone.is_set():  # its successor did not start, and no call notices
+    async def _pause(self, seat: Seat, tries: int, *, died: bool) -> None:
+        """Wait before the next start. A pool in which too many died is failed for a while; one that cannot start as many as
+        there shall be, because the system has no more memory or no more GPUs, goes on with those that it has.
+        """
+        pause = min(BACKOFF * 2 ** min(tries, 10), BACKOFF_CAP) * random.uniform(0.8, 1.2)
+        if not died and self.ready:
+            self._settled.set()
             await asyncio.sleep(pause)
             return
         self.restarts += 1
