@@ -99,6 +99,7 @@ class Client(Planned, names=METHODS["Client"]):
     async def close(self) -> None:
         """Close the connection. Calling it again does nothing."""
         self._bus = None
+        self._submitted = SubmittedCalls(self.app)  # what heard of calls did so over that connection
         await self._stack.aclose()
 
     @property

@@ -92,7 +92,7 @@ class Run(Planned, names=METHODS["Run"]):
     async def _finished(self) -> RunInfo:
         """What is known of it once it is done."""
         place = f"{self.stream}{AT}{self.sequence}" if self.sequence else self.id
-        if self._waits is not None and AT in place and len(self.id) != FULL_ID:
+        if self._waits is not None and AT in place and (AT in self.id or "/" in self.id):
             stream, _, number = place.rpartition(AT)
             told = await self._waits.wait(self._bus, stream, int(number)) if number.isdecimal() else None
             if told is not None:

@@ -34,7 +34,7 @@ from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.call import Result
 
 LOOK: Final = 1.0  # seconds after which who waits looks for what is stored, in case nobody told it; then twice as long
-MOST_LOOK: Final = 5.0
+MOST_LOOK: Final = 2.0
 SOON: Final = 0.005  # the same where there will be something in a moment, and where nobody is told
 
 
