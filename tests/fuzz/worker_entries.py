@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,13 +28,26 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.engine.cli.terminal import log
+from dspex.operators.native.lm.batch_api import BatchApi, ProviderBatch
+from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.signature import Signature
 from dspex.workers import frames
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.answerers.attempt import Attempt, checked, enter_context
+from dspex.workers.answerers.batches.batch import BatchNote
+from dspex.workers.answerers.batches.provider import line_of
 from dspex.workers.answerers.native import Native
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.frames import ChunkFrame, DoneFrame, FatalFrame, HelloFrame, JournalFrame, StatusFrame
+from dspex.workers.frames import (
+    BatchesFrame,
+    BatchRow,
+    ChunkFrame,
+    DoneFrame,
+    FatalFrame,
+    HelloFrame,
+    JournalFrame,
+    StatusFrame,
+)
 from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
 from dspex.workers.pool.cache.shared import SharedAnswers
 from dspex.workers.pool.children.handing import HandedCall
@@ -59,6 +73,8 @@ def requests() -> list[CallRequest]:
             inputs = {"text": "hello", "n": 3, "tags": ["a"]}
             found.append(CallRequest("c", 1, 1, TOPOLOGY, "label", one, inputs, "r", "s", record=to))
             found.append(CallRequest("c", 1, 1, "", "", one, inputs, "c"))
+        late = replace(spec, lane="batch")
+        found.append(CallRequest("c", 1, 1, TOPOLOGY, "label", late, inputs, "r", record=to, batch=3600.0))
     return found
 
 
@@ -100,13 +116,15 @@ def _frames() -> list[Case]:
         ChunkFrame(1, "label", "a"),
         JournalFrame(1, 1),
         JournalFrame(1, 2, _ANSWERED.pack()),
+        BatchesFrame([BatchRow("main", "batch-1", "in_progress", 3, 5, 1)]),
     ]
     return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]
 
 
 def _journals() -> list[Case]:
     parts = [JournalPart("a", 1, 7, 1), JournalPart("a", 1, 7, 1, 0, [_ANSWERED]), JournalPart("b", 2, 7, 1, 1)]
-    return [*(Case(part.pack()) for part in parts), Case(_ANSWERED.pack())]
+    noted = BatchNote("key", "c.1", "batch-1").entry("main")
+    return [*(Case(part.pack()) for part in parts), Case(_ANSWERED.pack()), Case(noted.pack())]
 
 
 def _take_journal() -> Take:
@@ -115,7 +133,8 @@ def _take_journal() -> Take:
 
     def take(case: Case) -> object:
         with suppress(DataError):
-            return unpack_entry(case.data).used
+            entry = unpack_entry(case.data)
+            return entry.used, BatchNote.of([entry], "main")
         return kept([JournalPart.unpack(case.data)], claim)
 
     return take
@@ -140,6 +159,28 @@ def _take_answer() -> Take:
         return await shared._opened(value, where, None)
 
     return lambda case: one.run(read(case.data))
+
+
+def _batches() -> list[Case]:
+    counts = {"total": 3, "completed": 1, "failed": 0}
+    good = {"status_code": 200, "body": {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 3}}}
+    failed = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "full"}]}
+    batch = {"id": "batch-1", "status": "in_progress", "request_counts": counts, "output_file_id": "file-1", "metadata": {}}
+    lines = [{"custom_id": "c.1", "response": good, "error": None}, {"custom_id": "c.1", "error": {"code": "batch_expired"}}]
+    return [Case(orjson.dumps(one)) for one in (batch, {**batch, "status": "failed", "errors": failed}, *lines)]
+
+
+def _take_batch() -> Take:
+    """What a worker makes of what a provider says of a batch, and of a line of its answers."""
+    api = BatchApi(Endpoint("http://127.0.0.1:1/v1"))
+
+    def take(case: Case) -> object:
+        found = line_of(case.data)
+        with suppress(CallError):
+            return ProviderBatch.read(found, "a provider")
+        return api.read(found)
+
+    return take
 
 
 def _bodies() -> list[Case]:
@@ -257,6 +298,7 @@ ENTRIES = [
     Entry("child bytes", _frames, _take_frame, "bytes", slice=200),
     Entry("journal", _journals, _take_journal, slice=300),
     Entry("cached answer", _answers, _take_answer, slice=300),
+    Entry("provider batch", _batches, _take_batch, "json", slice=300),
     Entry("log line", _lines, _take_line, "text", slice=60),
     Entry("control", lambda: QUESTIONS, _take_control, "json", HEADERS, "control", slice=500),
     Entry("order", _orders, lambda: lambda case: read_order(case.data), "json"),

@@ -23,6 +23,7 @@ SLEEPS = {
     "chaos/processes/processes.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/process.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/agents.py": "scripts/chaos: real faults at random moments",
+    "chaos/processes/batched.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/spending.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/submitting.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/publisher.py": "scripts/chaos: real faults at random moments",

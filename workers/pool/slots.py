@@ -94,7 +94,7 @@ class Slots:
         elif call.only is not None:
             self._for_one.setdefault(call.only, deque()).append(call)
             self._hand_out_for(call.only)
-        elif not (self._waiting and call.slots) and (child := self._pick(call)) is not None:
+        elif not self._waiting and (child := self._pick(call)) is not None:
             child.busy += call.slots
             call.begin(child)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, Self, TypeAlias, cast
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -51,6 +51,22 @@ class ProviderBatch:
     total: int = 0
     done: int = 0
 
+    @classmethod
+    def read(cls, raw: Mapping[str, object], where: str) -> Self:
+        """A batch as its provider wrote it. Raises LMUnavailable for what is none."""
+        id, status = word(raw.get("id")), word(raw.get("status"))
+        if not id or not status:
+            raise LMUnavailable(f"{where} answered with something that is no batch")
+        why, codes = _errors(raw.get("errors"))
+        state = _STATES.get(status, "runs")
+        if state == "failed" and codes & set(FULL):
+            state = "full"
+        files = tuple(name for key in ("output_file_id", "error_file_id") if (name := word(raw.get(key))))
+        counts = raw.get("request_counts")
+        told = cast("Mapping[str, object]", counts) if isinstance(counts, dict) else {}
+        total, done = _count(told.get("total")), _count(told.get("completed")) + _count(told.get("failed"))
+        return cls(id, state, status[:40], why, files, total, done)
+
 
 class BatchApi:
     """The batches of one server."""
@@ -73,12 +89,13 @@ class BatchApi:
     async def create(self, file: str, key: str) -> ProviderBatch:
         """Make a batch of the requests in a file. `key`: by which it is found again. Raises as `upload`."""
         asked = {"input_file_id": file, "endpoint": URL, "completion_window": "24h", "metadata": {KEY: key}}
-        return self._batch(self._object(await self._endpoint.fetch("POST", "/batches", orjson.dumps(asked), timeout=WITHIN)))
+        body = await self._endpoint.fetch("POST", "/batches", orjson.dumps(asked), timeout=WITHIN)
+        return ProviderBatch.read(self._object(body), self._endpoint.where)
 
     async def get(self, id: str) -> ProviderBatch | None:
         """A batch; None where the server knows none of this id. Raises what an endpoint raises."""
         body = await self._endpoint.fetch("GET", f"/batches/{quote(id, safe='')}", timeout=WITHIN)
-        return None if body is None else self._batch(self._object(body))
+        return None if body is None else ProviderBatch.read(self._object(body), self._endpoint.where)
 
     async def find(self, key: str) -> ProviderBatch | None:
         """The last batch that was made with this key, unless it failed. Raises as `upload`."""
@@ -92,7 +109,7 @@ class BatchApi:
             for raw in found:
                 data = raw.get("metadata")
                 if isinstance(data, dict) and cast("Mapping[str, object]", data).get(KEY) == key:
-                    batch = self._batch(raw)
+                    batch = ProviderBatch.read(raw, self._endpoint.where)
                     if batch.state not in ("failed", "full"):
                         return batch
             if not found or page.get("has_more") is not True:
@@ -117,7 +134,11 @@ class BatchApi:
             return NoBatchAnswer(told.message) if code in _UNASKED else told
         response = line.get("response")
         found = cast("Mapping[str, object]", response) if isinstance(response, dict) else {}
-        status, body = found.get("status_code"), orjson.dumps(found.get("body"))
+        status = found.get("status_code")
+        try:
+            body = orjson.dumps(found.get("body"))
+        except TypeError:  # nested too deeply to be written again
+            return LMUnavailable(f"{where} answered with something that is no completion")
         try:
             return (
                 read(body, where) if status == 200 else of_status(status if isinstance(status, int) else 500, body, {}, where)
@@ -140,20 +161,6 @@ class BatchApi:
         if id := word(self._object(body).get("id")):
             return id
         raise LMUnavailable(f"{self._endpoint.where} answered without an id")
-
-    def _batch(self, raw: Mapping[str, object]) -> ProviderBatch:
-        id, status = word(raw.get("id")), word(raw.get("status"))
-        if not id or not status:
-            raise LMUnavailable(f"{self._endpoint.where} answered with something that is no batch")
-        why, codes = _errors(raw.get("errors"))
-        state = _STATES.get(status, "runs")
-        if state == "failed" and codes & set(FULL):
-            state = "full"
-        files = tuple(name for key in ("output_file_id", "error_file_id") if (name := word(raw.get(key))))
-        counts = raw.get("request_counts")
-        told = cast("Mapping[str, object]", counts) if isinstance(counts, dict) else {}
-        total, done = _count(told.get("total")), _count(told.get("completed")) + _count(told.get("failed"))
-        return ProviderBatch(id, state, status[:40], why, files, total, done)
 
 
 def request_line(name: str, body: bytes) -> bytes:

@@ -44,8 +44,9 @@ async def server() -> AsyncIterator[BatchServer]:
         yield found
 
 
-def pool_of(server: BatchServer, **options: object) -> PoolConfig:
-    rule = {"gather": 0.05, "poll": 0.02, "calls": 1000}
+def pool_of(server: BatchServer, calls: int, **options: object) -> PoolConfig:
+    """A pool whose batches are full with so many calls."""
+    rule = {"gather": 60.0, "poll": 0.02, "calls": calls}
     profile = Profile("main", "openai/stand-in", base_url=server.url, batch=rule, limits={"concurrent": (1.0, 0.0)})
     return config(server.url, **{"profiles": {"main": profile}, "programs": (), "slots": 2, "restart_max": 1000, **options})
 
@@ -60,7 +61,7 @@ async def test_a_batch_outlives_the_processes_that_wait_for_it(server: BatchServ
     """A killed one, one that is replaced, and the whole pool: one batch, one record a call, and no slot taken meanwhile."""
     bus, server.held = MemoryServer(), True
     items = batched(*(f"message {n}" for n in range(20)))
-    async with running(pool_of(server), bus.connect()) as bench:
+    async with running(pool_of(server, 20), bus.connect()) as bench:
         await bench.put(*items)
         await until(runs(bench))
         assert (bench.pool.children.slots.busy, bench.pool.free()) == (0, 2)
@@ -77,7 +78,7 @@ async def test_a_batch_outlives_the_processes_that_wait_for_it(server: BatchServ
         assert shown == [
             {"batch": id, "lm": "lm.main", "pool": "light", "status": "in_progress", "done": "0 of 20", "calls": "20"}
         ]
-    async with running(pool_of(server), bus.connect()) as other:
+    async with running(pool_of(server, 20), bus.connect()) as other:
         await until(runs(other))
         server.held = False
         assert right((await other.records(21))[1:], items)
@@ -90,8 +91,8 @@ async def test_a_call_that_no_batch_answers_in_time_is_told_so_and_then_asked_li
     server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.held = True
-    async with running(pool_of(server)) as bench:
-        (item,) = batched("soon", seconds=0.5)
+    async with running(pool_of(server, 1)) as bench:
+        (item,) = batched("soon", seconds=1.5)
         (late,) = await bench.ask(item)
         assert late.error is not None
         assert late.error["type"] == "NoBatchAnswer"

@@ -31,7 +31,7 @@ from dspex.workers.journal.keeping import Journal, Journals
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BATCHED = CallSpec("predict", SIGNATURE, SIGNATURE, lane="batch")
-QUICK = {"gather": 0.03, "poll": 0.01, "calls": 1000}
+GATHER = 20.0  # seconds: batches of these tests are full before
 LONG = 30.0  # seconds that a call may wait: no test takes as long
 
 
@@ -46,10 +46,13 @@ class World:
     model: BatchServer
     bus: MemoryBus
     router: Router
+    calls: int = 0  # of a batch of this process
     at: int = 1  # of the request that is served
 
     async def ask(self, *items: CallRequest, seconds: float = LONG) -> list[Answer]:
-        """What this process answers."""
+        """What this process answers; another one, where batches are to have another number of calls."""
+        if self.calls != len(items):
+            await self.another(len(items))
         return await asyncio.gather(*(self._ask(item, seconds) for item in items))
 
     async def _ask(self, item: CallRequest, seconds: float) -> Answer:
@@ -73,14 +76,23 @@ class World:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
+        await self.another(self.calls)
+
+    async def noted(self, count: int) -> bool:
+        """Whether the journals have so many parts."""
+        found = await self.bus.scan(subjects.requests(APP), [subjects.request_pattern(APP)], start=1, stop=10_000)
+        return len(found) == count
+
+    async def another(self, calls: int) -> None:
+        """Another process."""
         await self.router.close()
-        self.router = made(self.model)
+        self.router, self.calls = made(self.model, calls), calls
 
 
-def made(model: BatchServer, **rule: float) -> Router:
-    profile = Profile(
-        "main", "openai/stand-in", base_url=model.url, price={"input": 1e6, "output": 2e6, "batch": 0.5}, batch=QUICK | rule
-    )
+def made(model: BatchServer, calls: int) -> Router:
+    rule = {"gather": GATHER, "poll": 0.01, "calls": calls}
+    price = {"input": 1e6, "output": 2e6, "batch": 0.5}
+    profile = Profile("main", "openai/stand-in", base_url=model.url, price=price, batch=rule)
     return Router(config(model.url, profiles={"main": profile}, programs=()).for_child())
 
 
@@ -98,7 +110,7 @@ async def world(server: BatchServer) -> AsyncIterator[World]:
     bus = MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
     await bus.ensure_stream(StreamConfig(subjects.requests(APP), [subjects.request_pattern(APP)]))
-    one = World(server, bus, made(server))
+    one = World(server, bus, made(server, 1))
     yield one
     await one.router.close()
     await bus.close()
@@ -133,8 +145,9 @@ async def test_calls_are_gathered_into_one_batch_and_cost_what_a_batch_costs(wor
 
 
 async def test_a_batch_has_no_more_calls_than_its_profile_allows(world: World) -> None:
-    world.router = made(world.model, calls=4, gather=60.0)
+    await world.another(4)
     items = [work(f"message {n}") for n in range(12)]
+    world.calls = len(items)
     assert right(await world.ask(*items), items)
     assert [len(world.model.lines(id)) for id in world.model.batches] == [4, 4, 4]
 
@@ -173,6 +186,18 @@ async def test_a_death_between_making_a_batch_and_noting_it_is_no_second_batch(w
     assert (len(world.model.batches), world.model.asked["create"]) == (1, 1)
 
 
+async def test_a_batch_is_joined_by_its_id_where_its_provider_lists_none(world: World) -> None:
+    world.model.held = True
+    world.model.refusing["list"].extend(["404"] * 10)
+    items = [work("one"), work("two")]
+    running = asyncio.ensure_future(world.ask(*items))
+    await until(lambda: world.noted(6))  # of each call a claim, a key and an id
+    await world.killed(running)
+    world.model.held = False
+    assert right(await world.ask(*items), items)
+    assert len(world.model.batches) == 1
+
+
 async def test_another_try_after_a_lost_worker_joins_the_batch_of_the_try_before(world: World) -> None:
     world.model.held = True
     item = work("one")
@@ -185,7 +210,7 @@ async def test_another_try_after_a_lost_worker_joins_the_batch_of_the_try_before
 
 async def test_near_the_deadline_a_call_is_asked_live_and_a_batch_without_calls_is_cancelled(world: World) -> None:
     world.model.held = True
-    answers = await world.ask(work("one"), work("two"), seconds=0.3)
+    answers = await world.ask(work("one"), work("two"), seconds=1.0)
     assert types(answers) == ["NoBatchAnswer"] * 2
     await until(lambda: world.model.cancelled == list(world.model.batches) != [])
     assert answers[0].usage is not None

@@ -99,7 +99,6 @@ class WaitingCall:
     journal: Journaling
     outcome: asyncio.Future[BatchOutcome]
     noted: asyncio.Event = field(default_factory=asyncio.Event)
-    written: bool = False  # its key lies there, so that it may be sent
     batch: OpenBatch | None = None
 
     def answered(self, outcome: BatchOutcome) -> None:

@@ -27,6 +27,7 @@ from dspex.workers.journal.within import Journaling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
+AT_ONCE: Final = 32  # journals that are asked at a time: after a death thousands of calls come together
 MOST_BYTES: Final = 64 << 20  # of one file; providers take 100 MB and more
 
 
@@ -44,6 +45,7 @@ class Batches:
         self._lm, self._provider = lm, PatientProvider(lm, api, poll)
         self._gather, self._most, self._changed = gather, calls, changed
         self._loop = asyncio.get_running_loop()
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._gathering: OpenBatch | None = None
         self._running: dict[OpenBatch, None] = {}
         self._found: dict[str, asyncio.Task[ProviderBatch | None]] = {}  # by key
@@ -60,7 +62,7 @@ class Batches:
             async with asyncio.timeout(seconds) as limit:
                 batch = await self._joined(one)
                 id = await asyncio.shield(batch.made)
-                await journal.append(BatchNote(batch.key, one.line, id).entry(self._lm))
+                await self._note(one, BatchNote(batch.key, one.line, id))
                 outcome = await one.outcome
         except TimeoutError as error:
             if not limit.expired():
@@ -73,7 +75,7 @@ class Batches:
         if isinstance(outcome, Completion):
             return outcome
         if not isinstance(outcome, NoBatchAnswer):  # the next try is in another batch
-            await journal.append(BatchNote(batch.key, one.line, id, over=True).entry(self._lm))
+            await self._note(one, BatchNote(batch.key, one.line, id, over=True))
         raise outcome
 
     def rows(self) -> list[BatchRow]:
@@ -87,7 +89,8 @@ class Batches:
     # -- getting in, and out
     async def _joined(self, one: WaitingCall) -> OpenBatch:
         """The batch that the call is in from now on: where an earlier attempt has put it, or one that is being gathered."""
-        note = BatchNote.of(await one.journal.open(), self._lm)
+        async with self._turns:
+            note = BatchNote.of(await one.journal.open(), self._lm)
         batch = await self._of_earlier(note) if note is not None else None
         if note is not None and batch is not None:
             one.line = note.line
@@ -95,10 +98,13 @@ class Batches:
             return batch
         batch = self._group(len(one.body))
         self._enter(batch, one)
-        await one.journal.append(BatchNote(batch.key, one.line).entry(self._lm))
-        one.written = True
+        await self._note(one, BatchNote(batch.key, one.line))
         one.noted.set()
         return batch
+
+    async def _note(self, one: WaitingCall, note: BatchNote) -> None:
+        async with self._turns:
+            await one.journal.append(note.entry(self._lm))
 
     def _group(self, size: int) -> OpenBatch:
         """The batch that is being gathered; a new one where there is none, or where the call does not fit."""
@@ -176,7 +182,7 @@ class Batches:
             self._gathering = None
         for one in list(batch.calls.values()):
             await one.noted.wait()
-        calls = [one for one in batch.calls.values() if one.written]
+        calls = list(batch.calls.values())
         batch.total = len(calls)
         try:
             batch.seen = await self._provider.make(batch.key, calls)

@@ -60,7 +60,7 @@ class PatientProvider:
             if made is not None and made.state != "full":
                 log.info("a batch was made", lm=self._lm, batch=made.id, calls=len(calls))
                 return made
-            log.warning("no room for a batch, trying again", lm=self._lm, why=made.why if made is not None else "it is gone")
+            log.warning("no room for a batch, trying again", lm=self._lm, batch=made.id if made is not None else "gone")
             await asyncio.sleep(next(pauses))
 
     async def find(self, key: str) -> ProviderBatch | None:
@@ -102,7 +102,7 @@ class PatientProvider:
     async def _read(self, batch: OpenBatch, file: str) -> None:
         async with aclosing(self._api.answers(file)) as lines:
             async for line in lines:
-                found = _object(line)
+                found = line_of(line)
                 name = found.get("custom_id")
                 one = batch.calls.get(name) if isinstance(name, str) else None
                 if one is not None:
@@ -120,7 +120,7 @@ class PatientProvider:
         raise AssertionError("there is always a next pause")
 
 
-def _object(line: bytes) -> Mapping[str, object]:
+def line_of(line: bytes) -> Mapping[str, object]:
     """A line of a file; {} for what is none."""
     try:
         found = orjson.loads(line) if line.strip() else {}
