@@ -100,6 +100,7 @@ class Requests:
         journal: None where the call has none: then each request is made.
 
     Attributes:
+        made: how many were made in this attempt, also in a batch.
         lm: the profile that is asked now.
         priced: adds what tokens cost.
         ending: why the call ends, whatever its program makes of it.
@@ -115,7 +116,7 @@ class Requests:
         self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
         self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
         self._occurrences: Counter[tuple[str, str]] = Counter()
-        self._made = self._answered = 0
+        self.made = self._answered = 0
         self.lm = ""
         self.priced: Callable[[Usage], Usage] = lambda used: used
         self.ending: DspexError | None = None
@@ -145,13 +146,13 @@ class Requests:
         `ended`: the program has come to its end: what it has missed it would have asked by then, unless what it asks
         depends on a clock, or on chance.
         """
-        missed = len(self._unasked) if ended and self._made else 0
+        missed = len(self._unasked) if ended and self.made else 0
         if missed:
             why = "what is asked depends on a clock or on chance; take context().now, random and uuid()"
             first = next(entry for place, entry in (self._found or {}).items() if place in self._unasked)
             what = {"kind": first.kind, "name": first.name, "missed": missed}
             log.warning("requests of earlier attempts were not made again", call=self.call, first=what, why=why)
-        counts = {"made": self._made, "journal": self._answered, "missed": missed}
+        counts = {"made": self.made, "journal": self._answered, "missed": missed}
         return counts if any(counts.values()) else {}
 
     # -- one request
@@ -165,7 +166,7 @@ class Requests:
         found = (await self._open(self.journal)).get(turn.place)
         self._unasked.discard(turn.place)
         if found is not None and not found.begun:
-            self._made, self._answered = self._made - 1, self._answered + 1
+            self.made, self._answered = self.made - 1, self._answered + 1
             if self.meter is not None and asking.kind == "model":
                 self.meter.add(found.used)
         elif asking.once and found is not None:
@@ -219,7 +220,7 @@ class Requests:
         digest = _digest([asking.kind, asking.name, asking.about, scope])
         self._occurrences[asking.kind, digest] += 1
         occurrence = self._occurrences[asking.kind, digest]
-        self._made += 1
+        self.made += 1
         return OpenRequest(asking, (asking.kind, digest, occurrence), _digest([self.call, digest, occurrence]))
 
     async def _open(self, journal: Journaling) -> dict[RequestPlace, JournalEntry]:

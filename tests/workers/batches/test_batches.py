@@ -141,6 +141,7 @@ async def test_calls_are_gathered_into_one_batch_and_cost_what_a_batch_costs(wor
     assert usage is not None
     assert usage.cost == (usage.input_tokens + 2 * usage.output_tokens) * 0.5
     assert (first.route, first.lm, usage.requests, first.program) == ("batch", "main", 1, BATCHED.program)
+    assert first.requests == {"made": 1, "journal": 0, "missed": 0}  # so that its engine knows that it has a journal
     assert world.model.requests == 0
 
 

@@ -44,6 +44,7 @@ class BatchLane:
             raise ProgramError(f'lane="batch" cannot be: {why}', fix=LIVE, node=work.node)
         attempt.program = attempt.spec.program
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
+        attempt.requests.made += 1
         line = f"{work.call}.{work.try_number}"
         found = await self._of(lm).ask(line, predict.body(work.inputs), journal, seconds)
         attempt.spend(replace(found.usage, requests=1), profile)
