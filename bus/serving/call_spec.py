@@ -221,7 +221,7 @@ class Usage:
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
-        found = cls(**checked(cls, "the usage of a call", dict(raw)))
+        found = cls(**checked(cls, "the usage of a call", dict(raw) if isinstance(raw, Mapping) else raw))
         counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
         if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
             raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")
