@@ -55,10 +55,10 @@ class Shares:
         self._now = min([stands, *map(self._stands, waiting)])
         return charge
 
-    def settle(self, charge: Charge, tokens: float | None) -> None:
-        """It has used so many; None: it was not answered here."""
-        self._used[charge.queue] += ((tokens or 0.0) - charge.tokens) * charge.part
-        if tokens is None:
+    def settle(self, charge: Charge, tokens: float, *, answered: bool = True) -> None:
+        """It has used so many. What was not answered tells nothing of what calls of its tenant usually use."""
+        self._used[charge.queue] += (tokens - charge.tokens) * charge.part
+        if not answered:
             return
         usual = self._usual.pop(charge.tenant, tokens)
         self._usual[charge.tenant] = usual + (tokens - usual) * _NEWEST

@@ -218,13 +218,13 @@ class WorkLoop:
         self.calls.start(call, "work").add_done_callback(ended)
 
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job, charge: Charge) -> None:
-        tokens: float | None = None
+        made: CallRecord | None = None
         try:
             try:
                 record = await job()
-                tokens = tokens_of(record) if isinstance(record, CallRecord) else None
+                made = record if isinstance(record, CallRecord) else None
             finally:
-                self._settle(charge, tokens)
+                self._settle(charge, made)
             if record == PASSED_ON:
                 return
             if record == HANDED_BACK:
@@ -237,10 +237,12 @@ class WorkLoop:
         except BusError as error:
             log.warning("work not settled; it will come again", pool=self.pool, error=error.message)
 
-    def _settle(self, charge: Charge, tokens: float | None) -> None:
-        """A call has its record: there is room for one of the band whose turn it is now, which need not be that of the call."""
-        front = subjects.front_of(charge.queue)
-        self._shares[front].settle(charge, tokens)
+    def _settle(self, charge: Charge, record: CallRecord | None) -> None:
+        """A call is over here: there is room for one of the band whose turn it is now, which need not be that of the call.
+        Without a record it has used nothing: another process goes on with it.
+        """
+        front, answered = subjects.front_of(charge.queue), record is not None and record.error is None
+        self._shares[front].settle(charge, tokens_of(record) if record is not None else 0.0, answered=answered)
         if len(waiting := self._waiting(front)) > 1:
             self._queues[self._shares[front].first(waiting)].ask_for_more()
 

@@ -73,14 +73,26 @@ def test_calls_that_begin_together_are_charged_before_they_have_used_anything(lo
 def test_what_is_not_answered_here_is_not_charged_and_a_tenant_that_left_a_queue_counts_no_more(loop: VirtualLoop) -> None:
     shares = Shares()
 
-    async def go(queue: int, tenant: str, tokens: float | None) -> float:
+    async def go(queue: int, tenant: str, tokens: float, *, answered: bool = True) -> float:
         charge = shares.took(queue, tenant, [1, 2])
-        shares.settle(charge, tokens)
+        shares.settle(charge, tokens, answered=answered)
         return charge.part
 
     for _ in range(10):
-        loop.run(go(1, "a", None))
+        loop.run(go(1, "a", 0.0, answered=False))
     assert shares.first([2, 1]) == 1
     assert loop.run(go(1, "b", 5)) == 0.5
     loop.advance(LATELY + 1)
     assert loop.run(go(1, "b", 5)) == 1.0
+
+
+def test_what_failed_says_nothing_of_what_calls_usually_use(loop: VirtualLoop) -> None:
+    shares = Shares()
+
+    async def go() -> float:
+        shares.settle(shares.took(1, "a"), 500)
+        for _ in range(50):
+            shares.settle(shares.took(1, "a"), 1, answered=False)
+        return shares.took(1, "a").tokens
+
+    assert loop.run(go()) == 500
