@@ -175,9 +175,12 @@ class Pool:
             self.children.slots.freed()
 
     def _load(self) -> tuple[int, int]:
-        """Slots that are taken, and calls that wait for one or were sent away since this was asked last."""
+        """Slots that are taken, and calls that wait for one or were sent away since this was asked last.
+
+        Calls that wait for batches take none, and count as one: they need a process.
+        """
         slots = self.children.slots
-        return slots.busy, slots.waiting + self.interactive.sent_away()
+        return max(slots.busy, int(self.executions.batched > 0)), slots.waiting + self.interactive.sent_away()
 
     def _fail(self, error: BaseException) -> None:
         """A task that the pool cannot do without has died: a process that only looks healthy must not go on."""

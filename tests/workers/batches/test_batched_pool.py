@@ -65,6 +65,7 @@ async def test_a_batch_outlives_the_processes_that_wait_for_it(server: BatchServ
         await bench.put(*items)
         await until(runs(bench))
         assert (bench.pool.children.slots.busy, bench.pool.free()) == (0, 2)
+        assert bench.pool._load() == (1, 0)  # pyright: ignore[reportPrivateUsage]  so that it is not scaled to nothing
         (live,) = await bench.ask(work("asked live", spec=replace(BATCHED, lane="live")))
         assert live.outputs is not None
         os.kill(bench.pool.children.children[0].pid, signal.SIGKILL)
