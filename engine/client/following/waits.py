@@ -43,6 +43,7 @@ class _Everyone(Follower):
         self._waits: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._ends = False
+        self._most = 2 * KEPT  # runs, until some are forgotten
         self._partly: set[str] = set()  # runs of which a record was not read
 
     def _of(self, id: str) -> RunProgress | None:
@@ -51,13 +52,14 @@ class _Everyone(Follower):
         run = self.runs.get(id)
         if run is None:
             run = self.runs[id] = RunProgress(id)
-            if len(self.runs) > 2 * KEPT:
+            if len(self.runs) > self._most:
                 self._forget()
+                self._most = len(self.runs) + KEPT  # where all of them go on, not to look at them again at each new one
         return run
 
     def _forget(self) -> None:
         """Keep the last runs, those that go on, and those that somebody waits for."""
-        for id in list(self.runs)[:KEPT]:
+        for id in list(self.runs)[:-KEPT]:
             run = self.runs[id]
             if not (run.waiting or run.open or id in self._waits):
                 del self.runs[id]

@@ -202,3 +202,27 @@ def test_sinks_of_two_topologies_that_have_subjects_in_common_are_read_once(lab:
     assert one.run(run.wait("5s")).status == "done"
     assert [event.subject for event in one.run(run.outputs())] == ["a.x"] * 2
     one.run(client.close())
+
+
+class Scanned(dict[str, Any]):
+    """Counts how often all of it is looked at."""
+
+    times = 0
+
+    def __iter__(self) -> Any:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_runs_that_go_on_cost_nothing_and_keep_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A paused topology has thousands of them: each new run must not look at them all, nor may those that end be kept."""
+    monkeypatch.setattr(waits, "KEPT", 50)
+    everyone = waits._Everyone(MemoryServer().connect(), APP, {}, "first")  # pyright: ignore[reportPrivateUsage]
+    everyone.runs = runs = Scanned()
+    for number in range(1000):
+        run = everyone._of(f"run {number}")  # pyright: ignore[reportPrivateUsage]
+        assert run is not None
+        if number < 200:
+            run.waiting[("t", "s", 0), "source"] = 1
+    assert 200 < len(runs) <= 200 + 2 * 50
+    assert runs.times <= 1000 // 50
