@@ -145,7 +145,7 @@ class Account:
             self._looking.cancel()
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        with suppress(BusError):  # what is not given back counts as used
+        with suppress(BusError, CallError):  # what is not given back counts as used; those who wait need not go on for it
             for _ in range(2):  # what was not listed is listed first
                 if not self.idle:
                     await self._exchange([], closing=True)

@@ -78,10 +78,15 @@ class Group:
         """Put a process into it; what that starts from now on is in it, too. Raises OSError."""
         (self.path / "cgroup.procs").write_text(str(pid))
 
-    def remove(self) -> None:
-        """Remove it, when all in it has ended."""
-        with contextlib.suppress(OSError):  # what ends takes a moment to leave; who comes next removes it
+    def remove(self) -> bool:
+        """Remove it; whether it is gone. It is not while something in it has not ended."""
+        try:
             self.path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
 
 def _mount(proc: Path) -> Path | None:

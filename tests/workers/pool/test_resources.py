@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.records import CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.workers.config import PoolConfig
+from dspex.workers.pool.children.groups import WorkerGroups
 from dspex.workers.processes.cgroups import Groups, Unavailable
 from dspex.workers.processes.devices import FOLDER, lease
 
@@ -152,6 +153,30 @@ def test_a_process_that_is_alone_in_its_group_makes_groups_below_it(tmp_path: Pa
     group.add(4711)
     written = {file.name: file.read_text() for file in (own / f"dspex-{os.getpid()}-light-1").iterdir()}
     assert written == {"cpu.max": "150000 100000", "memory.max": "1000", "memory.oom.group": "1", "cgroup.procs": "4711"}
+
+
+@dataclass(eq=False)
+class EndedWorker:
+    """A process as the zygote tells of it."""
+
+    pid: int = 4711
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def test_the_group_of_a_worker_that_left_something_behind_is_removed_when_that_has_ended(tmp_path: Path) -> None:
+    """It stayed for as long as the pool lived: a pool that replaces its workers for months had thousands."""
+    held = WorkerGroups(config("", cpu=1.0))
+    held.__dict__["_groups"] = Groups.here(("cpu",), system(tmp_path, controllers="cpu", inside=f"{os.getpid()}\n"))
+    worker: Any = EndedWorker()
+    held.hold(worker)
+    (group,) = (tmp_path / "unit.service").glob("dspex-*-light-*")
+    worker.ended.set()
+    held.remove()
+    assert group.exists(), "a process that the worker started is in it"
+    for file in group.iterdir():
+        file.unlink()
+    held.remove()
+    assert not group.exists()
 
 
 def test_a_process_with_others_in_its_group_uses_the_one_above_where_that_is_empty(tmp_path: Path) -> None:

@@ -45,9 +45,12 @@ class WorkerGroups:
             log.warning("the system does not hold a worker to its memory", pool=c.name, why=str(error))
 
     def remove(self) -> None:
-        """Remove the groups of workers that have ended."""
-        for spawned in [spawned for spawned in self._made if spawned.ended.is_set()]:
-            self._made.pop(spawned).remove()
+        """Remove the groups of workers that have ended. What such a one started takes a moment to end: who comes next looks
+        again.
+        """
+        for spawned, group in list(self._made.items()):
+            if spawned.ended.is_set() and group.remove():
+                del self._made[spawned]
 
     @cached_property
     def memory(self) -> bool:
