@@ -65,13 +65,20 @@ class Cooling:
         now = asyncio.get_running_loop().time()
         return {lm: until - now for lm, until in self._until.items() if until > now}
 
-    def hear(self, record: CallRecord) -> None:
-        """A record of a call that was made: whether a provider has asked for a pause."""
+    def hear(self, record: CallRecord, *, of_users: bool) -> None:
+        """A record of a call that was made: whether a provider has asked for a pause.
+
+        `of_users`: it ran code of users, which may raise RateLimited too, for a service of theirs: that names no operator.
+        """
         for one in record.routing:
             if one.why == "RateLimited":
                 self._heard(one.lm, one.wait)
         error = record.error
-        if error is not None and error.get("type") == "RateLimited":
+        if (
+            error is not None
+            and error.get("type") == "RateLimited"
+            and not (of_users and record.node and not error.get("node"))
+        ):
             self._heard(record.lm, error.get("retry_after"))
 
     def _heard(self, lm: str, after: object) -> None:

@@ -1,7 +1,7 @@
 """The limits of profiles and the budgets, asked before each call that may ask a model, and told what it has used afterwards.
 
-A limit that is reached refuses with RateLimited, which is tried again when its window ends; a budget with BudgetExceeded, which
-is not. Nothing waits here. Of several profiles (`lm=[a, b]`) those are left out that have no room.
+A limit that is reached refuses with RateLimited, which is tried again when its window ends; a budget that is used up with
+BudgetExceeded, which is not. Nothing waits here. Of several profiles (`lm=[a, b]`) those are left out that have no room.
 
 What an execution used is settled once, in the process that ran it, from what its own child said. Records that are delivered or
 read again settle nothing.
@@ -125,7 +125,7 @@ class Limits:
             else:
                 account.settle(lease, used)
         if not granted.batch:
-            self.cooling.hear(record)
+            self.cooling.hear(record, of_users=work.spec.journaled)
 
     # -- taking
     def _profiles(self, execution: Execution) -> Sequence[str]:

@@ -15,6 +15,7 @@ from dspex.bus.errors import RateLimited
 from dspex.bus.memory.server import Faults
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.limits import MINUTE, Budget, Ledger, Limit, Metered
 from dspex.workers.limits.step import Limits
 from dspex.workers.pool.execution import Execution
@@ -190,6 +191,22 @@ def test_after_a_429_no_pool_asks_the_profile_until_the_pause_ends(loop: Virtual
         await asyncio.sleep(20)
         await w.call(first)
         await w.call(second)
+
+    run(w, main())
+
+
+def test_what_a_program_says_of_a_service_of_its_own_is_no_pause_of_its_model(loop: VirtualLoop) -> None:
+    w = world(loop, configured())
+
+    async def main() -> None:
+        limits = await w.process()
+        spec = CallSpec("program", "shop:Agent", "text -> reply")
+        for node, paused in ((None, False), ("ask", True)):
+            asked = cast(Execution, Asked(work(node="ask", topology="shop", spec=spec)))
+            assert limits.before(asked) is None
+            error = RateLimited("slow down", node=node, retry_after=20.0).as_dict()
+            limits.after(asked, CallRecord("c", 1, 1, "shop", "ask", error=error, lm="main"))
+            assert ("main" in limits.cooling.pauses) == paused
 
     run(w, main())
 

@@ -59,6 +59,9 @@ async def test_an_agent_is_counted_by_all_of_its_requests_and_a_pause_refuses_wi
         assert model.kinds["429"] == 1
         assert "its provider asked for a pause" in (refused.error or {})["message"]
         assert bench.pool.limits.cooling.pauses["busy1"] > 20
+        (slowed,) = await bench.ask(work("standin:429=30", spec=replace(agent, lm=("busy2",))))
+        assert (slowed.error or {})["type"] == "RateLimited"
+        assert bench.pool.limits.cooling.pauses["busy2"] > 20, "of an agent, too"
 
 
 def _of(lm: str) -> CallSpec:
