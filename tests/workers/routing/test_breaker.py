@@ -16,6 +16,7 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.cli.figures import blocks
 from dspex.engine.client.status.status import status
 from dspex.workers.config import Profile
+from dspex.workers.pool.routing.routes import Routes
 
 OPEN = 0.3  # seconds for which the breakers of these tests are open
 FAILURES = 3
@@ -150,6 +151,16 @@ async def test_a_profile_that_is_much_slower_is_asked_behind_the_others_and_look
     assert sum(r.lm == "slow" for r in records) == 1, "one in twenty takes the list as it is written"
     behind = next(r for r in records if r.lm == "fast")
     assert [Tried(t.lm, t.why) for t in behind.routing] == [Tried("slow", "behind"), Tried("fast", "answered")]
+
+
+def test_a_call_that_its_first_profile_answered_went_no_other_way_whatever_was_left_out_behind_that() -> None:
+    routes, lists = (
+        Routes(),
+        {"a": [Tried("b", "open"), Tried("a", "answered")], "b": [Tried("a", "limited"), Tried("b", "answered")]},
+    )
+    for lm, routing in lists.items():
+        routes.count(call("either", "a", "b"), CallRecord("c", 1, 1, "", "", outputs={}, lm=lm, routing=routing))
+    assert {row["lm"]: row["reason"] for row in routes.rows()} == {"a": "ok", "b": "limited"}
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -37,7 +37,7 @@ class Routes:
         """One more."""
         if work.describe:
             return
-        taken = RouteTaken(work.topology, work.node, record.route, record.lm, _reason(record))
+        taken = RouteTaken(work.topology, work.node, record.route, record.lm, _reason(work, record))
         if taken not in self._counts and len(self._counts) >= MOST:
             taken = RouteTaken("", "", record.route, "", taken.reason if taken.reason == "ok" else "other")
         self._counts[taken] += 1
@@ -47,7 +47,8 @@ class Routes:
         return [{**taken._asdict(), "calls": count} for taken, count in self._counts.items()]
 
 
-def _reason(record: CallRecord) -> str:
+def _reason(work: CallRequest, record: CallRecord) -> str:
     if record.error is not None:
         return str(record.error.get("type", ""))[:60]
-    return next((tried.why[:60] for tried in record.routing if tried.why != ANSWERED), "ok")
+    first = work.spec.lm[0] if work.spec.lm else record.lm
+    return next((tried.why[:60] for tried in record.routing if tried.lm == first and tried.why != ANSWERED), "ok")
