@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
+from pool_bench import work
 
 import dspex
-from dspex.bus.errors import ConfigError, NoBatchAnswer, TopologyError
+from dspex.bus.errors import ConfigError, DecodeError, NoBatchAnswer, TopologyError
+from dspex.bus.records import CallRequest
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.submitted import NODE, submitted
 
 MakeLab = Callable[..., Lab]
 HOUR = 3600.0
+LIVE = CallSpec("predict", "text -> reply", "text -> reply", route="auto")
 
 
 class Submits:
@@ -78,6 +83,18 @@ def test_a_submitted_call_may_wait_for_a_batch_and_one_that_somebody_waits_for_m
     assert one.run(run.result("1m")).data["left"] == pytest.approx(18 * HOUR, abs=60)
     with pytest.raises(ConfigError, match="lane"):
         one.run(one.client.call(spec, {"text": "hi"}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"record": None}, {"batch": -1.0}, {"batch": float("nan")}, {"spec": LIVE}],
+    ids=["interactive", "below nothing", "no number", "live"],
+)
+def test_only_a_durable_call_of_the_lane_has_time_for_a_batch(wrong: dict[str, Any]) -> None:
+    asked = {"spec": replace(LIVE, lane="batch"), "batch": 60.0}
+    assert CallRequest.unpack(work(**asked).pack()).batch == 60.0
+    with pytest.raises(DecodeError, match="waits for a batch"):
+        CallRequest.unpack(work(**{**asked, **wrong}).pack())
 
 
 @pytest.mark.parametrize(
