@@ -219,9 +219,11 @@ class Usage:
     requests: int = 0
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Self:
+    def read(cls, raw: object) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
-        found = cls(**checked(cls, "the usage of a call", dict(raw) if isinstance(raw, Mapping) else raw))
+        found = cls(
+            **checked(cls, "the usage of a call", dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw)
+        )
         counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
         if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
             raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")

@@ -148,7 +148,7 @@ class Router:
         if not profiles and spec.kind != "program":
             raise ConfigError("the pool has no language model", code="DX113", fix="name one: pools.<pool>.lm", node=node)
         if attempt.batch:
-            return await self.batches.ask(attempt, profiles[0], limit)
+            return await self.batches.ask(attempt, next(iter(profiles), ""), limit)
         *others, last = profiles or ("",)  # a program may need no model at all
         end = time.monotonic() + limit
         for place, name in enumerate(others):

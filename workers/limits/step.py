@@ -248,7 +248,9 @@ def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None
 
     `profile`: where this is an estimate, at the price of live calls.
     """
-    found = {measure: amount for measure, amount in amounts.items() if measure == "cost" or "lm" not in account.about}
+    found: dict[Measure, float] = {
+        measure: amount for measure, amount in amounts.items() if measure == "cost" or "lm" not in account.about
+    }
     if profile is not None and "cost" in found:
         found["cost"] *= profile.price.get("batch", 1.0)
     return found

@@ -58,7 +58,7 @@ class ProviderBatch:
         if not id or not status:
             raise LMUnavailable(f"{where} answered with something that is no batch")
         why, codes = _errors(raw.get("errors"))
-        state = _STATES.get(status, "runs")
+        state: BatchState = _STATES.get(status, "runs")
         if state == "failed" and codes & set(FULL):
             state = "full"
         files = tuple(name for key in ("output_file_id", "error_file_id") if (name := word(raw.get(key))))

@@ -58,8 +58,9 @@ class Batches:
         of its line, or of the batch; DspexError where another attempt has the journal.
         """
         one, late = WaitingCall(line, body, journal, self._loop.create_future()), False
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 batch = await self._joined(one)
                 id = await asyncio.shield(batch.made)
                 await self._note(one, BatchNote(batch.key, one.line, id))
