@@ -114,9 +114,10 @@ async def test_a_child_that_starts_after_the_programs_were_changed_runs_what_the
     written(Path(shop.pool.config.path[0]), "a new one")
     first = await ask(shop)
     assert first["reply"] == "old", "who runs goes on"
-    for pid in pids(shop):
+    killed = pids(shop)
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    await until(lambda: first["pid"] not in pids(shop))
+    await until(lambda: not {*killed} & {*pids(shop)})
     assert (await ask(shop))["reply"] == "a new one"
     await until(lambda: shop.pool.children.ready == 2)
     assert imports(shop) == 2
@@ -124,6 +125,7 @@ async def test_a_child_that_starts_after_the_programs_were_changed_runs_what_the
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_restart_replaces_every_child_and_no_call_fails(shop: Bench) -> None:
+    await until(lambda: shop.pool.children.ready == 2)
     before, restarts = pids(shop), shop.pool.children.restarts
     asked = asyncio.gather(*(ask(shop, "sleeps", seconds=0.7) for _ in range(4)))
     await until(lambda: shop.pool.children.slots.busy == 4)
