@@ -150,17 +150,26 @@ class Executions:
             execution.hand_back()
 
     async def drain(self, grace: float) -> None:
-        """Wait until none is open, and after `grace` seconds until the children have given them up: their records say that the
-        pool was stopped.
+        """Wait until none is open; after `grace` seconds have the children give up interactive calls.
+
+        Not durable ones: the work loop gives those up, and hands them back. Who did it here as well would come first now and
+        then, and that the pool was stopped would be their record, and one of their attempts.
         """
         try:
             async with asyncio.timeout(grace):
                 await self._all_over()
         except TimeoutError:
-            for execution in list(self.open):
-                execution.give_up(WorkerLost("the pool was stopped", node=execution.work.node))
-            await self._all_over()
+            self._give_up([execution for execution in self.open if execution.work.record is None])
+
+    async def stop(self) -> None:
+        """Wait until the children have given up what is open. Behind `drain`, and when the work loop has ended."""
+        self._give_up(list(self.open))
+        await self._all_over()
         await self.tasks.stop()
+
+    def _give_up(self, executions: Sequence[Execution]) -> None:
+        for execution in executions:
+            execution.give_up(WorkerLost("the pool was stopped", node=execution.work.node))
 
     async def _all_over(self) -> None:
         self._closed = asyncio.Event()

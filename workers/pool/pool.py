@@ -143,6 +143,7 @@ class Pool:
         await asyncio.gather(
             self.scaling.stop(), self.work.drain(grace, self.executions.hand_back), self.executions.drain(grace)
         )
+        await self.executions.stop()
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left), self.cache.drain(left))
         if self._control is not None:
@@ -161,6 +162,7 @@ class Pool:
         self.draining = self.scaling.resting = True
         self.children.slots.freed()  # so that it leaves the queue group
         await asyncio.gather(self.work.drain(grace, self.executions.hand_back), self.executions.drain(grace))
+        await self.executions.stop()
         await self.scaling.look()
 
     async def renew(self) -> None:

@@ -162,6 +162,7 @@ async def test_a_call_that_a_pool_gives_up_as_it_rests_holds_up_no_equal_one_lat
         started = bench.pool.executions.start(first := call("rested"), first.pack(), lambda record: None)
         assert bench.pool.executions.preparing == 1
         await bench.pool.executions.drain(0.0)
+        await bench.pool.executions.stop()
         assert (started.over, bench.pool.executions.preparing) == (True, 0)
         server.luck.faults = Faults()
         (made,) = await bench.ask(call("rested"), timeout=10.0)
