@@ -48,7 +48,6 @@ async def serve(
     """
     configs = [resolve(settings, name, size=size, slots=slots) for name in names]
     set_title("worker", " ".join(names))
-    adopt()
     stopped = _on_signals()
     if with_parent:
         loop = asyncio.get_running_loop()
@@ -59,6 +58,7 @@ async def serve(
     )
     async with open_bus(settings, name=f"dspex-worker-{'-'.join(names)}", events=events) as bus:
         pools = [Pool(bus, config) for config in configs]
+        adopt()  # not before there is a server: a process that only says that there is none may have children of its own
         try:
             for pool in pools:
                 if await first(pool.start(), pool.failed(), stopped.wait()) != 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,14 @@ def test_a_verb_that_looks_starts_no_server_and_says_how_to_start_one(project: P
     assert error["message"].startswith("no NATS server: none is named, and none is running in ")
     assert error["fix"] == "start one (dspex server start, or dspex run), or name one: --server nats://host:4222"
     assert not (project.folder / ".dspex").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has subreapers")
+def test_a_worker_that_finds_no_server_does_not_claim_other_children_of_its_process(project: Project) -> None:
+    assert project.here("worker", "lightweight").code == 4
+    claims = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(claims))  # PR_GET_CHILD_SUBREAPER
+    assert not claims.value, "it would kill what others here have started, as the remains of its workers"
 
 
 def test_the_doctor_reports_the_missing_server_and_what_can_be_checked_without_one(project: Project) -> None:
