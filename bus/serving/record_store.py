@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -25,6 +25,7 @@ from dspex.bus.tasks import Tasks
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LATER: Final = 0.01  # seconds that a record may wait for others which nobody waits for
+MOST_SEEN: Final = 50_000  # ids of records that are remembered: of those that lie behind work that was delivered again
 
 
 @dataclass
@@ -36,6 +37,15 @@ class _Waiting:
     request: CallRequest
     stored: asyncio.Future[CallRecord | None] | None
     alone: bool = False  # not stored with its batch
+
+
+@dataclass
+class _Seen:
+    """The records of a subject from `begin` on, before `end`: where each lies, by its id."""
+
+    begin: int
+    end: int
+    at: dict[str, int] = field(default_factory=dict)
 
 
 class RecordStore:
@@ -57,6 +67,8 @@ class RecordStore:
         self._waiting: list[_Waiting] = []
         self._hurry = asyncio.Event()  # somebody waits for one of them
         self._storing = False
+        self._seen: dict[str, _Seen] = {}
+        self._looking = asyncio.Lock()
         self._tasks = Tasks(f"records of {pool}", lambda name, error: log.error("a record was not stored", exc_info=error))
         self._seldom = Seldom(log)
 
@@ -90,11 +102,29 @@ class RecordStore:
         return await stored
 
     def put(self, record: CallRecord, request: CallRequest, packed: bytes | None = None) -> None:
-        """The same for a record that nobody waits for: within `LATER` seconds, together with others.
-
-        `packed`: what `sized` gave for it, which is not made twice.
-        """
+        """The same where nobody waits for it: within `LATER` seconds, together with others. `packed`: what `sized` gave."""
         self._add(record, request, None, packed)
+
+    async def found(self, request: CallRequest, after: int) -> CallRecord | None:
+        """The record that a request has which was stored at `after` and is delivered again; None: it has none. Raises BusError.
+
+        The records behind it are read one by one, which is all that a worker may do, and each once however many ask.
+        """
+        stream = await self.bus.stream(subjects.stream(self.app))
+        if (to := request.record) is None or stream is None:
+            return None
+        async with self._looking:
+            if sum(len(one.at) for one in self._seen.values()) > MOST_SEEN:
+                self._seen.clear()
+            seen = self._seen.get(to.subject)
+            if seen is None or after < seen.begin:
+                seen = self._seen[to.subject] = _Seen(after, after + 1)
+            while to.id not in seen.at and seen.end <= stream.last:
+                record = await self.bus.next(stream.name, to.subject, seen.end)
+                seen.end = record.sequence + 1 if record is not None else stream.last + 1
+                seen.at |= {record.headers.get(subjects.MESSAGE_ID, ""): record.sequence} if record is not None else {}
+        at = seen.at.get(to.id)
+        return await self._first(Ack(stream.name, at), to.subject, request) if at is not None else None
 
     async def drain(self, seconds: float) -> None:
         """Wait until all are stored, for so long; then store nothing more."""
@@ -148,7 +178,7 @@ class RecordStore:
             self._storing = False
 
     async def _store_batch(self, batch: Sequence[_Waiting]) -> None:
-        """Store the records of a batch. One that is not stored so goes on by itself, and the others pass it."""
+        """Store the records of a batch. One that is not stored so goes on by itself."""
         most = payloads.inline(self.bus, self.above)
         for one in [one for one in batch if len(one.message.data) > most]:
             self._go_alone(one, None)
@@ -247,9 +277,8 @@ class RecordStore:
             found = CallRecord.unpack(stored.data) if stored is not None else None
         except DataError:
             return None
-        if found is None:
-            return None
-        return found if (found.call, found.try_number) == (request.call, request.try_number) else None
+        same = found is not None and (found.call, found.try_number) == (request.call, request.try_number)
+        return found if same else None
 
     def _under_fresh_id(self, message: NewMessage, ack: Ack, request: CallRequest) -> NewMessage:
         """The same message under an id that nobody can have used: without it, a paid answer would be dropped."""

@@ -81,6 +81,7 @@ class WorkLoop:
         self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
         self._shares = {band: Shares() for band in subjects.BANDS if not subjects.is_behind(band)}
         self._with_queues: set[int] = set()  # bands whose first side queue has been there
+        self._looking = 0  # pieces of work whose record is being looked for
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
     def start(self) -> None:
@@ -149,7 +150,7 @@ class WorkLoop:
         front = subjects.front_of(band)
         if any(subjects.front_of(other) < front and not queue.dry for other, queue in self._queues.items()):
             return 0
-        free, waiting = self._free(), self._waiting(front)
+        free, waiting = max(0, self._free() - self._looking), self._waiting(front)
         if band in waiting:
             turn = waiting == [band] or self._shares[front].first(waiting) == band
             return (free if waiting == [band] else min(free, 1)) if turn else 0
@@ -205,7 +206,8 @@ class WorkLoop:
             raise
         else:
             delivery.message = whole or delivery.message
-            job = (accept or self._accept)(request, delivery) if whole else partial(_without_payload, request)
+            accepted = partial((accept or self._accept) if whole else _without_payload, request, delivery)
+            job = partial(self._again, request, delivery, accepted) if delivery.delivered > 1 else accepted()
             band = subjects.band_of(self.app, self.pool, delivery.message.subject) or 0
             front = subjects.front_of(band)
             charge = self._shares[front].took(band, request.tenant, self._waiting(front))
@@ -216,6 +218,22 @@ class WorkLoop:
                 self._held.pop(delivery, None)
 
         self.calls.start(call, "work").add_done_callback(ended)
+
+    async def _again(
+        self, request: CallRequest, delivery: Delivery, accepted: Callable[[], Job]
+    ) -> CallRecord | Literal["passed on", "handed back"] | None:
+        """Answer work that was delivered before, unless its record is stored: who stored it died before the ack, and perhaps
+        before the answer.
+        """
+        self._looking += 1  # until it is accepted it has no slot, and nobody else is to be given it
+        try:
+            found = await self.records.found(request, delivery.message.sequence)
+        finally:
+            self._looking -= 1
+        if found is None:
+            return await accepted()()
+        await self.answers.give(found, request)
+        return None
 
     async def _serve(self, delivery: Delivery, request: CallRequest, job: Job, charge: Charge) -> None:
         made: CallRecord | None = None
@@ -262,7 +280,8 @@ class WorkLoop:
         log.error("a call was not served", pool=self.pool, exc_info=error)
 
 
-async def _without_payload(request: CallRequest) -> CallRecord:
-    """The record of a call that nobody can make any more, so that its event need not wait for the deadline."""
+def _without_payload(request: CallRequest, delivery: Delivery) -> Job:
+    """Give the record of a call that nobody can make any more, so that its event need not wait for the deadline."""
     error = payloads.gone(request.node).as_dict()
-    return CallRecord(request.call, request.try_number, request.attempt, request.topology, request.node, error=error)
+    record = CallRecord(request.call, request.try_number, request.attempt, request.topology, request.node, error=error)
+    return partial(asyncio.sleep, 0.0, record)

@@ -31,7 +31,6 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 TOGETHER: Final = 128 << 10  # bytes of the entries of one part, about: those that came while another part was being stored
 PAGE: Final = 8 << 20  # bytes of the entries that a child gets in one frame, about
-MOST_LOOKS: Final = 5000  # records that are looked at for the one of a request that is delivered again
 PAUSES: Final = (0.1, 5.0)  # seconds until a part is stored again: at first, and at most
 
 
@@ -55,7 +54,7 @@ class Journal:
     """The journal of one call, while one attempt at it runs.
 
     Args:
-        work: the request that is served. at: the sequence at which that lies. again: it was delivered before.
+        work: the request that is served. at: the sequence at which that lies.
         tell: sends the child what came of what it asked.
         outdone: called once, where another attempt has the journal: this one must end.
 
@@ -71,13 +70,11 @@ class Journal:
         at: int,
         tell: Callable[[JournalledFrame], None],
         outdone: Callable[[Outdone], None],
-        *,
-        again: bool = False,
     ) -> None:
         self._all, self._tell, self._outdone = journals, tell, outdone
         assert work.record is not None, "an interactive call has no second attempt, and no journal"
         claim = JournalPart(new_id(), at, work.record.number, work.try_number, work.invalid)
-        self._claim, self._session, self._record, self._again = claim, work.session, work.record, again
+        self._claim, self._session = claim, work.session
         self._stream = subjects.requests(journals.app)
         self._subject = subjects.request(journals.app, journals.pool, work.call)
         self._last = 0  # sequence of the last part
@@ -131,8 +128,6 @@ class Journal:
 
     async def _claimed(self) -> list[JournalPart]:
         """Claim the journal; the parts that lie before the claim. Raises BusError."""
-        if self._again and await self._all.bus.last(self._stream, self._subject) is None and await self._recorded():
-            raise self._lost(later=True)
         while True:  # most have none before, so it is not asked first
             if (other := await self._stored(self._claim)) is None:
                 break
@@ -146,16 +141,6 @@ class Journal:
                 parts.append(part)
             at = first.sequence + 1
         return parts
-
-    async def _recorded(self) -> bool:
-        """Whether the request has its record: whoever stored that died before it acked, and the journal is removed already."""
-        stream, at = subjects.stream(self._all.app), self._claim.work + 1
-        for _ in range(MOST_LOOKS):
-            found = await self._all.bus.next(stream, self._record.subject, at)
-            if found is None or found.headers.get(subjects.MESSAGE_ID) == self._record.id:
-                return found is not None
-            at = found.sequence + 1
-        return False
 
     async def _read(self, message: Message) -> JournalPart | None:
         """A part; None for what nobody can read any more: its requests are made again."""

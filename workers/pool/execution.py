@@ -42,7 +42,6 @@ class Execution:
         passed: the steps that let it pass.
         telling: what its caller is told with, before its record; None: nothing is.
         outdone: another attempt at the call goes on: what is made of this one is not recorded.
-        again: its request was delivered before.
         state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
         said: what its program has said last of how it goes; "" for nothing.
         batch: it waits for the answer of a provider's batch, in a child and without a slot, and is not asked live.
@@ -76,7 +75,6 @@ class Execution:
         self._at = at
         self._journal: Journal | None = None  # where its requests are, once it has made one
         self.outdone: Outdone | None = None
-        self.again = False
         self.lms: Sequence[str] | None = None
         self.routing: list[Tried] = []
         self.hedge: Mapping[str, float] | None = None
@@ -197,7 +195,7 @@ class Execution:
         if self._journal is not None:
             self._journal.close()
         self._child = self._journal = None
-        self._number, self._moving, self.again = 0, False, True
+        self._number, self._moving = 0, False
         if self.in_time():
             self._all.children.slots.take(self)
 
@@ -218,9 +216,7 @@ class Execution:
         if self.work.record is None or self._child is None:
             return  # the child would not ask
         if self._journal is None:
-            self._journal = Journal(
-                self._all.journals, self.work, self._at, self._child.tell, self._outdone_by, again=self.again
-            )
+            self._journal = Journal(self._all.journals, self.work, self._at, self._child.tell, self._outdone_by)
         self._journal.take(frame)
 
     def _outdone_by(self, other: Outdone) -> None:

@@ -57,7 +57,7 @@ class World:
 
     async def _ask(self, item: CallRequest, seconds: float) -> Answer:
         child = CallJournal(1, lambda frame: parent.take(frame))
-        parent = Journal(Journals(self.bus, APP, POOL), item, self.at, child.take, print, again=True)
+        parent = Journal(Journals(self.bus, APP, POOL), item, self.at, child.take, print)
         try:
             return await self.router.run(item, None, print, limit=seconds, journal=child, batch=True)
         finally:

@@ -17,7 +17,7 @@ from waiting import until
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
-from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.port import StreamConfig
 from dspex.bus.records import CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
@@ -243,20 +243,6 @@ async def test_an_attempt_at_an_earlier_request_does_not_begin(lab: Lab) -> None
     answer = await lab.attempt(item, at=4)
     assert (answer.error or {})["type"] == "WorkerLost"
     assert (lab.outdone, lab.model.requests) == ([Outdone(later=True)], before)
-
-
-async def test_a_request_that_is_delivered_again_and_has_its_record_is_not_served(lab: Lab) -> None:
-    """Its worker died between the record and the ack, and the engine has removed the journal."""
-    item = work("a trip", spec=program("told"))
-    assert item.record is not None
-    await lab.bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
-    for id in ("of another call", item.record.id):
-        await lab.bus.publish(NewMessage(item.record.subject, b"a record", {subjects.MESSAGE_ID: id}))
-    child = CallJournal(1, lambda frame: parent.take(frame))
-    parent = Journal(Journals(lab.bus, APP, POOL), item, 0, child.take, lab.outdone.append, again=True)
-    answer = await lab.router.run(item, None, print, journal=child)
-    assert ((answer.error or {})["type"], lab.outdone, lab.model.requests) == ("WorkerLost", [Outdone(later=True)], 0)
-    assert await lab.stored(item) == b""
 
 
 async def test_what_a_program_draws_is_the_same_in_every_attempt(lab: Lab) -> None:
