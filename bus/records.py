@@ -266,6 +266,12 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: it requires the worker of a key, and has none")
         return found
 
+    def with_inputs(self, inputs: Mapping[str, Any]) -> Self:
+        """The request with these inputs. Not by `replace`, which sets each field anew, and is a tenth of what a call costs."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), inputs=inputs)
+        return made
+
     def called_on(self, app: str, pool: str) -> str:
         """The subject that an interactive call with this request belongs on."""
         if self.topology:

@@ -221,9 +221,10 @@ class Usage:
     @classmethod
     def read(cls, raw: object) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
-        found = cls(
-            **checked(cls, "the usage of a call", dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw)
-        )
+        if raw == _NOTHING:  # of a call that no model answered
+            return cls()
+        plain = dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw
+        found = cls(**checked(cls, "the usage of a call", plain))
         counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
         if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
             raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")
@@ -257,8 +258,6 @@ def live_within(timeout: float, deadline: float) -> float:
 
 ANSWERED = "answered"
 """Why nothing more was tried: see `Tried`."""
-
-
 HEDGED = "hedged"
 """It was asked twice, since it took longer than usual: see `Tried`."""
 
@@ -280,6 +279,7 @@ class Tried(NamedTuple):
     wait: float = 0.0
 
 
+_NOTHING = vars(Usage())
 _MOST_COUNTED = 1e18  # of tokens, requests or USD
 _SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones
 

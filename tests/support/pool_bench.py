@@ -24,9 +24,10 @@ from dspex.bus.serving.work_consumers import ACK_WAIT, WorkConsumers
 from dspex.engine.client.client import Client
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.frames import Frame, Link
+from dspex.workers.frames import Frame
 from dspex.workers.pool.execution import Execution
 from dspex.workers.pool.pool import Pool
+from dspex.workers.processes.link import Link
 
 HERE = Path(__file__).parent
 

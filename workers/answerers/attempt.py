@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
@@ -27,6 +27,8 @@ from dspex.workers.journal.requests import Requests
 from dspex.workers.journal.within import Journaling
 
 KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted callers may ask for any number
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 _SHOWN = 600  # characters of a model's or provider's text in a message
 
 
@@ -160,14 +162,22 @@ def checked(work: CallRequest) -> CallRequest:
     except TopologyError:
         return work  # the answerer says what is wrong with it
     if spec.kind != "program":
-        return replace(work, inputs=signature.sent_inputs(work.inputs))
+        return work.with_inputs(signature.sent_inputs(work.inputs))
     found = signature.check_inputs(work.inputs)
-    return replace(work, inputs={n: _shown_input(n, v) for n, v in found.items() if v is not None or n in work.inputs})
+    return work.with_inputs({n: _shown_input(n, v) for n, v in found.items() if v is not None or n in work.inputs})
 
 
 @lru_cache(maxsize=256)
 def _signature(plain: str) -> Signature:
     return Signature.from_plain(json.loads(plain))
+
+
+def kept(cache: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+    """What `make` made for the key; kept while it is among the last that were asked for."""
+    cache[key] = found = cache.pop(key) if key in cache else make()
+    if len(cache) > KEPT:
+        del cache[next(iter(cache))]
+    return found
 
 
 def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:

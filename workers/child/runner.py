@@ -22,13 +22,13 @@ from dspex.workers.frames import (
     DoneFrame,
     Frame,
     JournalledFrame,
-    Link,
     StateFrame,
     StatusFrame,
     StopFrame,
     kept_states,
     pack,
 )
+from dspex.workers.processes.link import Link
 
 TELL_AFTER = 0.2  # seconds, in which more may change
 SAID_WITHIN = 1.0  # seconds that a thread waits while another program keeps the loop busy

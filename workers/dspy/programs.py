@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, get_args
 
 import dspy
 from pydantic import BaseModel
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import Outputs
+from dspex.bus.records import Outputs, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.modules import is_own
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.operators.native.problems import listed
 from dspex.operators.native.signature import Signature
-from dspex.workers.answerers.attempt import KEPT, Attempt, LoadedState, plain
+from dspex.workers.answerers.attempt import Attempt, LoadedState, kept, plain
 from dspex.workers.answerers.refs import Refs
 from dspex.workers.config import PoolConfig, adapter_of
 from dspex.workers.dspy import modules, replies, requests, values
@@ -38,7 +38,6 @@ from dspex.workers.dspy.versions import installed
 
 _OF_JOBS: Mapping[str, Any] = {"trace": None, "max_trace_size": 10_000}  # an optimizer looks at the traces that it asks for
 _REASONED = ("chain_of_thought", "react")
-Made = TypeVar("Made")
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
@@ -48,6 +47,35 @@ class _Program(NamedTuple):
     program: Any
     name: str
     counts: bool
+
+
+class _Prepared:
+    """What calls of one spec, with one adapter and one saved state, have in common.
+
+    Attributes:
+        signature: of the spec. made: its program.
+        outputs: their names. warning: what may be wrong with what it answers.
+    """
+
+    def __init__(self, spec: CallSpec, signature: type[dspy.Signature], made: _Program, warning: str) -> None:
+        self.signature, self.made, self.warning = signature, made, warning
+        self.outputs = _outputs_of(signature, spec)
+        wanted = signature.input_fields
+        self._required = [n for n, i in wanted.items() if i.is_required() and type(None) not in get_args(i.annotation)]
+        self._filler = values.Filler(signature)
+        self._annotated = values.annotated(made.program, signature) if spec.kind == "program" else {}
+
+    def inputs(self, given: Mapping[str, object]) -> dict[str, Any]:
+        """The fields that the signature asks for, as the program takes them; DSPy's own types (an image, a history) made from
+        their plain data.
+
+        Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask
+        without.
+        """
+        if missing := [n for n in self._required if n not in given]:
+            has = listed(given) or "nothing"
+            raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
+        return values.as_annotated(self._filler.inputs(given), self._annotated)
 
 
 class Programs:
@@ -61,6 +89,7 @@ class Programs:
         self._threads = ThreadPoolExecutor(pool.slots, thread_name_prefix="program")
         self._signatures: dict[str, type[dspy.Signature]] = {}
         self._programs: dict[str, _Program] = {}
+        self._prepared: dict[tuple[bytes, str, str, str], _Prepared] = {}
         installed.separate_calls()
         replies.look()
         look()
@@ -74,20 +103,20 @@ class Programs:
         """
         spec, work, name = attempt.spec, attempt.work, attempt.lm
         profile = self._models.profile(name) if name else None
-        signature = self._signature(spec, adapter_of(profile, spec.adapter))
         of = spec.optimized if spec.kind == OPTIMIZE else spec
-        program, attempt.program, counts = self._program(of, signature, attempt.state)
-        attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
+        prepared = self._prepare(of, adapter_of(profile, spec.adapter), attempt.state)
+        program, attempt.program, counts = prepared.made
+        attempt.warning = prepared.warning
         program = program.deepcopy() if counts else program
         if of is spec:
-            inputs, threads = _filled(of, program, signature, work.inputs), Threads()
+            inputs, threads = prepared.inputs(work.inputs), Threads()
         else:
-            program, inputs, threads = self._job(attempt, of, program, signature, counts)
+            program, inputs, threads = self._job(attempt, of, program, prepared)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
         attempt.requests.priced = partial(attempt.priced, profile=profile)
         if attempt.chunk is not None:
-            asked |= Writing(attempt, _outputs_of(signature, spec)).settings()
+            asked |= Writing(attempt, prepared.outputs).settings()
         try:
             with (
                 dspy.context(
@@ -103,22 +132,16 @@ class Programs:
                     result = await self._call(program, inputs, threads)
                 finally:
                     threads.end()
-                    attempt.spend(
-                        replace(
-                            requests.tokens(tracker.get_total_tokens()), finish=replies.last(asked), requests=tracker.requests
-                        ),
-                        profile,
-                    )
+                    used = Usage()
+                    if tracker.requests:
+                        used = replace(requests.tokens(tracker.get_total_tokens()), requests=tracker.requests)
+                    attempt.spend(replace(used, finish=finish) if (finish := replies.last(asked)) else used, profile)
         except installed.ERRORS as error:
             raise to_error(error, work.node, spec.target) from error
-        return _outputs(result, signature, spec) if of is spec else result
+        return _outputs(result, prepared.outputs, spec) if of is spec else result
 
-    def _job(
-        self, attempt: Attempt, of: CallSpec, program: Any, signature: type[dspy.Signature], counts: bool
-    ) -> tuple[Any, Any, Threads]:
-        """What is run where the call is a job of an optimizer, and with what. `program`: what is to become better; `counts`: it
-        must not run at the same time in two threads.
-        """
+    def _job(self, attempt: Attempt, of: CallSpec, program: Any, prepared: _Prepared) -> tuple[Any, Any, Threads]:
+        """What is run where the call is a job of an optimizer, and with what. `program`: what is to become better."""
         from dspex.workers.optimize.job import OptimizerJob, stops_job, with_forward  # only where there is one
 
         spec, asked = attempt.spec, attempt.requests
@@ -126,15 +149,15 @@ class Programs:
         threads = Threads(stops_job(asked, lambda error: to_error(error, attempt.work.node, of.target)))
         program = with_forward(program, threads.run) if _is_module(program) else program
         made = OptimizerJob(spec, program, plain_signature, self._refs, asked)
-        made.fill, made.threads = partial(_filled, of, program, signature), 1 if counts else made.threads
+        made.fill, made.threads = prepared.inputs, 1 if prepared.made.counts else made.threads
         return made, {name: attempt.work.inputs.get(name) for name in ("train", "test")}, threads
 
     def describe(self, attempt: Attempt) -> Outputs:
         """What the program is made of, with its saved state. Raises ProgramError as `ask`."""
         spec = attempt.spec
-        program, attempt.program, _ = self._program(spec, self._signature(spec, "chat"), attempt.state)
-        attempt.warning = version_warning(attempt.state) if attempt.state is not None else ""
-        return described(program)
+        prepared = self._prepare(spec, "chat", attempt.state)
+        attempt.program, attempt.warning = prepared.made.name, prepared.warning
+        return described(prepared.made.program)
 
     async def _call(self, program: Any, inputs: dict[str, Any], threads: Threads) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""
@@ -154,9 +177,20 @@ class Programs:
             raise
 
     # -- specs -----------------------------------------------------------------------------------------------------
+    def _prepare(self, spec: CallSpec, adapter: str, state: LoadedState | None) -> _Prepared:
+        """What calls of the spec have in common. Raises ProgramError, InvalidInput."""
+
+        def make() -> _Prepared:
+            signature = self._signature(spec, adapter)
+            warning = version_warning(state) if state is not None else ""
+            return _Prepared(spec, signature, self._program(spec, signature, state), warning)
+
+        of_state = ("", "") if state is None else (state.digest, state.name)
+        return kept(self._prepared, (spec.packed, adapter, *of_state), make)
+
     def _signature(self, spec: CallSpec, adapter: str) -> type[dspy.Signature]:
         plain = spec.signature_json
-        made = _kept(self._signatures, plain, lambda: signatures.to_dspy(signatures.read(json.loads(plain))))
+        made = kept(self._signatures, plain, lambda: signatures.to_dspy(signatures.read(json.loads(plain))))
         if spec.types and spec.kind != "program" and adapter != "chat":
             signatures.refuse_large(made)
         return made
@@ -167,7 +201,7 @@ class Programs:
             raise ProgramError(f"{spec.target}: no saved state {spec.state!r} came with the call", fix="upgrade the workers")
         made_from: list[object] = [spec.kind, spec.target, spec.signature_json, spec.tools, spec.max_iters, spec.arguments]
         made_from += [state.digest, state.name] if state is not None else []
-        return _kept(self._programs, json.dumps(made_from, default=str), lambda: self._made(spec, signature, state))
+        return kept(self._programs, json.dumps(made_from, default=str), lambda: self._made(spec, signature, state))
 
     def _made(self, spec: CallSpec, signature: type[dspy.Signature], state: LoadedState | None) -> _Program:
         program, name = self._build(spec, signature)
@@ -193,14 +227,6 @@ class Programs:
         return _KINDS[spec.kind](signature), name
 
 
-def _kept(cache: dict[str, Made], key: str, make: Callable[[], Made]) -> Made:
-    """What `make` made for the key; kept while it is among the last that were asked for."""
-    cache[key] = found = cache.pop(key) if key in cache else make()
-    if len(cache) > KEPT:
-        del cache[next(iter(cache))]
-    return found
-
-
 def _is_module(program: object) -> bool:
     return isinstance(program, dspy.Module)
 
@@ -215,25 +241,6 @@ def _instance(target: Any, ref: str) -> Any:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
-def _inputs(signature: type[dspy.Signature], given: Mapping[str, object]) -> dict[str, Any]:
-    """The fields that the signature asks for; DSPy's own types (an image, a history) made from their plain data.
-
-    Raises InvalidInput where one is missing: of an interactive call nobody else has checked it, and DSPy would ask without.
-    """
-    wanted = signature.input_fields
-    optional = [n for n, info in wanted.items() if not info.is_required() or type(None) in get_args(info.annotation)]
-    if missing := [n for n in wanted if n not in given and n not in optional]:
-        has = listed(given) or "nothing"
-        raise InvalidInput(f"the signature wants {', '.join(missing)}; there is {has}", fix=f"give {missing[0]}")
-    return values.Filler(signature).inputs(given)
-
-
-def _filled(spec: CallSpec, program: Any, signature: type[dspy.Signature], given: Mapping[str, object]) -> dict[str, Any]:
-    """The inputs as the program takes them. Raises InvalidInput."""
-    inputs = _inputs(signature, given)
-    return values.as_annotated(program, inputs, signature) if spec.kind == "program" else inputs
-
-
 def _examples_out(value: Any) -> Any:
     """A value with the fields of DSPy's examples and predictions in their places. Their own `toDict` makes texts of images."""
     if isinstance(value, dspy.Example):
@@ -244,15 +251,15 @@ def _examples_out(value: Any) -> Any:
 
 
 def _outputs_of(signature: type[dspy.Signature], spec: CallSpec) -> list[str]:
+    """Names of the signature's outputs; `reasoning` too where DSPy's module adds it."""
     names = list(signature.output_fields)
     if spec.kind in _REASONED and "reasoning" not in names:
         names.insert(0, "reasoning")
     return names
 
 
-def _outputs(result: Any, signature: type[dspy.Signature], spec: CallSpec) -> Outputs:
-    """The signature's outputs by name as JSON-able data; `reasoning` too where DSPy's module adds it."""
-    names = _outputs_of(signature, spec)
+def _outputs(result: Any, names: Sequence[str], spec: CallSpec) -> Outputs:
+    """The outputs of these names as JSON-able data."""
     if isinstance(result, BaseModel):
         plainly = unmarked(result)
         result = result.model_dump(mode="json") if plainly is result else plainly

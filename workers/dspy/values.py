@@ -26,6 +26,7 @@ _FORMS: Mapping[str, str] = {
     "Code": "text",
     "Reasoning": "text",
 }
+_PLAIN: tuple[type, ...] = (str, int, float, bool)
 _TEXTS = tuple(known for name, known in installed.TYPES.items() if name in ("Code", "Reasoning"))
 _AWAY = ("data:", "http://", "https://", "gs://")  # begin addresses; before 3.4, DSPy reads any other as a file of its own
 # What the classes of DSPy raise for data that they do not take.
@@ -37,6 +38,7 @@ class Filler:
 
     def __init__(self, signature: type[dspy.Signature]) -> None:
         self._hints = {n: info.annotation for n, info in signature.input_fields.items()}
+        self._as_given = {n for n, hint in self._hints.items() if hint in _PLAIN}
 
     def inputs(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The inputs by name. Raises InvalidInput for a value that is not what its type of DSPy's takes."""
@@ -44,7 +46,7 @@ class Filler:
         for name, hint in self._hints.items():
             if name in given:
                 signatures.check_text(given[name], name)
-                found[name] = self._filled(hint, given[name], name)
+                found[name] = given[name] if name in self._as_given else self._filled(hint, given[name], name)
         return found
 
     def _filled(self, hint: Any, value: Any, where: str) -> Any:
@@ -181,21 +183,24 @@ def _is_dspys(hint: Any) -> bool:
     return inspect.isclass(hint) and issubclass(hint, (installed.TYPE, dspy.History))
 
 
-def as_annotated(program: Any, inputs: dict[str, Any], signature: type[dspy.Signature]) -> dict[str, Any]:
-    """The inputs of a program, each as the annotation of its argument says, where the signature's type is one of the user's.
+def annotated(program: Any, signature: type[dspy.Signature]) -> Mapping[str, TypeAdapter[Any]]:
+    """What makes the inputs of a program as the annotations of its arguments say, where the signature's type is the user's.
 
-    The signature has only a stand-in for the type; the program has the type itself. Raises InvalidInput.
+    The signature has only a stand-in for the type; the program has the type itself.
     """
     hints = hints_of(_called(program))
-    made = dict(inputs)
-    for name in inputs.keys() & hints.keys():
-        if not _has_stand_in(signature.input_fields[name].annotation):
-            continue
+    named = [name for name, info in signature.input_fields.items() if name in hints and _has_stand_in(info.annotation)]
+    return {name: TypeAdapter(hints[name]) for name in named}
+
+
+def as_annotated(inputs: dict[str, Any], adapters: Mapping[str, TypeAdapter[Any]]) -> dict[str, Any]:
+    """The inputs, those that `annotated` names as it says. Raises InvalidInput."""
+    for name in adapters.keys() & inputs.keys():
         try:
-            made[name] = TypeAdapter(hints[name]).validate_python(inputs[name], by_name=True)
+            inputs[name] = adapters[name].validate_python(inputs[name], by_name=True)
         except ValidationError as error:
             raise InvalidInput(f"{name}: {explain(error)}") from error
-    return made
+    return inputs
 
 
 def _called(program: Any) -> Any:

@@ -106,18 +106,18 @@ class Limits:
         granted = self._granted.pop(execution, None)
         if granted is None:
             return
-        work, used = execution.work, granted.estimate
-        if not record.usage:
+        work, usage = execution.work, Usage.read(record.usage) if record.usage else None
+        if usage is None:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            used = used_by(Usage.read(record.usage), execution.inherited, granted.estimate)
+            used = used_by(usage, execution.inherited, granted.estimate)
         other = self._config.profiles.get(record.lm)
-        if other is not None and other is not granted.profile and record.usage:  # the first was down
+        if other is not None and other is not granted.profile and usage is not None:  # the first was down
             for account in self._accounts_of(work, other):
                 account.settle(None, used)
             used = {}
-        if record.usage and record.error is None:
-            self._estimates.measured(work, other or granted.profile, Usage.read(record.usage))
+        if usage is not None and record.error is None:
+            self._estimates.measured(work, other or granted.profile, usage)
         for account, lease in granted.leases:
             if granted.batch:  # its window may have ended long ago: it counts when it is answered
                 account.settle(lease, {})

@@ -71,7 +71,7 @@ class Interactive:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._changed = asyncio.Event()
-        pool.children.slots.freed = self._changed.set
+        pool.children.slots.freed = self._look
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._sent_away = 0
@@ -83,7 +83,7 @@ class Interactive:
 
     def sent_away(self) -> int:
         """Requests that found no free slot since this was asked last."""
-        number, self._sent_away = self._sent_away, 0
+        self._sent_away, number = 0, self._sent_away
         return number
 
     async def run(self) -> None:
@@ -105,6 +105,10 @@ class Interactive:
         await self._large.finish(seconds)
         await self._large.stop()
         await self._turns.stop()
+
+    def _look(self) -> None:  # at each call, so `run` is woken only where it has something to do
+        if (self._pool.free() > 0) != (self._subscription is not None):
+            self._changed.set()
 
     async def _join_or_leave(self) -> None:
         config, free = self._pool.config, self._pool.free()
@@ -133,10 +137,7 @@ class Interactive:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = self._read(message)
             await self._deployed.check(work)
-            if self._pool.handing.decides(work):
-                self._large.start(self._place(message, work), "placing")
-            else:
-                self._begin(message, work)
+            self._go_on(message, work, placed=not self._pool.handing.decides(work))
         except (DataError, NotAllowed) as error:
             self._refuse(message, error)
         except BusError as error:
@@ -149,11 +150,14 @@ class Interactive:
             await self._deployed.check(work)
         except (DataError, NotAllowed) as error:
             self._refuse(message, error)
-            return
-        if work.required:
-            self._large.start(self._place(message, work), "placing")
         else:
+            self._go_on(message, work, placed=not work.required)
+
+    def _go_on(self, message: Message, work: CallRequest, *, placed: bool) -> None:
+        if placed:
             self._begin(message, work)
+        else:
+            self._large.start(self._place(message, work), "placing")
 
     async def _place(self, message: Message, work: CallRequest) -> None:
         """Have a request answered where it belongs."""
@@ -222,14 +226,13 @@ class Interactive:
             if not self._to_accept:
                 asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
             self._to_accept.append(asker)
-        self._changed.set()
+        self._look()
 
     def _accept_all(self) -> None:
         to_accept, self._to_accept = self._to_accept, []
-        free = self._pool.free()
         for asker in to_accept:
             if not asker.told:
-                self._accept(asker, free)
+                self._accept(asker, self._pool.free())
 
     def _accept(self, asker: _Asker, free: int) -> None:
         pool = self._pool

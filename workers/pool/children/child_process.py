@@ -29,7 +29,6 @@ from dspex.workers.frames import (
     HelloFrame,
     JournalFrame,
     JournalledFrame,
-    Link,
     StartFrame,
     StateFrame,
     StateTag,
@@ -39,6 +38,7 @@ from dspex.workers.frames import (
 )
 from dspex.workers.pool.children.output import forward
 from dspex.workers.pool.children.zygote_process import Spawned
+from dspex.workers.processes.link import Link
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -97,7 +97,7 @@ class Child:
         self._none_open = asyncio.Event()
         self._ids = itertools.count(1)
         self._started = time.monotonic()
-        self._link = Link(self._handle, self._closed)
+        self._link = Link(self._handle, self._closed, together=True)
         self._greeting: asyncio.Future[HelloFrame] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks(f"worker {process.pid}")
 
