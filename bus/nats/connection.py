@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dspex.bus.errors import BusError, ConfigError, DspexError, NotAllowed, Unreachable, UnsupportedServer
@@ -241,18 +241,10 @@ class Connection:
                 await self.flush()
             self.forget(interest)
 
-    @contextmanager
-    def pending_request(
-        self, subjects: Collection[str], final: Callable[[bytes, bytes], bool] = any_answer
-    ) -> Generator[PendingRequest, None, None]:
-        """A request about to be sent to `subjects`, its answers to `.reply`; forgotten when the block ends."""
+    def pending_request(self, subjects: Collection[str], final: Callable[[bytes, bytes], bool] = any_answer) -> PendingRequest:
+        """A request about to be sent to `subjects`, its answers to `.reply`; forgotten at the end of its `with`."""
         token = self.fresh()
-        pending = PendingRequest(subjects, self.answered_on(token), final)
-        self.pending[token.encode()] = pending
-        try:
-            yield pending
-        finally:
-            del self.pending[token.encode()]
+        return PendingRequest(self.pending, token.encode(), subjects, self.answered_on(token), final)
 
     def answered_on(self, token: str) -> str:
         """The subject on which answers with this token (see `fresh`) come, by the one subscription that there is for them."""

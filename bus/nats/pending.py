@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from dspex.bus.errors import BusError, NotAllowed
 from dspex.bus.nats.protocol import WireRoute
@@ -39,30 +40,70 @@ class WireSubscription:
 
 
 class PendingRequest:
-    """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it."""
+    """A request in flight and its answers so far. Fails at once when the connection ends, or the server forbids it.
 
-    __slots__ = ("answers", "done", "final", "place", "reply", "subjects")
+    As a context manager: it waits in `pending`, where answers are given to it, until the block ends. Each write, and each ack
+    of work, is one, so it has no task and no future but the one that is waited for.
+    """
 
-    def __init__(self, subjects: Collection[str], reply: str, final: Callable[[bytes, bytes], bool]) -> None:
+    __slots__ = ("_error", "_over", "_pending", "_token", "_waiter", "answers", "final", "place", "reply", "subjects")
+
+    def __init__(
+        self,
+        pending: dict[bytes, PendingRequest],
+        token: bytes,
+        subjects: Collection[str],
+        reply: str,
+        final: Callable[[bytes, bytes], bool],
+    ) -> None:
+        self._pending, self._token = pending, token
         self.subjects, self.reply, self.final = subjects, reply, final
         self.answers: list[RawReply] = []
         self.place = b""  # which of several messages the last one answers: what stood behind "-" where it came
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over = False
+        self._error: BusError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._pending[self._token] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._pending[self._token]
 
     def take(self, data: bytes, head: bytes, place: bytes = b"") -> None:
         self.answers.append((data, head))
         self.place = place
-        if self.final(data, head) and not self.done.done():
-            self.done.set_result(None)
+        if self.final(data, head) and not self._over:
+            self._end()
 
     def fail(self, error: BusError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        if not self._over:
+            self._error = error
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def settled(self, timeout: float) -> list[RawReply]:
         """The answers, once the final one is there. Raises TimeoutError, Unreachable (connection lost), NotAllowed."""
-        async with asyncio.timeout(timeout):
-            await asyncio.shield(self.done)
+        if not self._over:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(timeout, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        if self._error is not None:
+            raise self._error
+        if not self._over:
+            raise TimeoutError
         return self.answers
 
 

@@ -126,7 +126,8 @@ class NatsWorkQueue:
         while not self._waiting:
             if self._failed is not None:
                 raise type(self._failed)(self._failed.message)
-            self.ask_for_more()
+            if not self._asked:
+                self.ask_for_more()
             self._arrived.clear()
             await self._arrived.wait()
         return self._waiting.popleft()
@@ -189,9 +190,13 @@ class NatsWorkQueue:
         self._wake.clear()
 
     def _pull(self) -> bool:
-        """Ask for what can be held now; whether that is nothing."""
+        """Ask for what can be held now; whether that is nothing.
+
+        Not for each call that ends, while more is asked for already than that would add: a pull for each piece of work costs
+        the server as much as to deliver it.
+        """
         room = self._free() - len(self._waiting) - self._asked
-        if room > 0:
+        if room > 0 and room >= self._asked:
             if not self._asked:
                 self._moved = asyncio.get_running_loop().time()
             self._asked += room

@@ -212,6 +212,21 @@ async def test_no_more_work_is_taken_than_there_is_room_for(buses: Buses, unique
 
 
 @pytest.mark.asyncio
+async def test_all_room_is_used_at_once(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    held: list[Delivery] = []
+    queue, took = await work(bus, unique, free=lambda: 5 - len(held)), list[float]()
+    for _ in range(4):  # a queue that asks for less than there is room for finds out by its heartbeat, after 2 s
+        await put(bus, f"{unique}.x", *range(5))
+        began = time.monotonic()
+        held += [await soon(queue.next()) for _ in range(5)]
+        took.append(time.monotonic() - began)
+        while held:
+            await held.pop().ack()
+    assert min(took[1:]) < 1.0
+
+
+@pytest.mark.asyncio
 async def test_room_that_is_made_without_an_ack_is_noticed(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     room, asked = 0, asyncio.Event()
