@@ -180,7 +180,7 @@ def test_each_call_has_one_record_whatever_becomes_of_those_who_hand_it_over(see
     m.loop.advance(1.5)
     m.kill(m.pools[seed])
     m.put(*asked[30:])
-    m.loop.advance(90)
+    m.loop.advance(300)  # what a fault takes comes again after half a minute, and may be taken again
     found = sorted(record.call for record in m.records())
     assert found == sorted(one.call for one in asked)
     failed = [record.error["type"] for record in m.records() if record.error is not None]
