@@ -80,7 +80,7 @@ class WorkLoop:
         self._taking: list[asyncio.Task[None]] = []
         self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
         self._shares = {band: Shares() for band in subjects.BANDS if not subjects.is_behind(band)}
-        self._with_queues: set[int] = set()  # bands whose first side queue has been there
+        self._found = {band: asyncio.Event() for band in subjects.BANDS}  # its consumer has been there
         self._looking = 0  # pieces of work whose record is being looked for
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
 
@@ -121,13 +121,13 @@ class WorkLoop:
     async def _take(self, band: int) -> None:
         """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""
         reported, front = "", subjects.front_of(band)
-        first, *others = subjects.side_queues(front)
+        first = subjects.side_queues(front)[0]
+        if band != front:  # engines make them together, and older ones the first one only: it is enough to look for that
+            await self._found[front if band == first else first].wait()
         while True:
-            if band in others and front not in self._with_queues:  # engines make them together: it is enough to look for one
-                await asyncio.sleep(OPEN_AGAIN)
-                continue
             try:
-                await self.clock.ask()  # before any work is taken, because work counts its time from when it was stored
+                if not self.clock.known:  # before any work is taken, because work counts its time from when it was stored
+                    await self.clock.ask()
                 queue = await self.bus.work(
                     subjects.stream(self.app),
                     name=subjects.work_consumer(self.pool, band),
@@ -135,7 +135,7 @@ class WorkLoop:
                 )
                 reported = ""
                 if queue is not None:
-                    self._with_queues.update([front] if band == first else ())
+                    self._found[band].set()
                     await self._take_from(queue, band)
             except BusError as error:
                 if error.message != reported:
