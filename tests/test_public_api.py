@@ -92,6 +92,11 @@ def test_the_engine_starts_without_dspy() -> None:
     assert not {"dspy", "litellm", "torch"} & loaded_by("from dspex import Engine, Topology, predict, connect")
 
 
+def test_a_process_that_runs_calls_begins_without_what_only_others_need() -> None:
+    """Each pool starts one: each of these would cost it a tenth of a second, DSPy a whole one."""
+    assert not {"dspy", "rich", "pygments", "aiohttp", "nats", "psutil"} & loaded_by("import dspex.workers.child.zygote")
+
+
 def test_the_version_is_printed_before_anything_is_imported() -> None:
     code = "import sys; from dspex.__main__ import main; assert main(['--version']) == 0"
     assert not HEAVY & loaded_by(code)
