@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from dspex.bus.message import Message
 from dspex.bus.subjects import matches
@@ -13,19 +14,12 @@ _WILD = re.compile(r"[*>]")
 
 
 class Matched:
-    """What some filters take of a stream. `sequences`: in order, also of what was removed; all up to `looked` are in it."""
+    """What some filters take of a stream. `sequences`: in order, also of what was removed."""
 
-    def __init__(self, filters: Sequence[str]) -> None:
-        self.sequences, self.looked = list[int](), 0
+    def __init__(self, filters: Sequence[str], stored: Mapping[str, Sequence[int]]) -> None:
         self._takes = dict.fromkeys((f for f in filters if not _WILD.search(f)), True)  # subject → whether they do
         self._patterns = [(_WILD.split(f)[0], f) for f in filters if f not in self._takes]
-
-    def look(self, messages: Mapping[int, Message], first: int, last: int) -> None:
-        """Take in what was stored since."""
-        for sequence in range(max(self.looked + 1, first), last + 1):
-            if (message := messages.get(sequence)) is not None and self.takes(message.subject):
-                self.sequences.append(sequence)
-        self.looked = last
+        self.sequences = sorted(chain.from_iterable(mine for subject, mine in stored.items() if self.takes(subject)))
 
     def first(self, messages: Mapping[int, Message], start: int, stop: int) -> int:
         """The first one from `start` to `stop` that is still there; `stop` + 1 where there is none."""
@@ -42,3 +36,26 @@ class Matched:
             known = any(subject.startswith(begin) and matches(pattern, subject) for begin, pattern in self._patterns)
             self._takes[subject] = known
         return known
+
+
+class Filters:
+    """What each set of filters that was asked for takes of a stream."""
+
+    def __init__(self) -> None:
+        self._matched: dict[tuple[str, ...], Matched] = {}
+        self._takers: dict[str, list[Matched]] = {}  # subject → those that take it
+
+    def stored(self, subject: str, sequence: int) -> None:
+        """Note a message that was stored."""
+        if (takers := self._takers.get(subject)) is None:
+            takers = self._takers[subject] = [one for one in self._matched.values() if one.takes(subject)]
+        for one in takers:
+            one.sequences.append(sequence)
+
+    def matched(self, filters: Sequence[str], stored: Mapping[str, Sequence[int]]) -> Matched:
+        """What these filters take. `stored`: the sequences that there are, by their subjects."""
+        if (found := self._matched.get(key := tuple(filters))) is None:
+            found = self._matched[key] = Matched(filters, stored)
+            for subject, takers in self._takers.items():
+                takers += [found] if found.takes(subject) else []
+        return found

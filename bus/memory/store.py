@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
 from dspex.bus.memory.faults import Luck
-from dspex.bus.memory.matched import Matched
+from dspex.bus.memory.matched import Filters
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
@@ -37,7 +37,7 @@ class MemoryStream:
         self.messages: dict[int, Message] = {}
         self.consumers: dict[str, MemoryConsumer] = {}
         self._sizes: dict[int, int] = {}
-        self._found: dict[tuple[str, ...], Matched] = {}  # by the filters
+        self._filters = Filters()
         self._of_subject: dict[str, list[int]] = {}  # sequences in order
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
@@ -130,6 +130,7 @@ class MemoryStream:
             if any(matches(pattern, draft.subject) for pattern in other.copies[self.config.name]):
                 other._copied(self.messages[self.last])
         self._of_subject.setdefault(draft.subject, []).append(self.last)
+        self._filters.stored(draft.subject, self.last)
         self._sizes[self.last] = len(draft.subject) + size(draft)
         self.bytes += self._sizes[self.last]
         self.first = self.first or 1
@@ -151,10 +152,7 @@ class MemoryStream:
             mine = self._of_subject[filters[0]]
             at = bisect_left(mine, start)
             return min(mine[at], stop + 1) if at < len(mine) else stop + 1
-        if (found := self._found.get(key := tuple(filters))) is None:
-            found = self._found[key] = Matched(filters)
-        found.look(self.messages, self.first, self.last)
-        return found.first(self.messages, start, stop)
+        return self._filters.matched(filters, self._of_subject).first(self.messages, start, stop)
 
     def matching(self, filters: Sequence[str], start: int, stop: int) -> Iterator[Message]:
         """The messages that match a filter, from `start` to `stop`."""
