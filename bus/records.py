@@ -21,7 +21,9 @@ from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.call_spec import ANSWERED as ANSWERED
+from dspex.bus.serving.call_spec import BEGAN as BEGAN
 from dspex.bus.serving.call_spec import HEDGED as HEDGED
+from dspex.bus.serving.call_spec import SILENT as SILENT
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.call_spec import Tried as Tried
 from dspex.bus.serving.call_spec import Usage as Usage

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
@@ -108,6 +108,14 @@ class JournalledFrame:
 
 
 @dataclass(frozen=True)
+class FurtheredFrame:
+    """What came of a FurtherFrame. `error`: why its profile may not be asked; None where it may."""
+
+    id: int
+    error: ErrorMap | None = None
+
+
+@dataclass(frozen=True)
 class StopFrame:
     """Let nothing more run, and end."""
 
@@ -161,6 +169,15 @@ class JournalFrame:
     entry: bytes | None = None
 
 
+@dataclass(frozen=True)
+class FurtherFrame:
+    """A call wants to ask the next profile of its list. `used`: what it has used so far, a Usage; None: that is not known."""
+
+    id: int
+    lm: str
+    used: Mapping[str, Any] | None = None
+
+
 class BatchRow(NamedTuple):
     """A batch: its profile, its id ("" before it is made), what its provider says, calls that wait here, its requests, and the
     answered ones.
@@ -189,8 +206,8 @@ class DoneFrame:
     answer: Answer
 
 
-FromParent = StartFrame | CallFrame | StateFrame | CancelFrame | JournalledFrame | StopFrame
-FromChild = HelloFrame | FatalFrame | StatusFrame | ChunkFrame | JournalFrame | BatchesFrame | DoneFrame
+FromParent = StartFrame | CallFrame | StateFrame | CancelFrame | JournalledFrame | FurtheredFrame | StopFrame
+FromChild = HelloFrame | FatalFrame | StatusFrame | ChunkFrame | JournalFrame | FurtherFrame | BatchesFrame | DoneFrame
 Frame = FromParent | FromChild
 _TYPES: Mapping[str, type[Frame]] = {kind.__name__.removesuffix("Frame").lower(): kind for kind in get_args(Frame)}
 _NAMES = {kind: name for name, kind in _TYPES.items()}

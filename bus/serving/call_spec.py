@@ -256,10 +256,8 @@ def live_within(timeout: float, deadline: float) -> float:
     return max(2 * timeout, LIVE_PART * deadline)
 
 
-ANSWERED = "answered"
-"""Why nothing more was tried: see `Tried`."""
-HEDGED = "hedged"
-"""It was asked twice, since it took longer than usual: see `Tried`."""
+ANSWERED, HEDGED, BEGAN, SILENT = "answered", "hedged", "began", "silent"
+"""Words of `Tried`."""
 
 
 class Tried(NamedTuple):
@@ -268,8 +266,9 @@ class Tried(NamedTuple):
     Attributes:
         lm: the profile.
         why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; "behind",
-            another one was asked first because it does better lately; "limited", it had no room in a limit or budget; HEDGED.
-        ms: milliseconds that it took.
+            another one was asked first because it does better lately; "limited", it had no room in a limit or budget; HEDGED,
+            it was asked twice, since it took longer than usual; SILENT, it did not begin to answer in time; BEGAN, it did.
+        ms: milliseconds that it took; with BEGAN, to begin.
         wait: seconds that its provider asked to wait.
     """
 

@@ -44,6 +44,7 @@ from dspex.workers.frames import (
     ChunkFrame,
     DoneFrame,
     FatalFrame,
+    FurtherFrame,
     HelloFrame,
     JournalFrame,
     StatusFrame,
@@ -116,6 +117,7 @@ def _frames() -> list[Case]:
         ChunkFrame(1, "label", "a"),
         JournalFrame(1, 1),
         JournalFrame(1, 2, _ANSWERED.pack()),
+        FurtherFrame(1, "main", vars(Usage(1, 2, 0.5, requests=1))),
         BatchesFrame([BatchRow("main", "batch-1", "in_progress", 3, 5, 1)]),
     ]
     return [Case(frames.pack(one)) for one in (*found, DoneFrame(1, answer), DoneFrame(2, failed))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost, is_seconds
-from dspex.bus.records import ANSWERED, CallRequest, Outputs, Tried, Usage
+from dspex.bus.records import ANSWERED, SILENT, CallRequest, Outputs, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.operators.native.prompts.values import to_jsonable
@@ -30,6 +30,10 @@ KEPT = 256  # calls whose program is kept: a topology has fewer, and untrusted c
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 _SHOWN = 600  # characters of a model's or provider's text in a message
+
+
+Further = Callable[[str, Usage | None], Awaitable[None]]
+"""Asked before the next profile of a list is: told its name, and what was used so far. Raises CallError where it may not be."""
 
 
 class LoadedState(NamedTuple):
@@ -56,11 +60,12 @@ class Attempt:
         started: seconds since the epoch.
         routing: what became of the profiles of a list.
         chunk: told, on the loop, what the model writes: (field, text); None where nobody wants to know.
+        silent: the profile that is tried did not begin to answer in time.
         streamed: something was told: the same is not asked for again, because it would be told twice.
         state: the saved state of its program; None for none.
         warning: see `Answer`.
         journal: of the call; None for one that has none. requests: those of models and tools, which are asked by it.
-        hedge: see CallFrame.
+        hedge: see CallFrame. further: see `refused`.
         batch: it waits for the answer of a batch, which has a price of its own.
     """
 
@@ -79,6 +84,8 @@ class Attempt:
     state: LoadedState | None = None
     warning: str = ""
     hedge: Mapping[str, float] = field(default_factory=dict[str, float])
+    further: Further | None = None
+    silent: bool = False
     journal: InitVar[Journaling | None] = None
     requests: Requests = field(init=False)
     batch: bool = False
@@ -90,14 +97,25 @@ class Attempt:
     def trying(self, lm: str) -> Generator[None]:
         """Note what becomes of a profile."""
         began, why, wait = time.perf_counter(), ANSWERED, 0.0
+        self.silent = False
         try:
             yield
         except BaseException as error:
-            why = type(error).__name__
+            why = SILENT if self.silent else type(error).__name__
             wait = float(asked) if is_seconds(asked := getattr(error, "retry_after", None)) else 0.0
             raise
         finally:
             self.routing.append(Tried(lm, why, round((time.perf_counter() - began) * 1000, 3), wait))
+
+    async def refused(self, lm: str) -> DspexError | None:
+        """Why the limits do not let the next profile of a list be asked; None where they do: its part is reserved."""
+        try:
+            if self.further is not None:
+                await self.further(lm, self.usage)
+        except DspexError as error:
+            self.routing.append(Tried(lm, "limited"))
+            return error
+        return None
 
     @property
     def spec(self) -> CallSpec:

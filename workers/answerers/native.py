@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
 from dspex.bus.errors import CallTimeout, TopologyError
-from dspex.bus.records import Outputs, Usage
+from dspex.bus.records import BEGAN, Outputs, Tried, Usage
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict, Prediction
@@ -61,20 +62,22 @@ class Native:
 
     async def _streamed(self, predict: Predict, attempt: Attempt, limit: float, spent: Callable[[Usage], None]) -> Prediction:
         """The prediction, told to who wants to know while it is made. Raises CallTimeout where it does not begin in time."""
-        first = attempt.spec.first_token_timeout
+        first, asked = attempt.spec.first_token_timeout, time.perf_counter()
         clock = asyncio.timeout(first or None)
         try:
             async with clock:
 
                 def write(name: str, text: str) -> None:
-                    if not clock.expired():
+                    if clock.when() is not None and not clock.expired():
                         clock.reschedule(None)
+                        attempt.routing.append(Tried(attempt.lm, BEGAN, round((time.perf_counter() - asked) * 1000, 3)))
                     attempt.write(name, text)
 
                 return await predict.told(attempt.work.inputs, write, timeout=limit, spent=spent)
         except TimeoutError as error:
             if not clock.expired():
                 raise
+            attempt.silent = True
             raise CallTimeout(f"lm.{attempt.lm} did not begin to answer within {first:g} s") from error
 
     def predict_of(self, attempt: Attempt) -> Predict | str:

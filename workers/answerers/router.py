@@ -27,7 +27,7 @@ from dspex.bus.records import CallRequest, Outputs
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
-from dspex.workers.answerers.attempt import Attempt, LoadedState, as_error, checked, enter_context
+from dspex.workers.answerers.attempt import Attempt, Further, LoadedState, as_error, checked, enter_context
 from dspex.workers.answerers.batches.lane import BatchLane
 from dspex.workers.answerers.context import enter_again
 from dspex.workers.answerers.functions import Functions
@@ -81,6 +81,7 @@ class Router:
         journal: Journaling | None = None,
         hedge: Mapping[str, float] | None = None,
         batch: bool = False,
+        further: Further | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -93,12 +94,13 @@ class Router:
             state: the saved state of its program; None for none.
             journal: that of the call; None where it has none that is stored.
             hedge, batch: see CallFrame.
+            further: asked before the next profile of a list is; None: it may be.
         """
         program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
         if journal is None and work.spec.journaled:
             journal = WithinAttempt()
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
-        attempt.hedge, attempt.batch = hedge or {}, batch
+        attempt.hedge, attempt.batch, attempt.further = hedge or {}, batch, further
         try:
             enter_context(attempt, status)
             if work.describe:
@@ -152,6 +154,8 @@ class Router:
         *others, last = profiles or ("",)  # a program may need no model at all
         end = time.monotonic() + limit
         for place, name in enumerate(others):
+            if place and await attempt.refused(name) is not None:
+                continue
             try:
                 with attempt.trying(name):
                     return await _within((end - time.monotonic()) / (len(profiles) - place), self._ask(attempt, name), name)
@@ -160,7 +164,9 @@ class Router:
                     raise
                 said = self._without_keys(error.message)[:200]
                 structlog.get_logger().warning("model unavailable, trying the next", lm=name, error=said)
-        with attempt.trying(last) if others or chosen else nullcontext():
+        if others and (refused := await attempt.refused(last)) is not None:
+            raise refused
+        with attempt.trying(last) if others or chosen or spec.first_token_timeout else nullcontext():
             return await self._ask(attempt, last)
 
     async def _ask(self, attempt: Attempt, lm: str) -> Outputs:

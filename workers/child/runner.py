@@ -7,10 +7,11 @@ import threading
 from dataclasses import replace
 from functools import partial
 
+from dspex.bus import errors
 from dspex.bus.errors import DecodeError, InvalidInput, InvalidOutput
-from dspex.bus.records import CallRequest
+from dspex.bus.records import CallRequest, Usage
 from dspex.bus.tasks import Tasks, first
-from dspex.workers.answer import Answer, error_map
+from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.attempt import LoadedState, sendable
 from dspex.workers.answerers.router import Router
 from dspex.workers.child.journal import CallJournal
@@ -21,6 +22,8 @@ from dspex.workers.frames import (
     ChunkFrame,
     DoneFrame,
     Frame,
+    FurtheredFrame,
+    FurtherFrame,
     JournalledFrame,
     StateFrame,
     StatusFrame,
@@ -42,6 +45,7 @@ class Runner:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._journals: dict[int, CallJournal] = {}
+        self._further: dict[int, asyncio.Future[None]] = {}  # calls that want to ask another profile
         self._given_up: set[int] = set()  # of those that run
         self._tasks = Tasks("child")
         self._states: dict[str, bytes] = {}  # saved states of programs, packed, by digest
@@ -65,6 +69,8 @@ class Runner:
                 self._calls[number].cancel()
             case JournalledFrame(id=number) if number in self._journals:
                 self._journals[number].take(frame)
+            case FurtheredFrame(id=number, error=error) if number in self._further:
+                _told(self._further[number], error)
             case StopFrame():
                 self._stopped.set()
             case _:
@@ -84,6 +90,15 @@ class Runner:
 
     def _chunk(self, number: int, field: str, text: str) -> None:
         self._link.send(ChunkFrame(number, field, text))
+
+    async def _ask_further(self, number: int, lm: str, used: Usage | None) -> None:
+        """Returns where another profile may be asked. Raises the refusal of a limit."""
+        self._further[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._link.send(FurtherFrame(number, lm, vars(used) if used is not None else None))
+            await self._further[number]
+        finally:
+            del self._further[number]
 
     def _say(self, frame: StatusFrame) -> None:
         """Send what a program says, which it may say in any thread. Returns when it is on its way: what the program does next
@@ -129,12 +144,18 @@ class Runner:
             state=LoadedState(*call.state, state) if call.state is not None and state is not None else None,
             journal=journal,
             batch=call.batch,
+            further=partial(self._ask_further, call.id),
         )
         done = DoneFrame(call.id, answer)
         try:
             self._link.send(done)
         except InvalidInput as error:  # a call that never ends would end this process, and its other calls with it
             self._link.send(_sendable(done, work.node, error.message))
+
+
+def _told(asked: asyncio.Future[None], error: ErrorMap | None) -> None:
+    if not asked.done():
+        asked.set_exception(errors.from_dict(error)) if error is not None else asked.set_result(None)
 
 
 def _sendable(done: DoneFrame, node: str, why: str) -> DoneFrame:

@@ -19,7 +19,8 @@ from dspex.bus.port import Bucket
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving.limits import Amounts, Ledger, Limit, Measure
 from dspex.bus.tasks import Tasks
-from dspex.workers.limits.planning import SOON, TINY, Full, LedgerPlan, Mine, Own, planned, refusal
+from dspex.workers.limits.planning import SOON, TINY, Full, LedgerPlan, Mine, Own, planned
+from dspex.workers.limits.refusals import named
 
 log = structlog.get_logger("dspex.workers")
 
@@ -70,7 +71,6 @@ class Account:
         self._writing: asyncio.Task[None] | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._known: tuple[Ledger, int] | None = None  # what was written or read last, and its revision
-        self._known_at = 0.0
         self._full: tuple[Full, float] | None = None  # the last refusal, and until when it is believed
         self._seldom = Seldom(log)
 
@@ -108,17 +108,6 @@ class Account:
             if asked.outcome.done() and not asked.outcome.cancelled() and isinstance(given := asked.outcome.result(), Lease):
                 self.settle(given, {})
             raise
-
-    def has_room(self, amounts: Amounts) -> bool:
-        """Whether a call would fit by what is known, which may be a second old. Nothing is asked now, or taken."""
-        self._roll()
-        now, wanted = self._now(), self._capped(amounts)
-        if self._known is None or refusal(self._known[0], self._own, wanted, now) is None:
-            return True
-        if now >= self._known_at + LOOK and self._writing is None:  # others may have given something back
-            self._known = None
-            self._write()
-        return False
 
     def settle(self, lease: Lease | None, used: Amounts) -> None:
         """The end of a call. `lease`: None for one that asked for nothing. What it used counts where it was allowed to, if that
@@ -246,7 +235,7 @@ class Account:
             except (Fenced, Unsettled):
                 self._known = None
                 continue
-            self._known, self._known_at = (plan.ledger, written), now
+            self._known = plan.ledger, written
             self._apply(plan, asks, now)
             return
         raise Saturated(f"{_TRIES // 2} writes were overtaken")
@@ -261,7 +250,6 @@ class Account:
             except DecodeError as error:  # no pool wrote it: to stop all calls would be worse than to count anew
                 self._seldom.error("the value of a limit cannot be read: it is counted anew", **self.about, why=error.message)
                 ledger, revision = Ledger(self.about), found[1]
-        self._known_at = self._now()
         for measure, mine in self._own.of.items():
             tally = ledger.tallies.get(measure)
             if tally is not None and tally.window > mine.window + 1:  # by a clock that is far ahead
@@ -288,11 +276,3 @@ class Account:
                 self._full = full, now + min(full.again, LOOK)
             if not ask.outcome.done():  # else nobody waits for it any more
                 ask.outcome.set_result(self._lease(ask.amounts) if full is None else full)
-
-
-def named(about: Mapping[str, str]) -> str:
-    """What an account is of, in words."""
-    if "lm" in about:
-        return f"lm.{about['lm']}"
-    of = next((f" of {what} {about[what]}" for what in ("tenant", "run") if what in about), "")
-    return f"budgets.{about['budget']}{of}"

@@ -95,12 +95,6 @@ def planned(before: Ledger, own: Own, asks: Sequence[Amounts], now: float, *, cl
     return plan
 
 
-def refusal(ledger: Ledger, own: Own, amounts: Amounts, now: float) -> Full | None:
-    """Why a call does not fit, by a value that was stored; None where it does. `own.limits`: of all that is in `amounts`."""
-    others: dict[Measure, tuple[float, float]] = {measure: _others(ledger, own, measure) for measure in amounts}
-    return next(_too_much(own, amounts, dict.fromkeys(amounts, 0.0), others, now), None)
-
-
 def _others(ledger: Ledger, own: Own, measure: Measure) -> tuple[float, float]:
     """What all others may have used, and what of it they have."""
     tally = ledger.tally(measure, own.of[measure].window)

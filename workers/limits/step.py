@@ -3,6 +3,8 @@
 A limit that is reached refuses with RateLimited, which is tried again when its window ends; a budget that is used up with
 BudgetExceeded, which is not. Nothing waits here. Of several profiles (`lm=[a, b]`) those are left out that have no room.
 
+Before the next one is asked, its part is reserved, and what the one before was asked for is settled.
+
 What an execution used is settled once, in the process that ran it, from what its own child said. Records that are delivered or
 read again settle nothing.
 """
@@ -12,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BudgetExceeded, CallError, DspexError, RateLimited
+from dspex.bus.errors import CallError, DspexError, LMUnavailable
 from dspex.bus.port import Bucket, Bus
 from dspex.bus.records import CallRecord, CallRequest, Tried, Usage
 from dspex.bus.serving.limits import COUNTED, Amounts, Limit, Measure, key_of
@@ -25,10 +29,11 @@ from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, Profile
-from dspex.workers.limits.account import Account, Lease, named
+from dspex.workers.limits.account import Account, Lease
 from dspex.workers.limits.cooling import Cooling
 from dspex.workers.limits.estimates import Estimates, used_by
 from dspex.workers.limits.planning import Full
+from dspex.workers.limits.refusals import refusal
 
 if TYPE_CHECKING:
     from dspex.workers.pool.execution import Execution
@@ -37,22 +42,16 @@ log = structlog.get_logger("dspex.workers")
 
 MOST_ACCOUNTS: Final = 1000  # of runs and tenants; those that are idle are forgotten
 NOTHING: Final[Amounts] = {}
-_WORDS: Final[Mapping[Measure, str]] = {
-    "requests": "requests",
-    "tokens": "tokens",
-    "cost": "USD",
-    "concurrent": "calls at once",
-}
-_WINDOWS: Final[Mapping[float, str]] = {1.0: " a second", 60.0: " a minute", 3600.0: " an hour", 86400.0: " a day"}
 
 
 class Granted(NamedTuple):
-    """What an execution may use, of the profile that is asked first."""
+    """What an execution may use, of the profile that is asked. `settled`: what it has used of those before that."""
 
     profile: Profile
     estimate: Amounts
     leases: Sequence[tuple[Account, Lease]]
     batch: bool = False
+    settled: Usage | None = None
 
 
 class Limits:
@@ -110,22 +109,46 @@ class Limits:
         if usage is None:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            used = used_by(usage, execution.inherited, granted.estimate)
-        other = self._config.profiles.get(record.lm)
-        if other is not None and other is not granted.profile and usage is not None:  # the first was down
-            for account in self._accounts_of(work, other):
-                account.settle(None, used)
-            used = {}
+            used = self._used(execution, granted, usage)
         if usage is not None and record.error is None:
-            self._estimates.measured(work, other or granted.profile, usage)
+            self._estimates.measured(work, granted.profile, usage)
+        self._settle(granted, used)
+        if not granted.batch:
+            self.cooling.hear(record, of_users=work.spec.journaled)
+
+    async def further(self, execution: Execution, lm: str, used: Usage | None) -> None:
+        """The next profile of a list is to be asked: what the call has used of the one before is settled, and what it will use
+        of this one reserved. Raises CallError where that has no room, or the pool has no such profile.
+        """
+        work, granted = execution.work, self._granted.get(execution)
+        if granted is None or execution.over:
+            return
+        if lm not in self._profiles(execution):
+            raise LMUnavailable(f"the pool has no lm.{lm} for this call", node=work.node)
+        spent = used is not None and (granted.settled is None or used.requests > granted.settled.requests)
+        self._settle(granted, self._used(execution, granted, used) if used is not None and spent else {})
+        profile = self._config.profile(lm)
+        self._granted[execution] = Granted(profile, {}, (), settled=used)
+        found = await self._asked(work, profile, batch=False)
+        if not isinstance(found, Granted):
+            raise found
+        if execution.over:
+            _give_back(found.leases)
+            return
+        self._granted[execution] = found._replace(settled=used)
+
+    def _used(self, execution: Execution, granted: Granted, usage: Usage) -> Amounts:
+        """What a call has used of the profile that it asks now."""
+        before = [one for one in (execution.inherited, granted.settled) if one is not None]
+        return used_by(usage, reduce(add, before) if before else None, granted.estimate)
+
+    def _settle(self, granted: Granted, used: Amounts) -> None:
         for account, lease in granted.leases:
             if granted.batch:  # its window may have ended long ago: it counts when it is answered
                 account.settle(lease, {})
                 account.settle(None, _of_batch(account, used))
             else:
                 account.settle(lease, used)
-        if not granted.batch:
-            self.cooling.hear(record, of_users=work.spec.journaled)
 
     # -- taking
     def _profiles(self, execution: Execution) -> Sequence[str]:
@@ -148,7 +171,7 @@ class Limits:
             said = account.try_take(_of_batch(account, amounts, profile) if batch else amounts)
             if not isinstance(said, Lease):
                 _give_back(leases)
-                return said if said is None else _error(account, said)
+                return said if said is None else refusal(account.about, said)
             leases.append((account, said))
         return Granted(profile, amounts, leases, batch)
 
@@ -175,7 +198,7 @@ class Limits:
                 said = await account.take(_of_batch(account, amounts, profile) if batch else amounts)
                 if isinstance(said, Full):
                     _give_back(leases)
-                    return _error(account, said)
+                    return refusal(account.about, said)
                 leases.append((account, said))
         except (DspexError, asyncio.CancelledError):
             _give_back(leases)
@@ -183,26 +206,12 @@ class Limits:
         return Granted(profile, amounts, leases, batch)
 
     def _grant(self, execution: Execution, granted: Granted, names: Sequence[str]) -> None:
-        """Let it begin. What comes behind the profile in its list is asked where that one is down: without having been counted
-        before, so it stays in the list only while there is room.
-        """
+        """Let it begin, without the profiles of its list that had no room. What comes behind is asked for when it is needed."""
         self._granted[execution] = granted
         at = list(names).index(granted.profile.name)
-        rest = names[at + 1 :]
-        left_out = [*names[:at], *(name for name in rest if not self._has_room(execution, name, granted))]
-        if left_out:
-            execution.routing += [Tried(name, "limited") for name in left_out]
-            execution.lms = [granted.profile.name, *(name for name in rest if name not in left_out)]
-
-    def _has_room(self, execution: Execution, name: str, granted: Granted) -> bool:
-        """Whether another profile may be asked too, as far as that is known; what they have in common is reserved already."""
-        if name == granted.profile.name or granted.batch:
-            return True
-        if self.cooling.refuses(name) is not None:
-            return False
-        work, profile, reserved = execution.work, self._config.profile(name), [account for account, _ in granted.leases]
-        others = [account for account in self._accounts_of(work, profile) if account.limited and account not in reserved]
-        return not others or all(account.has_room(self._estimates.of(work, profile)) for account in others)
+        if at:
+            execution.routing += [Tried(name, "limited") for name in names[:at]]
+            execution.lms = list(names[at:])
 
     # -- accounts
     def _accounts_of(self, work: CallRequest, profile: Profile) -> list[Account]:
@@ -259,31 +268,3 @@ def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None
 def _give_back(leases: Iterable[tuple[Account, Lease]]) -> None:
     for account, lease in leases:
         account.settle(lease, {})
-
-
-def _error(account: Account, full: Full) -> CallError:
-    """The refusal. It names the limit."""
-    most, what = full.limit.most or 0.0, _WORDS[full.measure]
-    window = _WINDOWS.get(full.limit.per, f" in {full.limit.per:g} s") if full.limit.per else ""
-    name = named(account.about)
-    if "budget" in account.about and not full.limit.per:
-        window = " a run"
-    said = f"{name}: {_number(full.taken)} of {_number(most)} {what}{window} are used or reserved"
-    if budget := account.about.get("budget"):
-        error: CallError = BudgetExceeded(f"the budget {budget} is reached: {said}", node=name, retry_after=full.again)
-        wait = "wait until it is counted anew, or " if full.limit.per else ""  # a run has its budget once
-        if not full.spent:  # calls that run may use less than was reserved for them: nothing is known to be over yet
-            error = RateLimited(f"calls that run may use up the budget {budget}: {said}", node=name, retry_after=full.again)
-            wait = "wait for them, or "
-        error.fix = f"{wait}raise budgets.{budget}"
-        return error
-    return RateLimited(
-        f"the limit of a profile is reached: {said}",
-        node=name,
-        retry_after=full.again,
-        fix=f"wait {full.again:,.0f} s, or raise {name}.limits.{full.measure}",
-    )
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.4g}"

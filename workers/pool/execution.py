@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus.errors import CallTimeout, DspexError, NoBatchAnswer, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest, Tried, Usage
 from dspex.workers.answer import Answer
-from dspex.workers.frames import JournalFrame
+from dspex.workers.frames import FurtherFrame, JournalFrame
 from dspex.workers.journal.keeping import Journal, Outdone
 from dspex.workers.pool.children.child_process import Child, GivenState
 from dspex.workers.pool.steps import CallStep
@@ -218,6 +218,11 @@ class Execution:
         if self._journal is None:
             self._journal = Journal(self._all.journals, self.work, self._at, self._child.tell, self._outdone_by)
         self._journal.take(frame)
+
+    def further(self, frame: FurtherFrame) -> None:
+        """Its profile cannot be had, and it wants to ask the next one."""
+        if self._child is not None:
+            self._all.go_further(self, frame, self._child.tell)
 
     def _outdone_by(self, other: Outdone) -> None:
         self.outdone = other

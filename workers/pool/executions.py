@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import Cancelled, Saturated, WorkerLost
-from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.errors import Cancelled, DspexError, Saturated, WorkerLost
+from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
+from dspex.workers.answer import error_map
+from dspex.workers.frames import FurtheredFrame, FurtherFrame
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.children.child_process import Child
@@ -29,6 +31,13 @@ MOST_BATCHED = 5_000  # calls that wait for batches: a consumer holds 10,000 tha
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
 
 
+Further = Callable[[Execution, str, Usage | None], Awaitable[None]]
+"""Told the profile and what the call has used so far. Raises CallError where that may not be asked."""
+
+
+async def _goes_on(execution: Execution, lm: str, used: Usage | None) -> None: ...
+
+
 class Executions:
     """Has calls answered: by a step, or by a child of the pool. `worker`: the name that goes into the records.
 
@@ -40,6 +49,7 @@ class Executions:
         preparing: executions that wait for a step; each will want a slot.
         batched: those that wait for a batch.
         routes: which way they went.
+        further: asked before a call goes on with the next profile of its list.
     """
 
     def __init__(
@@ -50,6 +60,8 @@ class Executions:
         self.pool, self.worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
+        self.further: Further = _goes_on
+        self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self._ended_jobs: dict[str, None] = {}  # jobs that somebody cancelled
         self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
@@ -124,6 +136,22 @@ class Executions:
             _noted(self._left, call)
         for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
             execution.give_up(_given_up(execution.work))
+
+    def go_further(self, execution: Execution, frame: FurtherFrame, tell: Callable[[FurtheredFrame], None]) -> None:
+        """Have a call's child told whether it may ask the next profile. One at a time: a program may write any frames."""
+        if execution not in self._going_further:
+            self._going_further.add(execution)
+            self.tasks.start(self._go_further(execution, frame, tell), "next profile")
+
+    async def _go_further(self, execution: Execution, frame: FurtherFrame, tell: Callable[[FurtheredFrame], None]) -> None:
+        refused: DspexError | None = None
+        try:
+            await self.further(execution, frame.lm, Usage.read(frame.used) if frame.used is not None else None)
+        except DspexError as error:
+            refused = error
+        finally:
+            self._going_further.discard(execution)
+        tell(FurtheredFrame(frame.id, error_map(refused) if refused is not None else None))
 
     def end_job(self, call: str) -> bool:
         """Cancel the job of an optimizer, also where it has not begun or is to begin again; whether it runs here.

@@ -97,6 +97,7 @@ class Pool:
         )
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
+        self.executions.further = self.limits.further
         shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
         dspy, generation = (lambda: self.children.hello.dspy_version), (lambda: self.children.generation)
         self.cache = Caching(config, shared, dspy, generation, sealed=bus.sealing is not None)

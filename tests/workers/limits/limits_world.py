@@ -35,6 +35,7 @@ class Asked:
     routing: list[Tried] = field(default_factory=list[Tried])
     batch: bool = False
     inherited: Usage | None = None
+    over: bool = False
 
 
 @dataclass

@@ -251,37 +251,44 @@ def test_a_call_that_wants_less_than_nothing_makes_no_room_for_others(loop: Virt
     run(w, main())
 
 
-def test_a_list_goes_on_only_with_profiles_that_have_room_and_no_pause(loop: VirtualLoop) -> None:
-    """Where the first is down the next is asked at once, which nobody has counted before."""
-    plain = configured()
+def test_the_next_profile_of_a_list_is_asked_when_its_part_is_reserved_and_what_the_first_had_is_free(
+    loop: VirtualLoop,
+) -> None:
+    """`main` is down. `other` has room for two such calls, and then `third` is asked; its provider wants a pause."""
+    plain = configured(tokens=(1_000.0, MINUTE))
     other = replace(plain.profiles["other"], limits={"tokens": (2_000.0, MINUTE)})
     third = replace(plain.profiles["other"], name="third")
     w = world(loop, replace(plain, profiles={**plain.profiles, "other": other, "third": third}))
 
-    async def main() -> list[list[str]]:
-        limits = await w.process()
-        chosen: list[list[str]] = []
-        for n in range(7):
-            asked = Asked(work(lm=("main", "other", "third")))
-            found = limits.before(cast(Execution, asked))
-            assert found is None or await found is None
-            chosen.append(list(asked.lms or asked.work.spec.lm))
-            lm = chosen[-1][1] if len(chosen[-1]) > 1 else "main"
-            usage = {"input_tokens": 300, "output_tokens": 300, "requests": 1, "cost": 0.0}
-            error = RateLimited("slow", retry_after=500.0).as_dict() if n == 5 else None
-            limits.after(cast(Execution, asked), CallRecord("c", 1, 1, "", "", outputs={}, error=error, lm=lm, usage=usage))
-            await asyncio.sleep(2.0)
-        assert [one.why for one in asked.routing] == ["limited", "limited"]
-        await asyncio.sleep(60.0)
-        asked = Asked(work(lm=("main", "other", "third")))
-        limits.before(cast(Execution, asked))
-        return [*chosen, list(asked.lms or asked.work.spec.lm)]
+    async def begun(limits: Limits, lm: str) -> Execution:
+        asked = cast(Execution, Asked(work(lm=("main", "other", "third"))))
+        found = limits.before(asked)
+        assert found is None or await found is None
+        await limits.further(asked, lm, None)
+        return asked
 
-    *chosen, later = run(w, main())
-    assert [lms[1:] for lms in chosen[:2]] == [["other", "third"]] * 2
-    assert [lms[1:] for lms in chosen[3:6]] == [["third"]] * 3
-    assert chosen[6] == ["main"]
-    assert later == ["main", "other"], "in its next minute; the pause of the third goes on"
+    async def refused(limits: Limits, asked: Execution, lm: str) -> str:
+        with pytest.raises(RateLimited) as raised:
+            await limits.further(asked, lm, Usage(5, 5, 0.0, requests=1))
+        return raised.value.message
+
+    async def main() -> None:
+        limits = await w.process()
+        first, second = [await begun(limits, "other") for _ in range(2)]  # each has all of `main`, and gives it back
+        with pytest.raises(RateLimited, match=r"lm\.other"):
+            await begun(limits, "other")
+        asked = await begun(limits, "third")
+        pause = CallRecord("c", 1, 1, "", "", error=RateLimited("slow", retry_after=500.0).as_dict(), lm="third")
+        limits.after(asked, pause)
+        assert "lm.third" in await refused(limits, first, "third")
+        used = {"input_tokens": 300, "output_tokens": 300, "requests": 2, "cost": 0.0}
+        for one in (first, second):
+            limits.after(one, CallRecord("c", 1, 1, "", "", outputs={}, lm="other", usage=used if one is second else None))
+        await asyncio.sleep(3.0)
+        taken = {lm: (await w.ledger(f"lm.{lm}")).tallies["tokens"].settled for lm in ("main", "other")}
+        assert taken == {"main": 0.0, "other": 610.0}
+
+    run(w, main())
 
 
 def test_what_was_counted_where_it_was_spent_is_not_counted_by_who_goes_on(loop: VirtualLoop) -> None:

@@ -64,5 +64,20 @@ async def test_an_agent_is_counted_by_all_of_its_requests_and_a_pause_refuses_wi
         assert bench.pool.limits.cooling.pauses["busy2"] > 20, "of an agent, too"
 
 
+@pytest.mark.asyncio
+async def test_a_model_that_is_asked_because_another_is_down_has_room_for_it_first(model: Any) -> None:
+    plain = limited(model.url, Budget("second", profile="busy1", tokens=3.0), programs=())
+    down = replace(plain.profiles["main"], base_url="http://127.0.0.1:9/v1")
+    spent = replace(plain.profiles["busy2"], limits={"requests": (1.0, DAY)})
+    async with running(replace(plain, profiles={**plain.profiles, "main": down, "busy2": spent})) as bench:
+        asked = [replace(_of("main"), lm=("main", "busy2")), replace(_of("main"), lm=("main", "busy2", "busy1"))]
+        first, third = [(await bench.ask(work("hello", spec=spec)))[0] for spec in asked]
+        assert ([tried.why for tried in first.routing], first.lm) == (["LMUnavailable", "answered"], "busy2")
+        assert [(t.lm, t.why) for t in third.routing][1:] == [("busy2", "limited"), ("busy1", "answered")]
+        (refused,) = await bench.ask(work("hello", spec=asked[1]))
+        assert ((refused.error or {})["type"], model.requests) == ("BudgetExceeded", 2)
+        assert "the budget second" in (refused.error or {})["message"]
+
+
 def _of(lm: str) -> CallSpec:
     return CallSpec("predict", SIGNATURE, SIGNATURE, lm=(lm,), route="native")

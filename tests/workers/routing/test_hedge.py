@@ -143,10 +143,30 @@ def test_how_long_agents_take_says_nothing_of_how_long_a_model_does() -> None:
     assert (row["calls"], row["errors"], row["p50"]) == (28, 3, 0.1)
 
 
+@pytest.mark.parametrize(("seconds", "state"), [(0.5, "open"), (0.01, "closed")], ids=["as usual", "a moment only"])
+def test_a_model_that_begins_no_answer_is_not_asked_however_long_its_answers_take(seconds: float, state: str) -> None:
+    """Its answers begin after 0.2 s, and take 30. Who waits for a moment only does not close it to others."""
+    known = config("", programs=())
+    routing = Routing(replace(known, profiles={"main": replace(known.profiles["main"], breaker={})}), lambda: 0.0)
+
+    def made(*tried: Tried, error: str = "") -> None:
+        execution = cast(Execution, Asked(work(spec=CallSpec("predict", "a -> b", "a -> b", first_token_timeout=seconds))))
+        routing.before(execution)
+        failed = {"type": error} if error else None
+        routing.after(execution, CallRecord("c", 1, 1, "", "", lm="main", error=failed, routing=list(tried)))
+
+    for _ in range(12):
+        made(Tried("main", "began", 200.0), Tried("main", "answered", 30_000.0))
+    for _ in range(5):
+        made(Tried("main", "silent", seconds * 1000), error="CallTimeout")
+    (row,) = [row for row in routing.rows() if row["lm"] == "main"]
+    assert (row["breaker"], row["calls"], row["p95"]) == (state, 17 if state == "open" else 12, 30.0)
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_does_not_begin_in_time_is_left_for_the_next(many: Bench, shared_model: Any) -> None:
     (found,) = await many.ask(call("standin:hangx1 begin", "never", "other", first_token_timeout=0.2))
-    assert routes(found) == [("never", "CallTimeout"), ("other", "answered")]
+    assert routes(found) == [("never", "silent"), ("other", "began"), ("other", "answered")]
     assert 200 <= found.routing[0].ms < 2000
     (alone,) = await many.ask(call("standin:hang begin", "never", first_token_timeout=0.1))
     assert (alone.error or {})["type"] == "CallTimeout"
@@ -159,6 +179,8 @@ async def test_a_model_that_began_in_time_may_take_as_long_as_the_call(many: Ben
     (found,) = await many.ask(call("standin:trickle=0.05 it takes its time", "other", first_token_timeout=0.5))
     assert found.error is None
     assert found.elapsed > 0.5
+    assert routes(found) == [("other", "began"), ("other", "answered")]
+    assert found.routing[0].ms < 500 < found.routing[1].ms
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -26,6 +26,8 @@ from dspex.workers.frames import (
     DoneFrame,
     FatalFrame,
     Frame,
+    FurtheredFrame,
+    FurtherFrame,
     HelloFrame,
     JournalFrame,
     JournalledFrame,
@@ -65,7 +67,10 @@ class Caller(Protocol):
     def status(self, text: str) -> None: ...
 
     def chunk(self, field: str, text: str) -> None: ...
+
     def journal(self, frame: JournalFrame) -> None: ...
+
+    def further(self, frame: FurtherFrame) -> None: ...
 
 
 _numbers = itertools.count(1)
@@ -173,8 +178,8 @@ class Child:
         """Ask the child to give a call up."""
         self._link.send(CancelFrame(number))
 
-    def tell(self, frame: JournalledFrame) -> None:
-        """Say what came of what a call asked of its journal."""
+    def tell(self, frame: JournalledFrame | FurtheredFrame) -> None:
+        """Say what came of what a call asked: of its journal, or whether it may ask another profile."""
         self._link.send(frame)
 
     @property
@@ -221,6 +226,8 @@ class Child:
                 self._open[number].chunk(field, text)
             case JournalFrame(id=number) if number in self._open:
                 self._open[number].journal(frame)
+            case FurtherFrame(id=number) if number in self._open:
+                self._open[number].further(frame)
             case BatchesFrame(rows=rows):
                 self.batches = rows
             case HelloFrame() if not self._greeting.done():

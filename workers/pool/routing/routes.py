@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from dspex.bus.records import ANSWERED, CallRecord, CallRequest
+from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest
 
 MOST: Final = 200  # kinds of decisions that are counted one by one; the operators of a topology make a few each
 
@@ -51,4 +51,4 @@ def _reason(work: CallRequest, record: CallRecord) -> str:
     if record.error is not None:
         return str(record.error.get("type", ""))[:60]
     first = work.spec.lm[0] if work.spec.lm else record.lm
-    return next((tried.why[:60] for tried in record.routing if tried.lm == first and tried.why != ANSWERED), "ok")
+    return next((tried.why[:60] for tried in record.routing if tried.lm == first and tried.why not in (ANSWERED, BEGAN)), "ok")

@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
 from dspex.bus.errors import CircuitOpen
-from dspex.bus.records import ANSWERED, HEDGED, CallRecord, Tried
+from dspex.bus.records import ANSWERED, BEGAN, HEDGED, SILENT, CallRecord, Tried
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.workers.config import PoolConfig
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-DOWN: Final = frozenset({"LMUnavailable", "CallTimeout"})  # errors that say that a model is down, or hangs
+TIMEOUTS: Final = ("CallTimeout", SILENT)  # which say that a model hangs, where it had long enough
 # kinds of calls that run code of users, which may hang by itself
 OF_USERS: Final = frozenset({"program", "react", "enrich", OPTIMIZE})
 SLOWER: Final = 3.0  # times the median of another profile of the list: it is tried behind that one
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
-NOT_ASKED: Final = ("open", "behind", "limited", HEDGED)  # what is said of a profile besides what became of it
+NOT_ASKED: Final = ("open", "behind", "limited", BEGAN, HEDGED)  # what is said of a profile besides what became of it
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
 
 
@@ -40,20 +40,26 @@ TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, whil
 class LmHealth:
     """What a pool's process knows of a profile.
 
-    `measured`: of single requests; `of_programs`: of calls that run code of users, which make many and do more.
+    `measured`: of single requests; `of_programs`: of calls that run code of users, which make many and do more. `beginnings`:
+    how long it took to begin, where that was limited.
     """
 
     breaker: Breaker
     measured: Measured = field(default_factory=Measured)
     of_programs: Measured = field(default_factory=Measured)
+    beginnings: Measured = field(default_factory=Measured)
 
     def by(self, spec: CallSpec) -> Measured:
         """What was measured of such calls."""
         return self.of_programs if spec.kind in OF_USERS else self.measured
 
-    def blames(self, seconds: float) -> bool:
-        """Whether a timeout after so long is its fault: a caller who waits a moment only could close it to all others."""
-        return seconds >= (TOO_LONG if self.measured.p95 is None else self.measured.p95)
+    def blames(self, seconds: float, *, silent: bool) -> bool:
+        """Whether a timeout after so long is its fault: a caller who waits a moment only could close it to all others.
+
+        silent: it had not begun to answer, which takes less than an answer does.
+        """
+        usual = (self.beginnings if silent else self.measured).p95
+        return seconds >= (TOO_LONG if usual is None else usual)
 
 
 class Routing:
@@ -139,6 +145,9 @@ class Routing:
         spec, now = execution.work.spec, self._now()
         why = str(record.error.get("type", "")) if record.error else ANSWERED
         tried = [t for t in record.routing if t.why not in NOT_ASKED]
+        for one in record.routing:
+            if one.why == BEGAN and one.lm in self.lms:
+                self.lms[one.lm].beginnings.add(one.ms / 1000)
         for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
             self._learn(one, now, spec)
         if spec.kind in OF_USERS:
@@ -155,7 +164,9 @@ class Routing:
             measured.add(seconds)
             if found.breaker.succeeded(now):
                 self._tell(f"lm.{one.lm}", "closed")
-        elif one.why in DOWN and not (one.why == "CallTimeout" and (hung or not found.blames(seconds))):
+        elif one.why == "LMUnavailable" or (
+            one.why in TIMEOUTS and not hung and found.blames(seconds, silent=one.why == SILENT)
+        ):
             measured.add(None)
             if found.breaker.failed(now):
                 self._tell(f"lm.{one.lm}", "open")
