@@ -447,8 +447,16 @@ def submitted_of_kind(app: str, kind: str, user: str) -> str:
 
 def submitted_by(subject: str) -> tuple[str, str]:
     """Whose submitted call came on a subject of `submit`, and its token."""
-    user, call = subject.split(".")[-2:]
+    _, user, call = ("", "", *subject.split("."))[-3:]  # anything may stand where an event says on what it came
     return user, call
+
+
+def answered_at(app: str, subject: str) -> str | None:
+    """Where the answer is stored to a submitted call that came on a subject of `submit`; None for another subject."""
+    if not is_subject(subject) or not matches(f"{prefix(app)}.submit.*.*.*.*", subject):
+        return None
+    pool, _, user, call = subject.split(".")[3:]
+    return f"{prefix(app)}.answer.{pool}.{user}.{call}"
 
 
 def answer(app: str, pool: str, user: str, call: str) -> str:
@@ -478,7 +486,7 @@ def notices_of(app: str, user: str) -> str:
 
 def dead_submitted(app: str, user: str, call: str) -> str:
     """Where the dead letter of a submitted call lies: who submitted it reads it there. `call`: `*` for those of all."""
-    words = [word if word == "*" else re.sub(r"[^A-Za-z0-9_-]", "_", word[:MOST_NAME]) for word in (user, call)]
+    words = [word if word == "*" else re.sub(r"[^A-Za-z0-9_-]", "_", word[:MOST_NAME]) or "_" for word in (user, call)]
     return ".".join([dead(app, SUBMITTED, "call"), *words])
 
 

@@ -155,6 +155,7 @@ def _operator(app: str, prefix: str, sinks: Sequence[str], streams: Sequence[str
     for name in _kept(app):
         yield from _api(("STREAM.DELETE.{}",), name)
     yield from (f"{subjects.prefix(app)}.{kind}.>" for kind in ("audit", "told", "control"))
+    yield f"{subjects.prefix(app)}.answer.>"  # the error of a submitted call whose dead letter is dropped
     yield "$SRV.>"
     yield subjects.described_pattern(app)
     yield subjects.submitted_of_kind(app, OPTIMIZE, prefix)  # who saves what a job has made can have it made

@@ -12,7 +12,7 @@ from dspex.bus.codecs.times import is_time
 from dspex.bus.errors import DataError, DecodeError, DspexError, LateEvent, RunError, TopologyError
 from dspex.bus.message import Event, Message, in_session, opened_if_it_can_be
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.records import Letter, NodeEvent, pack_frame
+from dspex.bus.records import CallRecord, Letter, NodeEvent, pack_frame
 from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.serving.server_clock import ServerClock
@@ -267,7 +267,25 @@ async def audited(bus: Bus, app: str, verb: str, sequences: Sequence[int], **wha
 
 
 async def drop(bus: Bus, app: str, sequences: Sequence[int]) -> int:
-    """Remove the dead letters with these sequences. How many."""
+    """Remove the dead letters with these sequences. How many. Who submitted a call still gets its error."""
+    stream = subjects.stream(app)
     for sequence in sequences:
-        await bus.delete(subjects.stream(app), sequence)
+        message = await bus.get(stream, sequence)
+        if message is not None and subjects.matches(subjects.dead_submitted(app, "*", "*"), message.subject):
+            await _keep_error(bus, app, message)
+        await bus.delete(stream, sequence)
     return len(sequences)
+
+
+async def _keep_error(bus: Bus, app: str, message: Message) -> None:
+    """Store the error of a submitted call where who submitted it looks for its answer: it would be waited for, for ever."""
+    try:
+        letter = _letter(await payloads.required(bus, app, message))
+    except DataError:
+        return  # no engine wrote it
+    o = letter.event.origin
+    if (to := subjects.answered_at(app, o.subject)) is None:
+        return
+    record = CallRecord(letter.event.call or "", 1, letter.event.attempts, letter.topology, letter.node, error=letter.error)
+    draft = NewMessage(to, record.pack(), {subjects.RUN: o.run, **in_session(o.session)})
+    await bus.publish(await payloads.checked_in(bus, app, draft, bus.max_payload))

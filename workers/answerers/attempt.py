@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 _SHOWN = 600  # characters of a model's or provider's text in a message
 
 
-Further = Callable[[str, Usage | None], Awaitable[None]]
+AskFurther = Callable[[str, Usage | None], Awaitable[None]]
 """Asked before the next profile of a list is: told its name, and what was used so far. Raises CallError where it may not be."""
 
 
@@ -84,7 +84,7 @@ class Attempt:
     state: LoadedState | None = None
     warning: str = ""
     hedge: Mapping[str, float] = field(default_factory=dict[str, float])
-    further: Further | None = None
+    further: AskFurther | None = None
     silent: bool = False
     journal: InitVar[Journaling | None] = None
     requests: Requests = field(init=False)

@@ -27,7 +27,7 @@ from dspex.bus.records import CallRequest, Outputs
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
-from dspex.workers.answerers.attempt import Attempt, Further, LoadedState, as_error, checked, enter_context
+from dspex.workers.answerers.attempt import AskFurther, Attempt, LoadedState, as_error, checked, enter_context
 from dspex.workers.answerers.batches.lane import BatchLane
 from dspex.workers.answerers.context import enter_again
 from dspex.workers.answerers.functions import Functions
@@ -81,7 +81,7 @@ class Router:
         journal: Journaling | None = None,
         hedge: Mapping[str, float] | None = None,
         batch: bool = False,
-        further: Further | None = None,
+        further: AskFurther | None = None,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 

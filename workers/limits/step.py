@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
@@ -109,7 +107,7 @@ class Limits:
         if usage is None:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            used = self._used(execution, granted, usage)
+            used = used_by(usage, _together(execution.inherited, granted.settled), granted.estimate)
         if usage is not None and record.error is None:
             self._estimates.measured(work, granted.profile, usage)
         self._settle(granted, used)
@@ -125,22 +123,18 @@ class Limits:
             return
         if lm not in self._profiles(execution):
             raise LMUnavailable(f"the pool has no lm.{lm} for this call", node=work.node)
-        spent = used is not None and (granted.settled is None or used.requests > granted.settled.requests)
-        self._settle(granted, self._used(execution, granted, used) if used is not None and spent else {})
-        profile = self._config.profile(lm)
-        self._granted[execution] = Granted(profile, {}, (), settled=used)
+        before, profile = granted.settled, self._config.profile(lm)
+        asked = used is not None and used.requests > (before.requests if before else 0)  # else its model has answered nothing
+        self._settle(granted, used_by(used, before, granted.estimate) if used is not None and asked else {})
+        settled = used or before
+        self._granted[execution] = Granted(profile, {}, (), settled=settled)
         found = await self._asked(work, profile, batch=False)
         if not isinstance(found, Granted):
             raise found
         if execution.over:
             _give_back(found.leases)
             return
-        self._granted[execution] = found._replace(settled=used)
-
-    def _used(self, execution: Execution, granted: Granted, usage: Usage) -> Amounts:
-        """What a call has used of the profile that it asks now."""
-        before = [one for one in (execution.inherited, granted.settled) if one is not None]
-        return used_by(usage, reduce(add, before) if before else None, granted.estimate)
+        self._granted[execution] = found._replace(settled=settled)
 
     def _settle(self, granted: Granted, used: Amounts) -> None:
         for account, lease in granted.leases:
@@ -250,6 +244,10 @@ class Limits:
         """Ask for it, unless it is known or nobody knows: nothing was applied yet."""
         if not self._clock.known:
             await self._clock.ask()
+
+
+def _together(one: Usage | None, other: Usage | None) -> Usage | None:
+    return one + other if one is not None and other is not None else one or other
 
 
 def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None) -> Amounts:

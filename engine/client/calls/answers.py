@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from dspex.bus import subjects
@@ -33,6 +34,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.call import Result
 
+Stored = TypeVar("Stored", CallRecord, Letter)
 LOOK: Final = 1.0  # seconds after which who waits looks for what is stored, in case nobody told it; then twice as long
 MOST_LOOK: Final = 2.0
 SOON: Final = 0.005  # the same where there will be something in a moment, and where nobody is told
@@ -145,21 +147,28 @@ async def answer_to(bus: Bus, app: str, of: Submission, timeout: Duration | None
 
 async def _look(bus: Bus, app: str, of: Submission) -> CallRecord | None:
     """The answer that is stored; None where there is none yet. Raises what became of the call where that is no answer."""
-    user = user_of(bus)
+    user, failed = user_of(bus), None
     try:
-        answer = await _last(bus, app, subjects.answers(app), subjects.answer(app, of.pool, user, of.call))
-        letter = None
-        if answer is None:
-            letter = await _last(bus, app, subjects.stream(app), subjects.dead_submitted(app, user, of.call))
+        stored = await _last(bus, app, subjects.answers(app), subjects.answer(app, of.pool, user, of.call))
+        record = _read(CallRecord, stored)
+        if record is not None and (record.error is not None or record.outputs is not None):
+            failed = record.error
+        else:
+            letter = _read(Letter, await _last(bus, app, subjects.stream(app), subjects.dead_submitted(app, user, of.call)))
+            failed, record = letter.error if letter is not None else None, None
     except NotStored as error:
         raise RunNotFound("the application takes no submitted calls", run=of.call) from error
     except Unreachable:
         return None  # it is looked for again
-    with suppress(DecodeError):  # no worker wrote it
-        if answer is not None:
-            return _with_outputs(CallRecord.unpack(answer.data))
-        if letter is not None:
-            raise _error_of(Letter.unpack(letter.data), of)
+    if failed is not None:
+        raise _error_of(failed, of)
+    return record
+
+
+def _read(kind: type[Stored], message: Message | None) -> Stored | None:
+    """What is stored; None for what no worker and no engine wrote."""
+    with suppress(DecodeError):
+        return kind.unpack(message.data) if message is not None else None
     return None
 
 
@@ -172,8 +181,8 @@ def _with_outputs(record: CallRecord) -> CallRecord | None:
     return record if record.outputs is not None and record.error is None else None
 
 
-def _error_of(letter: Letter, of: Submission) -> DspexError:
-    error = from_dict(letter.error)
+def _error_of(failed: Mapping[str, Any], of: Submission) -> DspexError:
+    error = from_dict(failed)
     if isinstance(error, CallTimeout):  # else it would look as if one had to wait longer
         return RunFailed(
             error.message, run=of.call, fix="raise its timeout or its deadline, or see why nobody answers: dspex status"

@@ -12,7 +12,16 @@ from engine_lab import APP, Lab
 
 import dspex
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import CallTimeout, ConfigError, LMUnavailable, NotStored, ProgramError, RunNotFound
+from dspex.bus.errors import (
+    CallTimeout,
+    ConfigError,
+    DecodeError,
+    LMUnavailable,
+    NotAllowed,
+    NotStored,
+    ProgramError,
+    RunNotFound,
+)
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.handles import MemoryInbox, MemorySubscription
 from dspex.bus.memory.server import MemoryServer
@@ -20,6 +29,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.engine.client import letters
 from dspex.engine.client.call import Result
 from dspex.engine.client.client import Client
 from dspex.engine.graph.graph import Graph
@@ -295,22 +305,46 @@ def test_what_cannot_be_submitted_says_so(lab: MakeLab) -> None:
     assert refused.value.code == "DX108"
 
 
+def event(one: Lab, **changes: Any) -> bytes:
+    """What a client would submit, but for these changes."""
+    submit(one)
+    (stored,) = one.messages(subjects.submit_pattern(APP))
+    return codecs.msgpack_bytes(codecs.decode(stored.data, codecs.MSGPACK) | changes)
+
+
+FORGED = subjects.submit(APP, "lightweight", "predict", "_INBOX", "forged")
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_event_that_is_no_submitted_call_or_not_of_its_subject_is_a_dead_letter(
+def test_an_event_that_is_no_submitted_call_or_not_of_its_subject_is_a_dead_letter_which_who_waits_is_told(
     lab: MakeLab, change: dict[str, Any]
 ) -> None:
     """The server lets a caller use some subjects: what is asked must be what they say."""
     one = made(lab)
     one.work("lightweight", "other")
-    submit(one)
-    (stored,) = one.messages(subjects.submit_pattern(APP))
-    plain = codecs.decode(stored.data, codecs.MSGPACK)
-    for name, value in change.items():
-        plain[name] = value
-    subject = f"{stored.subject.rpartition('.')[0]}.forged"
-    headers = {subjects.CONTENT_TYPE: codecs.MSGPACK}
-    one.store(NewMessage(subject, codecs.msgpack_bytes(plain), headers))
-    one.advance(5)
+    one.store(NewMessage(FORGED, event(one, **change), {subjects.CONTENT_TYPE: codecs.MSGPACK}))
+    with pytest.raises((DecodeError, NotAllowed)):
+        one.run(one.client.run("lightweight/forged").result())
     assert len(one.asked) == 1
     assert [letter.node for letter in one.letters()] == [NODE]
     assert one.differences() == []
+
+
+@pytest.mark.parametrize(("kind", "body"), [("application/new", b""), (codecs.MSGPACK, b"\xc1"), (codecs.MSGPACK, b"\x90")])
+def test_who_waits_for_what_no_engine_can_read_is_told_so_also_when_its_letter_is_redriven_or_dropped(
+    lab: MakeLab, kind: str, body: bytes
+) -> None:
+    """As of a newer client."""
+    one = made(lab)
+    one.store(NewMessage(FORGED, body, {subjects.CONTENT_TYPE: kind}))
+    for _ in range(2):
+        with pytest.raises(DecodeError):
+            one.run(one.client.run("lightweight/forged").result())
+        (letter,) = one.letters()
+        assert one.run(one.client.redrive([letter])) == 1
+        one.advance(1.0)
+    (letter,) = one.letters()
+    assert one.run(letters.drop(one.client.bus, APP, [letter.sequence])) == 1
+    assert one.letters() == []
+    with pytest.raises(DecodeError):
+        one.run(one.client.run("lightweight/forged").result())
