@@ -22,7 +22,7 @@ from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import OUTDATED
-from dspex.bus.serving.sessions.state import HISTORY, StoredTurn
+from dspex.bus.serving.sessions.state import HISTORY, StoredTurn, check_inputs
 from dspex.engine.client.calls.asking import Asking, Meanwhile
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 
@@ -138,6 +138,8 @@ async def _call(
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = dict(known.inputs(given)) if known else dict(given)
+    if speaking is not None:
+        check_inputs(inputs)
     tenant = known.tenant(data) if known and known.tenant is not None else None
     record, elapsed = await ask(
         bus, app, asked, inputs, timeout=timeout, session=session, told=told, speaking=speaking, tenant=tenant

@@ -190,7 +190,8 @@ class Session:
     def save(self, data: Mapping[str, Any], revision: int) -> int:
         """Store data, if `revision` is what `load` gave for the latest; its new revision.
 
-        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB.
+        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB. After another
+        error, such as of a connection that is cut, it may be stored or not: the same once more, on this object, stores it once.
         """
         return background.run(self._of.save(data, revision))
 

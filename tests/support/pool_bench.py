@@ -157,11 +157,12 @@ ECHO = "history, text -> reply"
 
 
 class Answering:
-    """The step of a pool that answers every call with what `answers` gives: `reply: <text>` and the number of turns before."""
+    """The step of a pool that answers every call: by `replies`, else with its text and the number of turns before."""
 
     def __init__(self) -> None:
         self.asked: list[CallRequest] = []
         self.seconds = 0.0
+        self.replies: dict[str, str] = {}
         self.error: DspexError | None = None
 
     def before(self, execution: Execution) -> Coroutine[Any, Any, Answer | None]:
@@ -175,7 +176,8 @@ class Answering:
         if self.error is not None:
             return Answer.failed(self.error, "")
         before = len(work.inputs.get("history", {}).get("messages", ()))
-        return Answer(0.0, outputs={"reply": f"{work.inputs['text']} after {before}"})
+        text = work.inputs["text"]
+        return Answer(0.0, outputs={"reply": self.replies.get(text, f"{text} after {before}")})
 
 
 class IdleChild:

@@ -189,8 +189,7 @@ class Interactive:
         config, work = self._pool.config, CallRequest.unpack(message.data)
         if work.record is not None:
             raise DecodeError("an interactive call does not say where its record is stored")
-        if work.turn is not None and not work.session:
-            raise DecodeError("it is to be a turn, and does not say of which session")
+        self._turns.check(work, message.data)
         self._pool.records.check(work)
         if message.subject != (wanted := work.called_on(config.app, config.name)):
             # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.

@@ -14,11 +14,23 @@ from typing import Final
 
 import structlog
 
-from dspex.bus.errors import BusError, Cancelled, DspexError, SessionEnded, SessionError
+from dspex.bus.errors import BusError, Cancelled, DecodeError, DspexError, SessionEnded, SessionError
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
-from dspex.bus.serving.sessions.state import BEAT, HISTORY, SessionState, StoredTurn, left, renewed, taken
+from dspex.bus.serving import payloads
+from dspex.bus.serving.sessions.state import (
+    BEAT,
+    HISTORY,
+    MOST_BYTES,
+    SessionState,
+    StoredTurn,
+    check_inputs,
+    left,
+    most_of_turn,
+    renewed,
+    taken,
+)
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
@@ -32,11 +44,19 @@ class Turns:
     """The calls of a pool that are to be turns."""
 
     def __init__(self, bus: Bus, app: str) -> None:
-        self._store = SessionStore(bus, app)
+        self._store, self._bus = SessionStore(bus, app), bus
         self._open: dict[str, str] = {}  # call → session, of those that run
         self._ends: dict[str, float] = {}  # call → when nobody waits for its answer any more
         self._seldom = Seldom(log)
         self._tasks = Tasks("turns", lambda name, error: log.error("places of sessions are not renewed", exc_info=error))
+
+    @staticmethod
+    def check(work: CallRequest, packed: bytes) -> None:
+        """Raise DecodeError for a turn of no session, InvalidInput for one whose inputs alone are too large."""
+        if work.turn is not None and not work.session:
+            raise DecodeError("it is to be a turn, and does not say of which session")
+        if work.turn is not None and len(packed) > MOST_BYTES:
+            check_inputs(work.inputs)
 
     def begin(self, work: CallRequest) -> None:
         """A call runs: its place is renewed until its turn is written."""
@@ -61,7 +81,7 @@ class Turns:
         finally:
             self._open.pop(work.call, None)
             self._ends.pop(work.call, None)
-        return record if turn is None or turn.outputs == record.outputs else replace(record, outputs=turn.outputs)
+        return record if turn is None or turn.cut or turn.outputs == record.outputs else replace(record, outputs=turn.outputs)
 
     async def stop(self) -> None:
         """Renew no more."""
@@ -74,11 +94,12 @@ class Turns:
             with suppress(BusError, SessionError):  # its caller does the same
                 await self._store.change(session, lambda state, now: left(_there(session, state), work.call))
             return None
+        most = most_of_turn(payloads.inline(self._bus, self._bus.max_payload))
         inputs, outputs = {k: v for k, v in work.inputs.items() if k != HISTORY}, record.outputs
 
         def change(state: SessionState | None, now: float) -> SessionState:
             turn = StoredTurn(work.call, work.turn or work.call, now, inputs, outputs)
-            return taken(_there(session, state), now, turn)
+            return taken(_there(session, state), now, turn, most)
 
         while True:
             try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from dspex.bus import codecs
-from dspex.bus.errors import Cancelled, OutputTooLarge, SessionBusy, SessionConflict, SessionEnded
+from dspex.bus.errors import Cancelled, InvalidInput, OutputTooLarge, SessionBusy, SessionConflict, SessionEnded
 
 Policy: TypeAlias = Literal["queue", "reject", "interrupt", "latest"]
 """What a call does where another one has the session: waits behind all others; raises; ends the one that runs and goes before
@@ -26,8 +26,10 @@ HISTORY: Final = "history"
 BEAT: Final = 5.0  # seconds after which a place is renewed
 SILENT: Final = 15.0  # seconds after which a place that was not renewed does not count
 MOST_TURNS: Final = 200  # of a session that are kept: the last ones
-MOST_BYTES: Final = 256 << 10  # of the turns that are kept together, of one turn, and of what is saved
+MOST_BYTES: Final = 256 << 10  # of the turns that are kept together, of the inputs of one, and of what is saved
+MOST_HEAD: Final = 128 << 10  # bytes of what is stored beside data and turns: a full line
 MOST_PLACES: Final = 1000  # of a line
+LEFT_OUT: Final = "… (cut: {} bytes)"
 TTL: Final = 30 * 86400.0  # seconds that a session lives where nobody said so
 
 
@@ -53,6 +55,7 @@ class StoredTurn(NamedTuple):
         id: what its caller named it by; a second call of that name is answered from here.
         time: when it was answered, in seconds since the epoch.
         inputs, outputs: of the call, without the history.
+        cut: the outputs were too large to be stored: of long texts these are the beginnings. The record has them whole.
     """
 
     call: str
@@ -60,6 +63,7 @@ class StoredTurn(NamedTuple):
     time: float
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,23 @@ def left(state: SessionState, call: str) -> SessionState:
     return replace(state, line=[place for place in state.line if place.call != call])
 
 
-def taken(state: SessionState, now: float, turn: StoredTurn) -> SessionState:
-    """With the turn of a call, which leaves its place. Raises SessionConflict where it has none, OutputTooLarge."""
+def check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raise InvalidInput for inputs of a call that can be no turn, before a model is asked and paid."""
+    if (size := len(codecs.msgpack_bytes({k: v for k, v in inputs.items() if k != HISTORY}))) > MOST_BYTES:
+        why = f"the inputs of a turn have {size:,} bytes, and may have {MOST_BYTES:,}"
+        raise InvalidInput(why, fix="give less, or call without a session")
+
+
+def most_of_turn(message: int) -> int:
+    """Bytes of the last turn of a session that is stored in a message of so many bytes."""
+    return max(MOST_BYTES, message - MOST_BYTES - MOST_HEAD)
+
+
+def taken(state: SessionState, now: float, turn: StoredTurn, most: int = MOST_BYTES) -> SessionState:
+    """With the turn of a call, which leaves its place. Raises SessionConflict where it has none.
+
+    `most`: bytes of the turn. The outputs of a larger one are cut: the answer was paid for, and its caller gets it.
+    """
     if any(known.call == turn.call for known in state.turns):
         return state  # it was written, and whoever did that was not told
     line = state.line
@@ -150,13 +169,23 @@ def taken(state: SessionState, now: float, turn: StoredTurn) -> SessionState:
         line = line[1:]
     if not line or line[0].call != turn.call:
         raise SessionConflict("another call has taken its place in the session: the answer is no turn of it")
-    if (size := _size([turn])) > MOST_BYTES:
-        raise OutputTooLarge(f"a turn of {size:,} bytes, and one may have {MOST_BYTES:,}")
+    if _size([turn]) > most:
+        turn = turn._replace(outputs=_cut(turn.outputs, most - _size([turn._replace(outputs={})])), cut=True)
     turns = [*state.turns, turn][-MOST_TURNS:]
-    while (over := _size(turns) - MOST_BYTES) > 0:
-        while over > 0:
+    while len(turns) > 1 and (over := _size(turns) - MOST_BYTES) > 0:
+        while over > 0 and len(turns) > 1:
             over -= _size([turns.pop(0)])
     return replace(state, touched=now, count=state.count + 1, line=line[1:], turns=turns)
+
+
+def _cut(outputs: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Outputs in so many bytes: those that are small as they are, of the others what fits of their texts."""
+    share, found = max(0, most) // max(1, len(outputs)), dict[str, Any]()
+    for name, value in outputs.items():
+        size, left = len(codecs.msgpack_bytes({name: value})), share - len(name.encode()) - 2 * len(LEFT_OUT)
+        text = value.encode()[: max(0, left)].decode(errors="ignore") if isinstance(value, str) else ""
+        found[name] = value if size <= share else f"{text}{LEFT_OUT.format(size)}"
+    return found
 
 
 def _size(turns: list[StoredTurn]) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, get_args
 import orjson
 from typing_extensions import TypeVar
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, CallTimeout, Cancelled, ConfigError, SessionEnded, SessionError
 from dspex.bus.message import new_id
 from dspex.bus.records import Usage
@@ -67,6 +67,7 @@ class Session:
         if self._ttl is not None and not self._ttl > 0:
             raise ConfigError(f"a session cannot live for {ttl!r}", code="DX105", fix='a ttl such as "30d"', node="ttl")
         self._store = SessionStore(client.bus, client.app)
+        self._unsure: tuple[int, bytes, str] | None = None  # revision, data and saver of what may have been saved
         self._beats = Tasks(f"session {id[:40]}")
 
     async def __aenter__(self) -> Self:
@@ -111,7 +112,7 @@ class Session:
         """The last turns that are kept, the oldest first: of a session its last 200, and at most 256 KiB of them."""
         state = await self._store.read(self.id)
         for turn in state.turns[max(0, len(state.turns) - limit) :] if state is not None else ():
-            yield Turn(turn.call, datetime.fromtimestamp(turn.time, UTC), turn.inputs, turn.outputs)
+            yield Turn(turn.call, datetime.fromtimestamp(turn.time, UTC), turn.inputs, turn.outputs, turn.cut)
 
     async def load(self) -> tuple[dict[str, Any], int]:
         """The data that was saved, and its revision; `{}` and 0 where there is none. Raises SessionEnded."""
@@ -122,12 +123,19 @@ class Session:
     async def save(self, data: Mapping[str, Any], revision: int) -> int:
         """Store data, if `revision` is what `load` gave for the latest; its new revision.
 
-        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB.
+        Raises SessionConflict where somebody saved meanwhile, SessionEnded, OutputTooLarge: at most 256 KiB. After another
+        error, such as of a connection that is cut, it may be stored or not: the same once more, on this object, stores it once.
         """
-        saver = new_id()
-        state = await self._store.change(
-            self.id, lambda found, now: saved(self.id, self._used(found, now), data, revision, saver)
-        )
+        packed = codecs.msgpack_bytes(data)
+        unsure, self._unsure = self._unsure, None
+        saver = unsure[2] if unsure is not None and unsure[:2] == (revision, packed) else new_id()
+        try:
+            state = await self._store.change(
+                self.id, lambda found, now: saved(self.id, self._used(found, now), data, revision, saver)
+            )
+        except (BusError, asyncio.CancelledError):
+            self._unsure = revision, packed, saver
+            raise
         return state.revision
 
     async def end(self) -> bool:
@@ -230,7 +238,10 @@ class Session:
 
 
 def _again(asked: Resolved[V], data: Any, turn: StoredTurn, told: Meanwhile | None) -> Result[V]:
-    """The answer of a turn that there is."""
+    """The answer of a turn that there is. Raises SessionError for one that is not there whole."""
+    if turn.cut:
+        why = f"the answer was too large for its session, which has its beginning; the record of call {turn.call} has all of it"
+        raise SessionError(why, fix="ask again under another id, or read what is kept: session.history()")
     outputs = dict(turn.outputs)
     if told is not None:
         told.ended(outputs)

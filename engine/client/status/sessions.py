@@ -15,12 +15,13 @@ from dspex.bus.serving.sessions.store import AT_ONCE, SessionStore
 
 @dataclass(frozen=True)
 class Turn:
-    """A call of a session that was answered. `call`: its id, which is that of its record."""
+    """A call of a session that was answered. `call`: its id, which is that of its record. `cut`: see StoredTurn."""
 
     call: str
     time: datetime
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    cut: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` object."""

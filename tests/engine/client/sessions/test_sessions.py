@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -15,9 +14,7 @@ from dspex.bus.errors import (
     CallTimeout,
     Cancelled,
     ConfigError,
-    DspexError,
     NotAllowed,
-    OutputTooLarge,
     ProgramError,
     SessionBusy,
     SessionConflict,
@@ -26,7 +23,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.memory.server import Faults
 from dspex.bus.serving.keys.keyring import Keyring
-from dspex.bus.serving.sessions.state import MOST_BYTES, MOST_TURNS, Policy, SessionState
+from dspex.bus.serving.sessions.state import Policy
 from dspex.bus.serving.sessions.store import SessionStore
 
 
@@ -231,61 +228,6 @@ def test_a_call_that_has_no_more_time_leaves_the_line(t: Talks) -> None:
     t.loop.advance(5)
     assert first.done()
     assert t.run(t.client.session("c1").info()).waiting == 0
-
-
-# -- data
-def test_data_is_saved_by_whoever_knows_the_latest(t: Talks) -> None:
-    one, other = t.client.session("c1"), t.another().session("c1")
-    assert t.run(one.load()) == ({}, 0)
-    first = t.run(one.save({"cart": ["a"]}, 0))
-    t.say(one, "between")  # a turn is no change of the data
-    data, revision = t.run(other.load())
-    assert (data, revision) == ({"cart": ["a"]}, first)
-    t.run(other.save({"cart": ["a", "b"]}, revision))
-    with pytest.raises(SessionConflict):
-        t.run(one.save({"cart": []}, first))
-    assert t.run(one.load()) == ({"cart": ["a", "b"]}, 2)
-
-
-def test_of_two_who_save_the_same_one_is_told_of_the_other(t: Talks) -> None:
-    """Both add one to the number that they have loaded: it must not count one."""
-    one, other = t.client.session("c1"), t.another().session("c1")
-    assert t.run(one.save({"count": 1}, 0)) == 1
-    with pytest.raises(SessionConflict):
-        t.run(other.save({"count": 1}, 0))
-    t.server.luck.faults = Faults(unsettled=0.5)
-    for revision in range(1, 9):  # who is not told that it has saved is no other one
-        assert t.run(one.save({"count": revision + 1}, revision)) == revision + 1
-
-
-def test_what_is_too_large_is_refused(t: Talks) -> None:
-    session = t.client.session("c1")
-    with pytest.raises(OutputTooLarge):
-        t.run(session.save({"text": "x" * MOST_BYTES}, 0))
-    with pytest.raises(DspexError, match="a turn of"):
-        t.say(session, "x" * MOST_BYTES)
-    assert t.say(session, "a") == "a after 0"
-
-
-def test_the_last_turns_are_kept_up_to_a_number_and_a_size(t: Talks) -> None:
-    session = t.client.session("c1")
-    t.say(session, "0")
-    t.run(SessionStore(t.client.bus, APP).change("c1", _with_turns))
-    for n in range(3):
-        t.say(session, str(n))
-    info = t.run(session.info())
-    assert info.turns == MOST_TURNS + 2
-    assert len(t.answering.asked[-1].inputs["history"]["messages"]) == MOST_TURNS
-    for _ in range(4):
-        t.say(session, "x" * (MOST_BYTES // 8))
-    assert len(t.texts(session)) < 50 + 4
-
-
-def _with_turns(state: SessionState | None, now: float) -> SessionState:
-    """One more than were there, up to two fewer than are kept."""
-    assert state is not None
-    turns = [state.turns[0]._replace(call=str(n), id=str(n)) for n in range(MOST_TURNS - 1)]
-    return replace(state, turns=turns, count=len(turns))
 
 
 # -- its end
