@@ -55,6 +55,11 @@ def token(name: str, what: str = "name") -> str:
     return name
 
 
+def is_token(name: str) -> bool:
+    """Whether `name` can be one token of a subject."""
+    return bool(_NAME.fullmatch(name))
+
+
 # Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
 _KINDS: Final = frozenset(
     {"sources", "requests", "answers", "keys", "told", "applied", "sessions", "limits", "cache", "payloads"}
@@ -351,6 +356,13 @@ def request(app: str, pool: str, call: str) -> str:
 def request_pattern(app: str, pool: str = "") -> str:
     """The journals of all calls, or of those of a pool."""
     return f"{prefix(app)}.request.{token(pool, 'pool')}.*" if pool else f"{prefix(app)}.request.>"
+
+
+def job_end(app: str, pool: str, call: str) -> str:
+    """Where it is stored that a job of an optimizer is cancelled, beside the journals: as long as one may be run again. `call`:
+    as who submitted it names it; `*` for those of all.
+    """
+    return f"{prefix(app)}.request.{token(pool, 'pool') if pool != '*' else pool}.end.{call}"
 
 
 def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:

@@ -159,6 +159,7 @@ def _operator(app: str, prefix: str, sinks: Sequence[str], streams: Sequence[str
     yield "$SRV.>"
     yield subjects.described_pattern(app)
     yield subjects.submitted_of_kind(app, OPTIMIZE, prefix)  # who saves what a job has made can have it made
+    yield subjects.job_end(app, "*", "*")
 
 
 def _speaks(app: str) -> Iterator[str]:
@@ -204,6 +205,7 @@ def _caller(app: str, prefix: str, pools: Sequence[str]) -> Iterator[str]:
     for pool in pools:
         yield from (subjects.call_pattern(app, pool), subjects.control(app, pool))
         yield subjects.submit(app, pool, "*", prefix, "*")  # in its own name, and so its answers are its own
+        yield subjects.job_end(app, pool, "*")
         yield f"$JS.API.DIRECT.GET.{subjects.answers(app)}.{subjects.answer(app, pool, prefix, '*')}"
         yield from (f"$SRV.*.{subjects.service(app, pool)}", f"$SRV.*.{subjects.service(app, pool)}.*")
 

@@ -247,9 +247,9 @@ class Client(Planned, names=METHODS["Client"]):
 
     async def cancel_job(self, run: str) -> bool:
         """Cancel the job of an optimizer: its run ends in Cancelled. Whether it was running; one that waits ends where a
-        process of the pool takes it up.
+        process of the pool takes it up, whenever one is there.
 
-        `run` as of `job_status`. Raises as that; Saturated says that nobody could be told.
+        `run` as of `job_status`. Raises RunNotFound for another id.
         """
         running = await jobs.end(self.bus, self.app, run)
         await audit.leave(self.bus, self.app, "call", cancelled=run)

@@ -362,9 +362,9 @@ class Client(Planned, names=METHODS["Client"]):
 
     def cancel_job(self, run: str) -> bool:
         """Cancel the job of an optimizer: its run ends in Cancelled. Whether it was running; one that waits ends where a
-        process of the pool takes it up.
+        process of the pool takes it up, whenever one is there.
 
-        `run` as of `job_status`. Raises as that; Saturated says that nobody could be told.
+        `run` as of `job_status`. Raises RunNotFound for another id.
         """
         return background.run(self._of.cancel_job(run))
 

@@ -15,6 +15,7 @@ from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
 from dspex.workers.frames import FurtheredFrame, FurtherFrame
+from dspex.workers.journal.cancelled import job_cancelled
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.children.child_process import Child
@@ -25,7 +26,7 @@ from dspex.workers.pool.steps import CallStep
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-MOST_ENDED = 1000  # cancelled jobs that are remembered: one may be waiting, or be about to begin again. Calls likewise
+MOST_LEFT = 1000  # calls whose callers have left that are remembered: one may be about to begin
 MOST_CALL = 100  # characters of the id of a call that is remembered: who may ask could otherwise fill the memory
 MOST_BATCHED = 5_000  # calls that wait for batches: a consumer holds 10,000 that are not acked
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
@@ -63,7 +64,6 @@ class Executions:
         self.further: Further = _goes_on
         self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
-        self._ended_jobs: dict[str, None] = {}  # jobs that somebody cancelled
         self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
         self.tasks = Tasks(f"calls of {self.pool}")
 
@@ -98,8 +98,6 @@ class Executions:
             execution.fail(Saturated(why, node=work.node, fix=f"wait, or start more workers: dspex worker {self.pool}"))
         elif delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
-        elif _job_of(work) in self._ended_jobs:
-            execution.fail(_cancelled(work))
         elif work.record is None and work.call in self._left:
             execution.fail(_given_up(work))
         else:
@@ -133,7 +131,9 @@ class Executions:
         its way here, from another process of the pool, or wait for its worker. A durable one is its engine's.
         """
         if len(call) <= MOST_CALL:
-            _noted(self._left, call)
+            self._left[call] = None
+            if len(self._left) > MOST_LEFT:
+                del self._left[next(iter(self._left))]
         for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
             execution.give_up(_given_up(execution.work))
 
@@ -154,14 +154,13 @@ class Executions:
         tell(FurtheredFrame(frame.id, error_map(refused) if refused is not None else None))
 
     def end_job(self, call: str) -> bool:
-        """Cancel the job of an optimizer, also where it has not begun or is to begin again; whether it runs here.
+        """Cancel the job of an optimizer; whether it runs here. `call`: as who submitted it names it.
 
-        `call`: as who submitted it names it.
+        One that has not begun, or is to begin again, is not begun: that is stored, see workers/journal/cancelled.py.
         """
-        _noted(self._ended_jobs, call)
         found = self._jobs(call)
         for execution in found:
-            execution.give_up(_cancelled(execution.work))
+            execution.give_up(job_cancelled(execution.work))
         return bool(found)
 
     def said_of_job(self, call: str) -> str | None:
@@ -212,15 +211,5 @@ def _job_of(work: CallRequest) -> str | None:
     return work.answer.call if work.answer is not None and work.spec.kind == OPTIMIZE else None
 
 
-def _cancelled(work: CallRequest) -> Cancelled:
-    return Cancelled("somebody cancelled the job", node=work.node)
-
-
 def _given_up(work: CallRequest) -> Cancelled:
     return Cancelled("its caller gave it up", node=work.node)
-
-
-def _noted(calls: dict[str, None], call: str) -> None:
-    calls[call] = None
-    if len(calls) > MOST_ENDED:
-        del calls[next(iter(calls))]

@@ -24,6 +24,7 @@ from dspex.bus.serving.work_loop import HANDED_BACK, PASSED_ON, SIGN_OF_LIFE, Jo
 from dspex.bus.tasks import Tasks, patiently
 from dspex.workers.answer import Answer
 from dspex.workers.config import PoolConfig, check_keys
+from dspex.workers.journal.cancelled import CancelledJobs
 from dspex.workers.journal.keeping import Journals
 from dspex.workers.limits.step import Limits
 from dspex.workers.models import weights
@@ -80,7 +81,7 @@ class Pool:
         self.models = LocalModels(config)
         self.routing = Routing(config, asyncio.get_running_loop().time)
         self.saved = SavedPrograms(bus, config.app)
-        self.steps: list[CallStep] = [self.saved, self.routing]
+        self.steps: list[CallStep] = [self.saved, self.routing, CancelledJobs(bus, config.app, config.name)]
         self.journals = Journals(bus, config.app, config.name, config.claim_check_above)
         self.executions = Executions(self.children, self.models, self.worker, self.steps, self.journals)
         keys = keys_of(config.name, config.hmac_key_env)

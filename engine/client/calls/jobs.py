@@ -9,8 +9,8 @@ from typing_extensions import TypedDict
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import DecodeError, RunNotFound, Saturated, Unreachable
-from dspex.bus.port import Bus
+from dspex.bus.errors import DecodeError, Fenced, RunNotFound, Saturated, Unreachable
+from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.engine.client.calls.answers import Submission, user_of
 from dspex.engine.client.calls.submit import token_of
@@ -32,11 +32,17 @@ async def said_of(bus: Bus, app: str, run: str) -> str | None:
 
 
 async def end(bus: Bus, app: str, run: str) -> bool:
-    """Cancel a job; whether it was running. One that waits ends where a process of the pool takes it up.
+    """Cancel a job; whether it was running. One that waits ends where a process of the pool takes it up, whenever that is.
 
-    Raises Saturated where no process of the pool is there: none could be told; RunNotFound as `said_of`.
+    Raises RunNotFound as `said_of`; NotStored where the application takes no submitted calls.
     """
-    return await _asked(bus, app, run, "end job") is not None
+    job = _job_of(run)
+    with suppress(Fenced):  # it is cancelled already
+        await bus.publish(NewMessage(subjects.job_end(app, job.pool, job.call), b"", expect=0))
+    try:
+        return await _asked(bus, app, run, "end job") is not None
+    except Saturated:
+        return False
 
 
 def run_of_job(bus: Bus, pool: str, id: str) -> str:
@@ -44,11 +50,18 @@ def run_of_job(bus: Bus, pool: str, id: str) -> str:
     return f"{pool}/{token_of(user_of(bus), OPTIMIZE, id)}"
 
 
-async def _asked(bus: Bus, app: str, run: str, kind: str) -> str | None:
-    """Processes of a pool that do not run the job say nothing."""
-    if (job := Submission.of(run)) is None:
+def _job_of(run: str) -> Submission:
+    """Raises RunNotFound for the id of another run."""
+    job = Submission.of(run)
+    if job is None or not subjects.is_token(job.pool) or not subjects.is_token(job.call):
         fix = "give the id that its run had when it was submitted: optimizer/…"
         raise RunNotFound(f"{run!r} does not name a submitted call", run=run, fix=fix)
+    return job
+
+
+async def _asked(bus: Bus, app: str, run: str, kind: str) -> str | None:
+    """Processes of a pool that do not run the job say nothing."""
+    job = _job_of(run)
     asked = orjson.dumps({"kind": kind, "call": job.call})
     try:
         answer = await bus.request(subjects.control(app, job.pool), asked, timeout=_WITHIN)

@@ -81,6 +81,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     "dspex.shop.record.gpu.triage.s1.0": set(),
     "dspex.shop.request.lightweight.one": {"worker"},
     "dspex.shop.request.gpu.one": set(),
+    **{f"dspex.shop.request.{pool}.end.one": {*w, "operator"} for pool, w in (("lightweight", ["caller"]), ("gpu", []))},
     "dspex.shop.call.lightweight.triage.classify": {"caller"},
     "dspex.shop.call.lightweight.adhoc.predict": {"caller"},
     "dspex.shop.call.lightweight.adhoc.describe": {"caller", "operator"},

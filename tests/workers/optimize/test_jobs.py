@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -186,6 +187,17 @@ async def test_a_job_is_cancelled_in_the_middle_and_its_process_lives(
     assert again.error is not None
     assert again.error["type"] == "Cancelled"
     assert optimizers.pool.children.children[0].pid == child
+
+
+async def test_a_job_that_is_cancelled_while_nothing_runs_it_is_not_begun(optimizers: Bench, learner: Learner) -> None:
+    """Who cancels is gone when it begins."""
+    client, before = Client(bus=optimizers.bus, app=APP), learner.requests
+    with suppress(TimeoutError):  # it would wait for who runs the job
+        async with asyncio.timeout(0.2):
+            await client.cancel_job(f"{POOL}/waits")
+    item = asked(job(), {"train": rows(2), "test": rows(2)}, answer=AnswerTo("me", "waits"))
+    (record,) = await optimizers.ask(item)
+    assert ((record.error or {})["type"], learner.requests) == ("Cancelled", before)
 
 
 async def test_rows_that_a_worker_cannot_use_are_named(optimizers: Bench) -> None:

@@ -9,7 +9,8 @@ import pytest
 from engine_lab import APP, Lab
 
 import dspex
-from dspex.bus.errors import ConfigError, InvalidInput, RunNotFound, Saturated
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError, InvalidInput, NotStored, RunNotFound, Saturated
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.submitted import NODE, submitted
@@ -104,10 +105,22 @@ def test_where_no_process_of_the_pool_is_there_nobody_can_be_asked_or_told(lab: 
     with pytest.raises(Saturated, match="no process of pool optimizer is running") as e:
         one.run(one.client.job_status("optimizer/1"))
     assert "dspex worker optimizer" in e.value.fix
-    with pytest.raises(Saturated):
+    with pytest.raises(NotStored):
         one.run(one.client.cancel_job("optimizer/1"))
     with pytest.raises(RunNotFound, match="does not name a submitted call"):
         one.run(one.client.job_status("01a22680-b7a7-7f77-a26a-100000000001"))
+
+
+def test_a_job_can_be_cancelled_while_no_process_of_its_pool_is_there(lab: MakeLab) -> None:
+    one = lab(Optimizes())
+    one.start()
+    for _ in range(2):
+        assert one.run(one.client.cancel_job("optimizer/1")) is False
+    found = one.messages(subjects.job_end(APP, "optimizer", "1"), subjects.requests(APP))
+    assert len(found) == 1
+    for run in ("optimizer/", "optimizer/a.b", "optimizer/>", "a.b/1"):
+        with pytest.raises(RunNotFound):
+            one.run(one.client.cancel_job(run))
 
 
 def test_rows_that_no_message_holds_reach_the_worker(lab: MakeLab) -> None:
