@@ -162,11 +162,15 @@ class ChunkFrame:
 
 @dataclass(frozen=True)
 class JournalFrame:
-    """What a call asks of its journal: to append a packed JournalEntry, or to be opened. `number`: of what it asks."""
+    """What a call asks of its journal: to append a packed JournalEntry, or to be opened. `number`: of what it asks.
+
+    `asks`: a model is about to be asked, and it is told when there is room for that in the limits.
+    """
 
     id: int
     number: int
     entry: bytes | None = None
+    asks: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,16 @@ class CallJournal:
         """Returns when the entry is stored. Raises DspexError; InvalidInput for an answer that is no plain data."""
         await self._ask(entry.pack())
 
-    async def _ask(self, entry: bytes | None) -> list[bytes]:
+    async def room(self) -> None:
+        """Returns when the limits have room for a request. Raises CallError where they have none for a while."""
+        await self._ask(None, asks=True)
+
+    async def _ask(self, entry: bytes | None, *, asks: bool = False) -> list[bytes]:
         number = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
-            self._send(JournalFrame(self._id, number, entry))
+            self._send(JournalFrame(self._id, number, entry, asks))
             return await future
         finally:
             del self._asked[number]

@@ -10,13 +10,23 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, Fenced, NotStored, PayloadTooLarge, WorkerLost
+from dspex.bus.errors import (
+    BusError,
+    CallError,
+    DataError,
+    DecodeError,
+    DspexError,
+    Fenced,
+    NotStored,
+    PayloadTooLarge,
+    WorkerLost,
+)
 from dspex.bus.message import Message, in_session, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallRequest, Usage
@@ -31,6 +41,7 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 TOGETHER: Final = 128 << 10  # bytes of the entries of one part, about: those that came while another part was being stored
 PAGE: Final = 8 << 20  # bytes of the entries that a child gets in one frame, about
+MOST_WAIT: Final = 60.0  # seconds that a call waits for room in a limit, before its next request
 PAUSES: Final = (0.1, 5.0)  # seconds until a part is stored again: at first, and at most
 
 
@@ -39,6 +50,18 @@ class Outdone:
     """Another attempt has the journal of the call. `later`: it serves a later request: nobody waits for this one's record."""
 
     later: bool
+
+
+class RequestLimits(Protocol):
+    """The limits of the profiles and budgets of a call, as its requests are counted one by one."""
+
+    async def room(self) -> None:
+        """Reserve what a request will use. Raises CallError where there is no room for it."""
+        ...
+
+    def spent(self, used: Usage) -> None:
+        """A request has used this, and it is stored."""
+        ...
 
 
 class Journals:
@@ -56,6 +79,7 @@ class Journal:
     Args:
         work: the request that is served. at: the sequence at which that lies.
         tell: sends the child what came of what it asked.
+        limits: asked before each request of a model, and told what it has used.
         outdone: called once, where another attempt has the journal: this one must end.
 
     Attributes:
@@ -70,8 +94,9 @@ class Journal:
         at: int,
         tell: Callable[[JournalledFrame], None],
         outdone: Callable[[Outdone], None],
+        limits: RequestLimits | None = None,
     ) -> None:
-        self._all, self._tell, self._outdone = journals, tell, outdone
+        self._all, self._tell, self._outdone, self._limits = journals, tell, outdone, limits
         assert work.record is not None, "an interactive call has no second attempt, and no journal"
         claim = JournalPart(new_id(), at, work.record.number, work.try_number, work.invalid)
         self._claim, self._session = claim, work.session
@@ -81,17 +106,25 @@ class Journal:
         self._waiting: deque[JournalFrame] = deque()
         self._task: asyncio.Task[None] | None = None
         self._over: DspexError | None = None  # why nothing more can be appended
+        self._asking: set[asyncio.Task[None]] = set()
         self.paid: Usage | None = None
         self.inherited: Usage | None = None
 
     def take(self, frame: JournalFrame) -> None:
         """Do what a child asks. It is told later."""
+        if frame.asks:  # others may be answered meanwhile
+            task = self._all.tasks.start(self._room(frame), "room in limits")
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+            return
         self._waiting.append(frame)
         if self._task is None:
             self._task = self._all.tasks.start(self._work(), "journal")
 
     def close(self) -> None:
         """The call has ended: store nothing more of it."""
+        for task in self._asking:
+            task.cancel()
         if self._task is not None:
             self._task.cancel()
 
@@ -174,8 +207,25 @@ class Journal:
             return
         for used in filter(None, (entry.used for entry in entries)):
             self.paid = self.paid + used if self.paid else used
+            if self._limits is not None:
+                self._limits.spent(used)
         for frame in frames:
             self._tell(JournalledFrame(frame.id, frame.number))
+
+    async def _room(self, frame: JournalFrame) -> None:
+        """Tell the child when there is room for a request in the limits, or that there is none for a while."""
+        while True:
+            try:
+                if self._limits is not None:
+                    await self._limits.room()
+            except CallError as error:
+                if not error.retryable or (error.retry_after or 0.0) > MOST_WAIT:
+                    self._refuse([frame], error)
+                    return
+                await asyncio.sleep(max(PAUSES[0], error.retry_after or 0.0))
+            else:
+                self._tell(JournalledFrame(frame.id, frame.number))
+                return
 
     async def _stored(self, part: JournalPart) -> JournalPart | None:
         """Store a part behind the last one; None where it is. Else what another attempt has stored there.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -174,6 +174,8 @@ class Requests:
             self.end(OutcomeUnknown(why, node=asking.name))
         elif asking.effect and found is None:
             await self._append(self._entry(turn, begun=True))
+        elif asking.kind == "model":
+            await self._told(self.journal.room())
         turn.found = found
         return turn
 
@@ -226,23 +228,24 @@ class Requests:
     async def _open(self, journal: Journaling) -> dict[RequestPlace, JournalEntry]:
         async with self._opening:
             if self._found is None:
-                try:
-                    found = {entry.place: entry for entry in await journal.open()}
-                except DspexError as error:
-                    self.end(error)
+                found = {entry.place: entry for entry in await self._told(journal.open())}
                 self._unasked = {place for place, entry in found.items() if not entry.begun and not entry.within}
                 self._found = found
             return self._found
 
-    async def _append(self, entry: JournalEntry) -> None:
-        assert self.journal is not None
-        assert self._found is not None
+    async def _told(self, asked: Awaitable[T]) -> T:
+        """What the journal says. Where it says that the call may not go on, that ends."""
         try:
-            await self.journal.append(entry)
+            return await asked
         except InvalidInput:
             raise
         except DspexError as error:
             self.end(error)
+
+    async def _append(self, entry: JournalEntry) -> None:
+        assert self.journal is not None
+        assert self._found is not None
+        await self._told(self.journal.append(entry))
         self._found.pop(entry.place, None)  # what came last stands last
         self._found[entry.place] = entry._replace(asked=None)
 

@@ -8,7 +8,7 @@ from dspex.workers.journal.entries import JournalEntry
 
 
 class Journaling(Protocol):
-    """The journal of the call. Both raise DspexError where another attempt has it."""
+    """The journal of the call. They raise DspexError where another attempt has it."""
 
     async def open(self) -> list[JournalEntry]:
         """What earlier attempts left."""
@@ -16,6 +16,10 @@ class Journaling(Protocol):
 
     async def append(self, entry: JournalEntry) -> None:
         """Returns when the entry is stored. Raises InvalidInput for what is no plain data."""
+        ...
+
+    async def room(self) -> None:
+        """Returns when the limits have room for a request of a model. Raises CallError where they have none for a while."""
         ...
 
 
@@ -32,3 +36,6 @@ class WithinAttempt:
 
     async def append(self, entry: JournalEntry) -> None:
         """Nobody comes later."""
+
+    async def room(self) -> None:
+        """It is counted when it ends: what it has paid for would be lost."""

@@ -35,6 +35,11 @@ class Lease(NamedTuple):
     amounts: Amounts
     windows: Mapping[Measure, int]
 
+    def and_more(self, more: Lease) -> Lease:
+        """Both. Of a window that has ended nothing is left."""
+        kept = {m: a for m, a in self.amounts.items() if self.windows[m] == more.windows[m]}
+        return more._replace(amounts={m: a + kept.get(m, 0.0) for m, a in more.amounts.items()})
+
 
 class _Ask(NamedTuple):
     amounts: Amounts
@@ -123,10 +128,20 @@ class Account:
                 self._full = None
             if measure != "concurrent":
                 mine.used = min(MOST, mine.used + used.get(measure, 0.0))
-        if self._over():
-            self._write()
-        else:
-            self._look_later()
+        self._tell()
+
+    def spend(self, lease: Lease, used: Amounts) -> Lease:
+        """A call has used this, and goes on: what it may still use. All of it counts, in the window that it is now."""
+        self._roll()
+        taken: dict[Measure, float] = {m: min(amount, used.get(m, 0.0)) for m, amount in lease.amounts.items()}
+        for measure, mine in self._own.of.items():
+            if lease.windows.get(measure) == mine.window:
+                held = mine.held - taken[measure]
+                mine.held = held if held > TINY else 0.0
+            if measure != "concurrent":
+                mine.used = min(MOST, mine.used + used.get(measure, 0.0))
+        self._tell()
+        return lease._replace(amounts={measure: amount - taken[measure] for measure, amount in lease.amounts.items()})
 
     async def close(self) -> None:
         """Give back all that is not held."""
@@ -163,6 +178,13 @@ class Account:
                 self._known = None
             if not mine.window - 1 <= window <= mine.window:
                 self._own.of[measure] = Mine(window)
+
+    def _tell(self) -> None:
+        """Have written what was used: now where that is more than this process may use, else soon."""
+        if self._over():
+            self._write()
+        else:
+            self._look_later()
 
     def _look_later(self) -> None:
         if self._looking is None:

@@ -19,6 +19,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, Subscription
 from dspex.bus.records import CallRecord
 from dspex.workers.config import PoolConfig
+from dspex.workers.limits.refusals import is_refusal
 
 log = structlog.get_logger("dspex.workers")
 
@@ -77,6 +78,7 @@ class Cooling:
         if (
             error is not None
             and error.get("type") == "RateLimited"
+            and not is_refusal(error)
             and not (of_users and record.node and not error.get("node"))
         ):
             self._heard(record.lm, error.get("retry_after"))

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from dspex.bus.records import CallRequest, Usage
 from dspex.bus.serving.limits import Amounts
+from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.workers.config import Profile
 
 CHARACTERS: Final = 4.0  # of a token, about
@@ -33,7 +34,8 @@ class Estimates:
 
     def of(self, work: CallRequest, profile: Profile) -> Amounts:
         """By what is counted."""
-        read = _characters(work.inputs) / CHARACTERS
+        job = work.spec.kind == OPTIMIZE  # what it uses is reserved request by request: its rows are no prompt
+        read = 0.0 if job else _characters(work.inputs) / CHARACTERS
         price = profile.price
         samples = self._measured.get((work.spec.program, profile.name))
         if samples is not None and samples.count >= ENOUGH:
@@ -46,7 +48,9 @@ class Estimates:
         return {"requests": 1.0, "tokens": read + written, "cost": cost, "concurrent": 1.0}
 
     def measured(self, work: CallRequest, profile: Profile, usage: Usage) -> None:
-        """What a call has used."""
+        """What a call has used; that of a job of an optimizer says nothing of another one."""
+        if work.spec.kind == OPTIMIZE:
+            return
         key = (work.spec.program, profile.name)
         samples = self._measured.pop(key, None) or _Samples()
         self._measured[key] = samples  # the latest last
@@ -88,20 +92,20 @@ class _Samples:
         return _Sample(*(column[int(_WORST * (len(column) - 1))] for column in self._sorted))
 
 
-def used_by(usage: Usage, inherited: Usage | None, estimate: Amounts) -> Amounts:
+def used_by(usage: Usage, estimate: Amounts, *counted: Usage | None) -> Amounts:
     """What an execution has used, by what its child said. A server that tells no tokens has used what was expected.
 
-    `inherited`: what of it others had used before, who counted it.
+    `counted`: what of it is counted already, here or by others.
     """
     tokens, cost = usage.input_tokens + usage.output_tokens, usage.cost
     told = tokens > 0 or usage.requests == 0
-    requests = float(usage.requests)
-    if inherited is not None:
-        tokens -= inherited.input_tokens + inherited.output_tokens
-        requests -= inherited.requests
-        cost = None if cost is None else cost - (inherited.cost or 0.0)
+    requests, least = float(usage.requests), 1.0
+    for one in filter(None, counted):
+        tokens -= one.input_tokens + one.output_tokens
+        requests, least = requests - one.requests, 0.0
+        cost = None if cost is None else cost - (one.cost or 0.0)
     return {
-        "requests": max(1.0, requests),
+        "requests": max(least, requests),
         "tokens": max(0.0, float(tokens)) if told else estimate.get("tokens", 0.0),
         "cost": max(0.0, cost) if cost is not None and told else estimate.get("cost", 0.0),
     }

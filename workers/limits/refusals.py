@@ -18,6 +18,11 @@ _WORDS: Final[Mapping[Measure, str]] = {
 _WINDOWS: Final[Mapping[float, str]] = {1.0: " a second", 60.0: " a minute", 3600.0: " an hour", 86400.0: " a day"}
 
 
+def is_refusal(error: Mapping[str, object]) -> bool:
+    """Whether an error of a record is one of these, and not what a provider has said."""
+    return str(error.get("node", "")).startswith(("lm.", "budgets."))
+
+
 def refusal(about: Mapping[str, str], full: Full) -> CallError:
     """The refusal. It names the limit."""
     most, what = full.limit.most or 0.0, _WORDS[full.measure]

@@ -43,13 +43,16 @@ NOTHING: Final[Amounts] = {}
 
 
 class Granted(NamedTuple):
-    """What an execution may use, of the profile that is asked. `settled`: what it has used of those before that."""
+    """What an execution may use, of the profile that is asked. `settled`: what of it, and of those before, is counted already.
+    `asking`: requests that it is making.
+    """
 
     profile: Profile
     estimate: Amounts
     leases: Sequence[tuple[Account, Lease]]
     batch: bool = False
     settled: Usage | None = None
+    asking: int = 0
 
 
 class Limits:
@@ -107,7 +110,7 @@ class Limits:
         if usage is None:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            used = used_by(usage, _together(execution.inherited, granted.settled), granted.estimate)
+            used = used_by(usage, granted.estimate, execution.inherited, granted.settled)
         if usage is not None and record.error is None:
             self._estimates.measured(work, granted.profile, usage)
         self._settle(granted, used)
@@ -115,9 +118,7 @@ class Limits:
             self.cooling.hear(record, of_users=work.spec.journaled)
 
     async def further(self, execution: Execution, lm: str, used: Usage | None) -> None:
-        """The next profile of a list is to be asked: what the call has used of the one before is settled, and what it will use
-        of this one reserved. Raises CallError where that has no room, or the pool has no such profile.
-        """
+        """See CallLimits. What was used of the profile before is settled, and what will be of this one is reserved."""
         work, granted = execution.work, self._granted.get(execution)
         if granted is None or execution.over:
             return
@@ -125,7 +126,7 @@ class Limits:
             raise LMUnavailable(f"the pool has no lm.{lm} for this call", node=work.node)
         before, profile = granted.settled, self._config.profile(lm)
         asked = used is not None and used.requests > (before.requests if before else 0)  # else its model has answered nothing
-        self._settle(granted, used_by(used, before, granted.estimate) if used is not None and asked else {})
+        self._settle(granted, used_by(used, granted.estimate, before) if used is not None and asked else {})
         settled = used or before
         self._granted[execution] = Granted(profile, {}, (), settled=settled)
         found = await self._asked(work, profile, batch=False)
@@ -135,6 +136,41 @@ class Limits:
             _give_back(found.leases)
             return
         self._granted[execution] = found._replace(settled=settled)
+
+    def spent(self, execution: Execution, used: Usage) -> None:
+        """See CallLimits."""
+        if (granted := self._granted.get(execution)) is None or granted.batch:
+            return
+        amounts = used_by(used, NOTHING, Usage())
+        leases = [(account, account.spend(lease, amounts)) for account, lease in granted.leases]
+        settled, asking = granted.settled + used if granted.settled else used, max(0, granted.asking - used.requests)
+        self._granted[execution] = granted._replace(leases=leases, settled=settled, asking=asking)
+
+    async def room(self, execution: Execution) -> None:
+        """See CallLimits. A request is taken to be as large as those before."""
+        if (granted := self._granted.get(execution)) is None or granted.batch:
+            return
+        self._granted[execution] = granted = granted._replace(asking=granted.asking + 1)
+        if granted.settled is None or not granted.settled.requests:
+            return
+        used = used_by(granted.settled, NOTHING, Usage())
+        each: Amounts = {measure: amount / granted.settled.requests for measure, amount in used.items()}
+        for account, lease in granted.leases:
+            missing = {m: each.get(m, 0.0) * granted.asking - amount for m, amount in lease.amounts.items()}
+            if wanted := {m: amount for m, amount in missing.items() if amount > 0}:
+                more = await account.take(wanted)
+                if isinstance(more, Full):
+                    raise refusal(account.about, more)
+                self._add(execution, account, more)
+
+    def _add(self, execution: Execution, account: Account, more: Lease) -> None:
+        """Let it use more, unless it is over, or asks another profile meanwhile."""
+        granted = self._granted.get(execution)
+        if granted is None or account not in [one for one, _ in granted.leases]:
+            account.settle(more, {})
+            return
+        leases = [(one, lease.and_more(more) if one is account else lease) for one, lease in granted.leases]
+        self._granted[execution] = granted._replace(leases=leases)
 
     def _settle(self, granted: Granted, used: Amounts) -> None:
         for account, lease in granted.leases:
@@ -244,10 +280,6 @@ class Limits:
         """Ask for it, unless it is known or nobody knows: nothing was applied yet."""
         if not self._clock.known:
             await self._clock.ask()
-
-
-def _together(one: Usage | None, other: Usage | None) -> Usage | None:
-    return one + other if one is not None and other is not None else one or other
 
 
 def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None) -> Amounts:

@@ -17,7 +17,7 @@ from dspex.workers.answer import Answer
 from dspex.workers.frames import FurtherFrame, JournalFrame
 from dspex.workers.journal.keeping import Journal, Outdone
 from dspex.workers.pool.children.child_process import Child, GivenState
-from dspex.workers.pool.steps import CallStep
+from dspex.workers.pool.steps import CallStep, OfCall
 from dspex.workers.pool.telling import Telling
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ class Execution:
         if self.work.record is None or self._child is None:
             return  # the child would not ask
         if self._journal is None:
-            self._journal = Journal(self._all.journals, self.work, self._at, self._child.tell, self._outdone_by)
+            tell, limits = self._child.tell, OfCall(self._all.limits, self) if self._all.limits is not None else None
+            self._journal = Journal(self._all.journals, self.work, self._at, tell, self._outdone_by, limits)
         self._journal.take(frame)
 
     def further(self, frame: FurtherFrame) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -22,7 +22,7 @@ from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.execution import Ended, Execution
 from dspex.workers.pool.routing.routes import Routes
-from dspex.workers.pool.steps import CallStep
+from dspex.workers.pool.steps import CallLimits, CallStep
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -30,13 +30,6 @@ MOST_LEFT = 1000  # calls whose callers have left that are remembered: one may b
 MOST_CALL = 100  # characters of the id of a call that is remembered: who may ask could otherwise fill the memory
 MOST_BATCHED = 5_000  # calls that wait for batches: a consumer holds 10,000 that are not acked
 DELIVERIES = 10  # work that was delivered more often has killed its workers, parents included
-
-
-Further = Callable[[Execution, str, Usage | None], Awaitable[None]]
-"""Told the profile and what the call has used so far. Raises CallError where that may not be asked."""
-
-
-async def _goes_on(execution: Execution, lm: str, used: Usage | None) -> None: ...
 
 
 class Executions:
@@ -50,7 +43,7 @@ class Executions:
         preparing: executions that wait for a step; each will want a slot.
         batched: those that wait for a batch.
         routes: which way they went.
-        further: asked before a call goes on with the next profile of its list.
+        limits: asked while calls run.
     """
 
     def __init__(
@@ -61,7 +54,7 @@ class Executions:
         self.pool, self.worker = children.config.name, worker
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
-        self.further: Further = _goes_on
+        self.limits: CallLimits | None = None
         self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
@@ -146,7 +139,9 @@ class Executions:
     async def _go_further(self, execution: Execution, frame: FurtherFrame, tell: Callable[[FurtheredFrame], None]) -> None:
         refused: DspexError | None = None
         try:
-            await self.further(execution, frame.lm, Usage.read(frame.used) if frame.used is not None else None)
+            used = Usage.read(frame.used) if frame.used is not None else None
+            if self.limits is not None:
+                await self.limits.further(execution, frame.lm, used)
         except DspexError as error:
             refused = error
         finally:

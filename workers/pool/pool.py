@@ -98,7 +98,7 @@ class Pool:
         )
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
-        self.executions.further = self.limits.further
+        self.executions.limits = self.limits
         shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
         dspy, generation = (lambda: self.children.hello.dspy_version), (lambda: self.children.generation)
         self.cache = Caching(config, shared, dspy, generation, sealed=bus.sealing is not None)

@@ -9,9 +9,10 @@ may come again, and who asked decides what becomes of it.
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dspex.bus.records import CallRecord
+from dspex.bus.records import CallRecord, Usage
 from dspex.workers.answer import Answer
 
 if TYPE_CHECKING:
@@ -32,3 +33,38 @@ class CallStep(Protocol):
     def after(self, execution: Execution, record: CallRecord) -> None:
         """The end of an execution that `before` let pass; of one that was given up in it, too."""
         ...
+
+
+class CallLimits(Protocol):
+    """The limits of profiles and budgets, while a call runs."""
+
+    async def further(self, execution: Execution, lm: str, used: Usage | None) -> None:
+        """The next profile of its list is to be asked. `used`: what it has used so far; None: that is not known.
+
+        Raises CallError where that has no room, or the pool has no such profile.
+        """
+        ...
+
+    async def room(self, execution: Execution) -> None:
+        """A request is to be made whose use is counted by itself. Raises CallError where there is no room for it."""
+        ...
+
+    def spent(self, execution: Execution, used: Usage) -> None:
+        """A request has used this."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfCall:
+    """The limits, asked for one call."""
+
+    limits: CallLimits
+    execution: Execution
+
+    async def room(self) -> None:
+        """See CallLimits."""
+        await self.limits.room(self.execution)
+
+    def spent(self, used: Usage) -> None:
+        """See CallLimits."""
+        self.limits.spent(self.execution, used)

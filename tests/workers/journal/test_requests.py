@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import journaled
@@ -15,10 +15,11 @@ from pool_bench import work as asked
 from waiting import until
 
 from dspex.bus import subjects
+from dspex.bus.errors import BudgetExceeded, CallError, RateLimited
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import StreamConfig
-from dspex.bus.records import CallRequest
+from dspex.bus.records import CallRequest, Usage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.keys.keyring import Keyring
@@ -26,7 +27,7 @@ from dspex.workers.answer import Answer
 from dspex.workers.answerers.router import Router
 from dspex.workers.child.journal import CallJournal
 from dspex.workers.config import Profile
-from dspex.workers.journal.keeping import Journal, Journals, Outdone
+from dspex.workers.journal.keeping import Journal, Journals, Outdone, RequestLimits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 STEPS = 7  # of an agent, and a request for what it has found: eight
@@ -75,10 +76,11 @@ class Lab:
     bus: MemoryBus
     outdone: list[Outdone]
     above: int = payloads.ABOVE
+    limits: RequestLimits | None = None
 
     def journals(self, item: CallRequest, at: int = 1) -> tuple[Journal, CallJournal]:
         child = CallJournal(1, lambda frame: parent.take(frame))
-        parent = Journal(Journals(self.bus, APP, POOL, self.above), item, at, child.take, self.outdone.append)
+        parent = Journal(Journals(self.bus, APP, POOL, self.above), item, at, child.take, self.outdone.append, self.limits)
         return parent, child
 
     async def attempt(self, item: CallRequest, at: int = 1) -> Answer:
@@ -243,6 +245,32 @@ async def test_an_attempt_at_an_earlier_request_does_not_begin(lab: Lab) -> None
     answer = await lab.attempt(item, at=4)
     assert (answer.error or {})["type"] == "WorkerLost"
     assert (lab.outdone, lab.model.requests) == ([Outdone(later=True)], before)
+
+
+@dataclass
+class Room:
+    """The limits of a call: refusals of its requests, one after the other; None for room."""
+
+    refusals: list[CallError | None]
+    used: list[Usage] = field(default_factory=list[Usage])
+
+    async def room(self) -> None:
+        if self.refusals and (refused := self.refusals.pop(0)) is not None:
+            raise refused
+
+    def spent(self, used: Usage) -> None:
+        self.used.append(used)
+
+
+async def test_each_request_waits_for_room_in_the_limits_and_where_there_is_none_it_is_not_paid(lab: Lab) -> None:
+    soon, late = RateLimited("full", retry_after=0.01), RateLimited("full", retry_after=3600.0)
+    item, lab.limits = work("two", spec=program("told")), Room([soon, soon, None, late])
+    answer = await lab.attempt(item)
+    assert ((answer.error or {})["type"], (answer.error or {})["retry_after"]) == ("RateLimited", 3600.0)
+    assert (lab.model.requests, len(lab.limits.used)) == (1, 1)
+    lab.limits = Room([None, BudgetExceeded("spent")])
+    outputs(await lab.attempt(item))
+    assert (lab.model.requests, len(lab.limits.refusals)) == (2, 1), "what the journal answers needs no room"
 
 
 async def test_what_a_program_draws_is_the_same_in_every_attempt(lab: Lab) -> None:

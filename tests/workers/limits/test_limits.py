@@ -291,6 +291,39 @@ def test_the_next_profile_of_a_list_is_asked_when_its_part_is_reserved_and_what_
     run(w, main())
 
 
+def test_what_a_long_call_has_used_counts_while_it_runs_and_holds_it_and_others(loop: VirtualLoop) -> None:
+    """An agent, or the job of an optimizer: each of its requests is journaled, and is counted by itself."""
+    w = world(loop, configured(tokens=(3_000.0, MINUTE)))
+    one = Usage(400, 100, 0.001, requests=1)
+
+    async def main() -> None:
+        limits, other = await w.process(), await w.process()
+        job = cast(Execution, Asked(work()))
+        found = limits.before(job)
+        assert found is None or await found is None
+        for _ in range(6):
+            await limits.room(job)
+            await asyncio.sleep(1.0)
+            limits.spent(job, one)
+        with pytest.raises(RateLimited, match=r"lm\.main") as refused:
+            await limits.room(job)
+        assert 0 < (refused.value.retry_after or 0) < MINUTE
+        with pytest.raises(RateLimited):
+            await w.call(other)
+        await asyncio.sleep(refused.value.retry_after or 0.0)
+        for _ in range(2):
+            await limits.room(job)
+            limits.spent(job, one)
+        usage = {"input_tokens": 8 * 400, "output_tokens": 8 * 100, "requests": 8, "cost": 0.008}
+        limits.after(job, CallRecord("c", 1, 1, "", "", outputs={}, lm="main", usage=usage))
+        await asyncio.sleep(3.0)
+        tallies = (await w.ledger("lm.main")).tallies
+        assert (tallies["tokens"].used, tallies["requests"].used) == (1_000.0, 2.0)
+        assert tallies["cost"].used == pytest.approx(0.008)
+
+    run(w, main())
+
+
 def test_what_was_counted_where_it_was_spent_is_not_counted_by_who_goes_on(loop: VirtualLoop) -> None:
     """An agent that is handed on goes on from its journal, and its record has what all have cost."""
     w = world(loop, configured(tokens=(1e9, MINUTE * 60)))
