@@ -24,6 +24,8 @@ Measure: TypeAlias = Literal["requests", "tokens", "cost", "concurrent"]
 """What is counted: requests to a model, its tokens in and out, USD, and calls at once."""
 Amounts: TypeAlias = Mapping[Measure, float]
 
+TENANT: Final = "tenant"
+MOST_TENANTS: Final = 10_000  # with something used in their window that are remembered
 MINUTE: Final = 60.0
 DAY: Final = 86400.0
 _MOST: Final = 1e18  # of anything
@@ -123,6 +125,17 @@ class Ledger:
     def key(self) -> str:
         return key_of(self.about)
 
+    @property
+    def part(self) -> float:
+        """Of the limit that is used up most."""
+        used = [(tally.taken, self.limits[m].most) for m, tally in self.tallies.items() if m in self.limits]
+        return max((taken / most for taken, most in used if most), default=0.0)
+
+    def over(self, now: float) -> bool:
+        """Whether the windows of all that was counted have ended, so that nobody has to know of it: a moment ago at least."""
+        ends = [(self.tally(measure, 0).window + 1) * limit.per for measure, limit in self.limits.items() if limit.per > 0]
+        return len(ends) == len(self.limits) and all(end + GONE < now for end in ends)
+
     def tally(self, measure: Measure, window: int) -> Metered:
         """The measure in a window, or in a later one where somebody was there already: windows never go back."""
         found = self.tallies.get(measure)
@@ -202,19 +215,26 @@ def _amount(value: float) -> float:
 
 
 async def forget(bus: Bus, app: str, now: float, kept: float) -> None:
-    """Remove what was used by runs and tenants of which nothing was heard for `kept` seconds, and longer than their window is.
+    """Remove what was used by runs of which nothing was heard for `kept` seconds, and by tenants in windows that have ended.
 
-    There is one value of each, for any number of them; those of profiles and other budgets are few. Raises BusError.
+    There is one value of each. Whoever publishes or calls names tenants, as many as they like: of those that have used
+    something in their window MOST_TENANTS are kept, the ones that have used most. Those of profiles and other budgets are few,
+    and stay. Raises BusError.
     """
     if not await bus.has("bucket", name := limits(app)):
         return
-    bucket = await bus.bucket(name)
-    for key, (value, _) in (await bucket.items("budget")).items():
+    bucket, tenants = await bus.bucket(name), list[tuple[float, str, int]]()
+    for key, (value, revision) in (await bucket.items("budget")).items():
         with suppress(DecodeError):
             ledger = Ledger.read(value)
             longest = max((limit.per for limit in ledger.limits.values()), default=0.0)
-            if len(ledger.about) > 1 and now - ledger.at > max(kept, 2 * longest):
-                await bucket.delete(key)
+            unheard = len(ledger.about) > 1 and now - ledger.at > max(kept, 2 * longest)
+            if unheard or (TENANT in ledger.about and ledger.over(now)):
+                await bucket.delete(key, revision=revision)  # unless somebody has used it meanwhile
+            elif TENANT in ledger.about:
+                tenants.append((ledger.part, key, revision))
+    for _, key, revision in sorted(tenants)[: max(0, len(tenants) - MOST_TENANTS)]:
+        await bucket.delete(key, revision=revision)
 
 
 def key_of(about: Mapping[str, str]) -> str:

@@ -16,7 +16,8 @@ answer that stays right, since positions only move on, and whoever takes over be
     statements of watermarks (at once)                they are an engine's last, and it lives, or others have not said as much
     dead letters whose event was redriven             (at once: the redrive was cut off before it removed them)
     payloads, an hour after they were put             a message names them, or a saved version of a program
-    what a run or tenant used of a budget             it was used within `engine.records`
+    what a run used of a budget                       it was used within `engine.records`
+    what a tenant used of a budget                    its window goes on, and it is among the 10,000 that have used most
     sessions                                          they go on, or it has to be remembered that they have ended
     what processes of pools said of themselves        they live, or died within ten minutes
     which worker holds a key (affinity="require")     a call of that key was made within thirty days

@@ -47,14 +47,20 @@ def pairs(arguments: Sequence[str]) -> dict[str, object]:
     return found
 
 
+def parted(argument: str) -> tuple[str, str, str] | None:
+    """Name, sign (`=` or `:=`) and text of `name=text`, by the first sign: a text may have others. None for what is none."""
+    match = _PAIR.fullmatch(argument)
+    return (match[1], match[2], match[3]) if match is not None else None
+
+
 def _pair(argument: str) -> tuple[str, object]:
-    if not (match := _PAIR.fullmatch(argument)):
+    if (found := parted(argument)) is None:
         raise ConfigError(f"{argument!r} is not data", code="DX120", fix=_FIX)
     if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):  # bytes that the shell handed on
         raise ConfigError(
             f"{_shown(argument)} is not text in UTF-8", code="DX120", fix="put it into a file: -f FILE --encoding …"
         )
-    name, sign, text = match.groups()
+    name, sign, text = found
     return name, text if sign == "=" else _json(text, argument)
 
 

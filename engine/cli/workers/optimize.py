@@ -116,11 +116,13 @@ def budget_of(text: str | None) -> tuple[int, int]:
 
 def _options_of(given: list[str]) -> dict[str, Any]:
     """Options of the optimizer; a value that is JSON is that, and any other is a text."""
+    from dspex.engine.cli.terminal.arguments import parted
+
     found: dict[str, Any] = {}
     for one in given:
-        name, equals, value = one.replace(":=", "=", 1).partition("=")
-        if not equals:
+        if (assigned := parted(one)) is None:
             raise ConfigError(f"{one!r} is no option of an optimizer", code="DX105", fix="--option max_labeled_demos=8")
+        name, _, value = assigned
         found[name] = value
         with suppress(ValueError):
             found[name] = orjson.loads(value)

@@ -18,8 +18,8 @@ def read(*arguments: str, stdin: str = "") -> list[Any]:
 
 
 def test_name_value_arguments_are_text_or_json() -> None:
-    assert read("a=1", "b:=1", "c=x=y", 'd:={"e": [null]}', "f=") == [
-        {"a": "1", "b": 1, "c": "x=y", "d": {"e": [None]}, "f": ""}
+    assert read("a=1", "b:=1", "c=x=y", 'd:={"e": [null]}', "f=", "g=h:=1") == [
+        {"a": "1", "b": 1, "c": "x=y", "d": {"e": [None]}, "f": "", "g": "h:=1"}
     ]
     assert pairs(["a=1", "b:=true"]) == {"a": "1", "b": True}
     assert read() == [{}]

@@ -320,6 +320,7 @@ def test_a_program_is_made_better_saved_and_used_from_the_shell(project: Project
         (["--metric", "exact"], "there is no metric 'exact'"),
         (["--with", "MIPRO"], "there is no optimizer 'MIPRO' in jobs"),
         (["--option", "auto=light"], "BootstrapFewShot takes no option 'auto'"),
+        (["--option", "max_rounds=a:=1"], "max_rounds of BootstrapFewShot is 'a:=1'"),
         (["--budget", "5 dollars"], "'5 dollars' is no budget of requests or tokens"),
         (["--budget", "3 requests"], "the two scores alone take 4 requests or more, and the budget has 3"),
         (["--data", "short.csv"], "the rows, row 2: the outputs do not fit"),

@@ -76,7 +76,9 @@ def test_of_several_profiles_those_are_left_out_that_have_no_room(loop: VirtualL
     assert run(w, main()) == ["main", "other", "other"]
 
 
-def test_what_runs_and_tenants_have_used_is_forgotten_when_nothing_was_heard_of_them_for_long(loop: VirtualLoop) -> None:
+def test_what_runs_have_used_is_forgotten_when_nothing_was_heard_of_them_for_long_and_of_tenants_with_its_window(
+    loop: VirtualLoop,
+) -> None:
     budgets = Budget("run", tokens=9e9, per=0.0), Budget("each", tenant="*", tokens=9e9), Budget("all", tokens=9e9)
     w = world(loop, configured(*budgets))
 
@@ -88,14 +90,38 @@ def test_what_runs_and_tenants_have_used_is_forgotten_when_nothing_was_heard_of_
         await w.call(limits, run="new", tenant="globex")
         await asyncio.sleep(10)
         kept: list[set[str]] = []
-        for seconds in (200.0, 50.0):
-            await forget(bus, APP, w.now + 2 * DAY, 2 * DAY + seconds)
+        for now, seconds in ((w.now, DAY), (w.now + DAY, DAY + 200.0), (w.now + DAY, DAY + 50.0)):
+            await forget(bus, APP, now, seconds)
             kept.append(set(await bucket.items("budget")))
         return kept
 
-    before, after = run(w, main())
-    assert before == after | {"budget.run.run.old", "budget.each.tenant.acme"}
-    assert after == {"budget.run.run.new", "budget.each.tenant.globex", "budget.all"}
+    today, tomorrow, later = run(w, main())
+    assert today == tomorrow | {"budget.each.tenant.acme", "budget.each.tenant.globex"}
+    assert tomorrow == later | {"budget.run.run.old"}
+    assert later == {"budget.run.run.new", "budget.all"}
+
+
+def test_of_tenants_that_strangers_name_a_number_is_remembered_the_ones_that_have_used_most(
+    loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dspex.bus.serving.limits.MOST_TENANTS", 3)
+    w = world(loop, configured(Budget("each", tenant="*", tokens=2_000)))
+
+    async def main() -> set[str]:
+        limits, bus = await w.process(), w.server.connect()
+        for _ in range(2):
+            await w.call(limits, tenant="acme", tokens=900)
+        for n in range(9):
+            await w.call(limits, tenant=f"stranger {n}", tokens=100 + n)
+        await asyncio.sleep(10)
+        await forget(bus, APP, w.now, DAY)
+        with pytest.raises(BudgetExceeded):
+            await w.call(limits, tenant="acme", tokens=900)
+        return set(await (await bus.bucket(subjects.limits(APP))).items("budget"))
+
+    kept = run(w, main())
+    assert len(kept) == 3
+    assert "budget.each.tenant.acme" in kept
 
 
 def test_status_shows_what_is_used_of_limits_and_budgets_and_what_is_left(loop: VirtualLoop) -> None:
