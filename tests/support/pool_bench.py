@@ -204,9 +204,9 @@ class Talks:
         """One more client, as another process has it."""
         return Client(bus=self.server.connect(), app=APP)
 
-    async def start(self) -> Pool:
+    async def start(self, bus: MemoryBus | None = None) -> Pool:
         """One more process of the pool."""
-        pool = Pool(self.server.connect(), PoolConfig(APP, DEFAULT_POOL, size=1, slots=8))
+        pool = Pool(bus or self.server.connect(), PoolConfig(APP, DEFAULT_POOL, size=1, slots=8))
         pool.steps.append(self.answering)
         pool.children.slots.refuse(lambda: WorkerLost("no process"))  # so that the pool takes calls, which only steps answer
         asyncio.get_running_loop().create_task(pool.interactive.run())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
 from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.handing import HandedCall
-from dspex.workers.pool.telling import Telling
+from dspex.workers.pool.telling import Asker, Telling
 from dspex.workers.pool.turns import Turns
 
 if TYPE_CHECKING:
@@ -44,27 +43,6 @@ PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have r
 LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
 
-@dataclass(eq=False)
-class _Asker:
-    """Who waits for a call.
-
-    Attributes:
-        work, packed: its request. reply: where it hears. told: it has its result.
-        telling: what it is told with before that; None: nothing is.
-    """
-
-    work: CallRequest
-    packed: bytes
-    reply: str
-    telling: Telling | None = None
-    told: bool = False
-
-    def asks_again(self, message: Message) -> bool:
-        """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""
-        connection = self.reply.rpartition(".")[0]
-        return message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
-
-
 class Interactive:
     """Takes and answers the interactive calls of one pool."""
 
@@ -75,8 +53,8 @@ class Interactive:
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._sent_away = 0
-        self._askers: dict[str, _Asker] = {}  # by call, of those that run
-        self._to_accept: list[_Asker] = []  # who has not been told that a worker has the call
+        self._askers: dict[str, Asker] = {}  # by call, of those that run
+        self._to_accept: list[Asker] = []  # who has not been told that a worker has the call
         self._turns = Turns(pool.bus, pool.config.app)
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
@@ -134,14 +112,36 @@ class Interactive:
                 self._changed.set()
                 self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
                 return
+            if subjects.CLAIM_CHECK in message.headers:  # fetched aside: a small request behind it does not wait for that
+                self._large.start(self._fetched(message), "large request")
+            else:
+                await self._take(message)
+        except BusError as error:
+            log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
+
+    async def _fetched(self, message: Message) -> None:
+        """Take a request whose body is to be fetched. It will want a slot."""
+        self._pool.executions.preparing += 1
+        try:
+            await self._take(message)
+        except BusError as error:
+            log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
+        finally:
+            self._pool.executions.preparing -= 1
+
+    async def _take(self, message: Message) -> None:
+        """Answer a request that was sent here. Raises BusError."""
+        try:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = self._read(message)
             await self._deployed.check(work)
-            self._go_on(message, work, placed=not self._pool.handing.decides(work))
         except (DataError, NotAllowed) as error:
             self._refuse(message, error)
-        except BusError as error:
-            log.warning("a request was dropped", pool=self._pool.config.name, why=error.message)
+            return
+        if self._pool.draining:  # since it came
+            self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+            return
+        self._go_on(message, work, placed=not self._pool.handing.decides(work))
 
     async def handed(self, message: Message) -> None:
         """Answer a request that another process of the pool has given to this one. Raises BusError."""
@@ -214,7 +214,7 @@ class Interactive:
                 asker.telling.move(message.reply)
             self._accept(asker, pool.free())
             return
-        asker = self._askers[work.call] = _Asker(work, message.data, message.reply)
+        asker = self._askers[work.call] = Asker(work, message.data, message.reply)
         if work.stream:
             self._accept(asker, pool.free() - 1)
             asker.telling = Telling(pool.bus, message.reply)
@@ -233,7 +233,7 @@ class Interactive:
             if not asker.told:
                 self._accept(asker, self._pool.free())
 
-    def _accept(self, asker: _Asker, free: int) -> None:
+    def _accept(self, asker: Asker, free: int) -> None:
         pool = self._pool
         accepted = {
             "kind": ACCEPTED,
@@ -244,16 +244,16 @@ class Interactive:
         }
         pool.bus.tell(asker.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
 
-    def _ended(self, asker: _Asker, record: CallRecord) -> None:
+    def _ended(self, asker: Asker, record: CallRecord) -> None:
         if asker.work.turn is None:
             self._answered(asker, record)
         else:
             self._large.start(self._spoken(asker, record), "turn")
 
-    async def _spoken(self, asker: _Asker, record: CallRecord) -> None:
+    async def _spoken(self, asker: Asker, record: CallRecord) -> None:
         self._answered(asker, await self._turns.written(asker.work, record))
 
-    def _answered(self, asker: _Asker, record: CallRecord) -> None:
+    def _answered(self, asker: Asker, record: CallRecord) -> None:
         """Send the result, and have it recorded."""
         if self._askers.get(asker.work.call) is asker:
             del self._askers[asker.work.call]
@@ -265,7 +265,7 @@ class Interactive:
         self._pool.records.put(record, asker.work, packed)
         self._pool.service.heard(record)
 
-    def _reply(self, reply: str, record: CallRecord, asker: _Asker | None = None) -> bytes:
+    def _reply(self, reply: str, record: CallRecord, asker: Asker | None = None) -> bytes:
         """Send the result, and give it as it is sent; one that no message holds by its hash."""
         pool = self._pool
         headers = {subjects.KIND: RESULT, **in_session(asker.work.session if asker is not None else None)}

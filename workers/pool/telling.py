@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
@@ -11,7 +12,9 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
+from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.records import CallRequest
 from dspex.bus.serving.sayings import SAID, Said, Saying
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
@@ -22,6 +25,27 @@ _PIECE: Final = MOST >> 1
 _FIELDS: Final = 256  # outputs of one call of which pieces are told
 _NOTHING: Final = Said("", 0, "")
 _MARK: Final = 8  # characters that a piece counts besides its own
+
+
+@dataclass(eq=False)
+class Asker:
+    """Who waits for a call.
+
+    Attributes:
+        work, packed: its request. reply: where it hears. told: it has its result.
+        telling: what it is told with before that; None: nothing is.
+    """
+
+    work: CallRequest
+    packed: bytes
+    reply: str
+    telling: Telling | None = None
+    told: bool = False
+
+    def asks_again(self, message: Message) -> bool:
+        """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""
+        connection = self.reply.rpartition(".")[0]
+        return message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
 
 
 class Telling:
