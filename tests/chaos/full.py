@@ -24,7 +24,7 @@ import structlog
 import talking
 import timed_simulation
 from oracle import Report, Violation
-from processes import agents, batched, spending, submitting
+from processes.calls import agents, batched, optimizing, required, spending, submitting
 from processes.clocks import compiler
 from processes.disk import may_mount
 
@@ -164,7 +164,9 @@ def scenarios() -> dict[str, Callable[[], Report]]:
         "time": lambda: _swept(timed_simulation.TimedSimulation(seed, kills=8).run() for seed in range(SEEDS)),
         "driver": lambda: _swept(map(driven.drive, range(SEEDS))),
         "agents killed": lambda: asyncio.run(agents.judged()),
+        "optimizers killed": lambda: asyncio.run(optimizing.judged()),
         "batches": lambda: asyncio.run(batched.judged()),
+        "required workers killed": lambda: asyncio.run(required.judged()),
         "sessions": lambda: asyncio.run(talking.talk(50, 4, 25)),
         "submitted": lambda: asyncio.run(submitting.judged()),
         "limits": lambda: asyncio.run(spending.judged()),

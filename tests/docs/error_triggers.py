@@ -82,7 +82,7 @@ ELSEWHERE = {
     "test_an_event_whose_last_window_has_ended_is_a_letter_and_one_within_the_lateness_counts",
     "DX513": "engine/keyed/test_stateful.py::test_state_that_fits_its_type_no_more_is_a_letter_that_says_so",
     "DX700": "engine/client/sessions/test_sessions.py::test_an_answer_whose_turn_cannot_be_stored_is_an_error",
-    "DX701": "engine/client/sessions/test_sessions.py::test_data_is_saved_by_whoever_knows_the_latest",
+    "DX701": "engine/client/sessions/test_data_of_sessions.py::test_data_is_saved_by_whoever_knows_the_latest",
     "DX702": "engine/client/sessions/test_sessions.py::test_a_session_that_was_ended_or_whose_time_is_over_takes_nothing_more",
     "DX703": "workers/affinity/test_processes.py::test_who_requires_a_worker_is_told_once_when_it_is_gone",
     "DX704": "engine/client/sessions/test_sessions.py::test_reject_raises_where_another_call_runs",

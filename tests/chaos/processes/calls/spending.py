@@ -57,7 +57,7 @@ class SpendingWorld(World):
         file.write_text(file.read_text().replace("slots = 8,", "slots = 1,"))
 
     def add_engine(self) -> None:
-        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.spending:topology", "--pools", "none"]
+        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.calls.spending:topology", "--pools", "none"]
         self._add(f"engine-{len(self.processes)}", [*command, "--no-server"])
 
 

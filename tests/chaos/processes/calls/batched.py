@@ -26,7 +26,7 @@ from processes.processes import kill_child, kill_pool
 from processes.world import APP, POOL, World, insist, profile
 
 ASKED, DONE = "batched.asked", "batched.done"
-SUPPORT = Path(__file__).parents[2] / "support"
+SUPPORT = Path(__file__).parents[3] / "support"
 HELD = 6  # kills that a batch has to outlive
 STEPS = ("upload", "create", "get", "list", "content")
 
@@ -43,7 +43,7 @@ class BatchedWorld(World):
         file.write_text(file.read_text().replace("path = [", f"path = [{json.dumps(str(SUPPORT))}, "))
 
     def add_engine(self) -> None:
-        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.batched:topology", "--pools", "none"]
+        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.calls.batched:topology", "--pools", "none"]
         self._add(f"engine-{len(self.processes)}", [*command, "--no-server"])
 
 

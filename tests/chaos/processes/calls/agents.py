@@ -29,7 +29,7 @@ from processes.world import APP, POOL, World, insist, profile
 
 STEPS, WIDE = 7, 16  # an agent asks once for each step, and once for what it has found: eight requests
 ASKED, DONE = "agents.asked", "agents.done"
-PROGRAMS = Path(__file__).parents[2] / "support" / "programs"
+PROGRAMS = Path(__file__).parents[3] / "support" / "programs"
 JUST_NOW = 0.1  # seconds in which an answer may be on its way into the journal
 
 topology = Topology("agents")
@@ -70,7 +70,7 @@ class AgentWorld(World):
         file.write_text(text.replace("path = [", f"path = [{json.dumps(str(PROGRAMS))}, "))
 
     def add_engine(self) -> None:
-        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.agents:topology", "--pools", "none"]
+        command = [sys.executable, "-m", "dspex", "--json", "-v", "run", "processes.calls.agents:topology", "--pools", "none"]
         self._add(f"engine-{len(self.processes)}", [*command, "--no-server"])
 
 
