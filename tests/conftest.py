@@ -65,7 +65,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             early.stop()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse="COVERAGE_PROCESS_CONFIG" in os.environ)  # set by --cov
 def _few_processes_are_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coverage costs half a second of CPU in each process, and the suite starts hundreds: most run without it.
 
