@@ -188,10 +188,12 @@ def test_a_deadline_that_passes_falls_back_where_there_is_a_fallback(lab: MakeLa
 
 
 def test_a_result_that_was_stored_in_time_beats_the_deadline_however_long_the_engine_was_away(lab: MakeLab) -> None:  # G6
-    one = lab(asking(deadline="60s"))
+    topology = Topology("asking")
+    texts = topology.source("in").flat_map(lambda data: [{"text": str(n)} for n in range(data["count"])], name="each")
+    texts.predict("text -> answer", name="ask", deadline="60s").sink("out")
+    one = lab(topology)
     one.start()
-    for n in range(700):  # more than the inbox reads at once
-        one.publish("in", {"text": str(n)})
+    one.publish("in", {"count": 700})  # more than the inbox reads at once
     one.kill()
     one.work()
     one.advance(7200)
