@@ -27,12 +27,17 @@ OLDEST_SERVER = (2, 12)  # the first nats-server with atomic batches
 
 
 class NewMessage(NamedTuple):
-    """A message to be written. `expect`: the sequence that must be the last of its subject (0: none yet)."""
+    """A message to be written.
+
+    Attributes:
+        expect: the sequence that must be the last of its subject (0: none yet), or of the subject `of`.
+    """
 
     subject: str
     data: bytes
     headers: Mapping[str, str] | None = None
     expect: int | None = None
+    of: str | None = None
 
 
 class Ack(NamedTuple):

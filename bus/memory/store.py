@@ -110,8 +110,9 @@ class MemoryStream:
 
     def _check_expected(self, drafts: Sequence[NewMessage]) -> None:
         for draft in drafts:
-            if draft.expect is not None and draft.expect != (last := self.last_of(draft.subject)):
-                raise Fenced(f"the last of {draft.subject} is {last}, not {draft.expect}")
+            subject = draft.of or draft.subject
+            if draft.expect is not None and draft.expect != (last := self.last_of(subject)):
+                raise Fenced(f"the last of {subject} is {last}, not {draft.expect}")
 
     def _check_room(self, drafts: Sequence[NewMessage]) -> None:
         most, room = self.config.max_messages, -1 if self.config.max_bytes is None else self.config.max_bytes

@@ -21,12 +21,13 @@ WireRoute = Callable[[bytes, bytes, bytes, bytes], None]
 RESERVE: Final = 192
 """Bytes of each message kept back for the header lines of a commit: what fits in a publish fits in a batch."""
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECT_OF: Final = f"{EXPECT}-Subject"
 NEW_CONSUMER: Final = "$JS.API.CONSUMER.CREATE."  # behind it come stream, name and filter, which may have wildcards
 OUR_BATCH: Final = "dspex"
 """How the ids of our batches begin."""
 _OUR_BATCH_LINE: Final = f"\r\nNats-Batch-Id: {OUR_BATCH}".encode()
 _FIRST_COUNTS: Final = ("nats-", "dspex-", "content-type", "traceparent")
-_FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT)
+_FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT, EXPECT_OF)
 Headers = Mapping[str, str]
 NO_HEADERS: Final[Headers] = {}
 
@@ -76,8 +77,11 @@ def header_block(headers: Mapping[str, str] | None, more: str = "") -> bytes:
 
 
 def expectation(draft: NewMessage) -> str:
-    """The header line of `draft.expect`; "" where it expects nothing."""
-    return "" if draft.expect is None else f"{EXPECT}: {draft.expect}\r\n"
+    """The header lines of `draft.expect`; "" where it expects nothing."""
+    if draft.expect is None:
+        return ""
+    of = f"{EXPECT_OF}: {checked_subject(draft.of)}\r\n" if draft.of is not None else ""
+    return f"{EXPECT}: {draft.expect}\r\n{of}"
 
 
 def _check_size(subject: str, size: int, limit: int) -> None:

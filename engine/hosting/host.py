@@ -227,6 +227,7 @@ class Host:
 
     def _heard(self, stream: StreamInfo) -> None:
         """Let sources wait while the stream is nearly full: what is left is for calls that are open, so that they can end."""
+        self.committer.lightly = stream.replicas == 1
         full = 0 < stream.max_bytes * SOURCES_WAIT <= stream.bytes
         if full and self.room.is_set():
             self.room.clear()

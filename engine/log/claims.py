@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import structlog
 
-from dspex.bus.errors import BusError, Fenced, Unsettled
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, Fenced, Unreachable, Unsettled
 from dspex.bus.message import Message
-from dspex.bus.port import Bus
+from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.latest import Latest, end_of
 from dspex.engine.log.tables import Tables
@@ -62,16 +63,18 @@ async def take_over(
     if not claimed:
         return done
     readers = asyncio.Semaphore(READ_AT_ONCE)
-    recoveries = [_recover(log, tables(), readers, done) for log in claimed]  # logs are never torn, so they are read meanwhile
+    # logs are never torn, so they are read meanwhile
+    recoveries = [_recover(bus, log, tables(), readers, done) for log in claimed]
     torn = repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))  # of all claims at once
     await asyncio.gather(torn, *recoveries)
     return done
 
 
-async def _recover(log: CommitLog, tables: Tables, readers: asyncio.Semaphore, done: Claims) -> None:
+async def _recover(bus: Bus, log: CommitLog, tables: Tables, readers: asyncio.Semaphore, done: Claims) -> None:
     try:
         async with readers:
             await log.recover(tables)
+            await send_what_was_not(bus, log, tables)
     except BusError as e:
         if not e.retryable:
             raise
@@ -165,3 +168,29 @@ async def _leaders(bus: Bus, logs: Sequence[CommitLog]) -> dict[str, Message]:
     """The last messages of these logs, asked of the leader."""
     found = await asyncio.gather(*[bus.last(log.address.stream, log.address.subject) for log in logs])
     return {message.subject: message for message in found if message is not None}
+
+
+# -- requests that entries hold
+async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables) -> None:
+    """Send the requests that the last entry holds, and that were not sent. The log is claimed, and was read back.
+
+    Each is sent while its entry, or the claim of who sends it, is the last of its log: so nobody sends one who has lost the
+    log, and what is found behind the entry is all that was sent. The owner sends those of an entry before it commits again.
+
+    Raises BusError; Unreachable where one cannot be sent now, or somebody else has claimed it.
+    """
+    rows = tables.calls.rows
+    asks = [ask for number, ask in log.asks.items() if (row := rows.get(number)) is not None and row.work == log.after]
+    log.asks = {}
+    if not asks:
+        return
+    filters = sorted({ask.subject for ask in asks})
+    sent = {_id(message) for message in await bus.scan(log.address.stream, filters, start=log.after, stop=log.claimed)}
+    left = [ask._replace(expect=log.claimed, of=log.address.subject) for ask in asks if _id(ask) not in sent]
+    for outcome in await bus.publish_all(left):
+        if not isinstance(outcome, Ack):
+            raise Unreachable(f"the request of a call was not sent: {outcome.message}") from outcome
+
+
+def _id(message: Message | NewMessage) -> str:
+    return (message.headers or {}).get(subjects.RECORD, "")

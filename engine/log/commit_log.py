@@ -40,6 +40,7 @@ class CommitLog:
         passed: messages on the log's subject that are no entries.
         base, older: the entries that name the latest snapshot, and the one before; 0 for none.
         since: bytes of the entries behind the latest snapshot. size: of that snapshot.
+        asks: of what was read back; see `Read`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class CommitLog:
         self.nonce = ""
         self.base = self.older = 0
         self.since = self.size = 0
+        self.asks: Mapping[int, NewMessage] = {}
 
     def draft(self, end: Latest, at: float) -> NewMessage:
         """A claim of the log that ends so. Raises TopologyError where a newer manifest claimed it."""
@@ -88,7 +90,7 @@ class CommitLog:
         read = await read_back(self.bus, self.address, self.base, self.older, self.claimed, tables)
         if read.commit != self.after:  # what the claim goes on from was there a moment ago
             raise damaged(f"{self.address.subject}")
-        self.since, self.size, self.passed = read.bytes, read.size, read.passed
+        self.since, self.size, self.passed, self.asks = read.bytes, read.size, read.passed, read.asks
         if read.base != self.base:  # an intact earlier snapshot must stay to fall back to
             self.base, self.older = read.base, 0
 

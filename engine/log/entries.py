@@ -20,7 +20,7 @@ import msgpack
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
-from dspex.bus.port import COMMIT_LIMIT
+from dspex.bus.port import COMMIT_LIMIT, NewMessage
 
 VERSION = 3
 _EACH: dict[str, type | tuple[type, ...]] = {"time": (float, int), "base": int, "older": int}
@@ -101,8 +101,21 @@ def _is_sound(entry: Mapping[str, Any]) -> bool:
         return False
     if entry["kind"] == "claim":
         return True
+    if len(requests_in(entry)) != len(entry.get("asks", ())):
+        return False
     once = ("pieces" in entry) != isinstance(entry.get("tables"), dict)
     return once and bool(entry.get("pieces", 0) <= entry["covers"] <= COMMIT_LIMIT)
+
+
+def requests_in(entry: Mapping[str, Any]) -> dict[int, NewMessage]:
+    """The requests that an entry holds, by the numbers of their calls, without what is none: anybody may have written it."""
+    asks, found = entry.get("asks", ()), dict[int, NewMessage]()
+    for ask in asks if isinstance(asks, tuple) else ():
+        if isinstance(ask, tuple) and len(ask) == 4 and [*map(type, ask)] == [int, str, bytes, dict]:
+            number, subject, data, headers = ask
+            if all(isinstance(text, str) for pair in headers.items() for text in pair):
+                found[number] = NewMessage(subject, data, headers)
+    return found
 
 
 def _map(data: bytes) -> Mapping[str, Any]:

@@ -123,7 +123,7 @@ async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifes
         kept[stage, index] = await _of_dropped(bus, app, topology, stage, kept[stage, index], young)
     recorded = 1 + await sequence_before(bus, info, now - max(manifest.retention, records))
     for (stage, index), part in kept.items():
-        below = min(part.log, young)
+        below = min(part.log, young, part.needed["work"])  # an entry may hold the request of an open call
         await bus.purge(info.name, part.address.subject, below=below)
         await bus.purge(info.name, part.address.pieces, below=await _pieces(bus, part.address, below))
         await bus.purge(info.name, part.address.snapshots, below=part.snapshots)

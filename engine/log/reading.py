@@ -20,9 +20,9 @@ import structlog
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, NotStored, Unreachable
 from dspex.bus.message import Message
-from dspex.bus.port import Bus
+from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import payloads
-from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable
+from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable, requests_in
 from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
 
@@ -55,6 +55,15 @@ async def stored_in(bus: Bus, stream: str, sequence: int) -> Message | None:
             return found
         await asyncio.sleep(pause)
     return None  # the stream was rolled back, or made anew
+
+
+async def request_of(bus: Bus, stream: str, sequence: int, number: int) -> Message | None:
+    """The request of a call, by its place: the message there, or in the log entry there. None: it is gone. Raises BusError."""
+    message = await stored(bus, stream, sequence) if sequence > 0 else None
+    if message is None or subjects.RECORD in message.headers:
+        return message
+    ask = requests_in(readable(message.data) or {}).get(number)
+    return Message(ask.subject, ask.data, dict(ask.headers or {}), sequence, message.time) if ask is not None else None
 
 
 async def scanned(bus: Bus, stream: str, filters: Sequence[str], start: int, stop: int) -> list[Message]:
@@ -144,6 +153,7 @@ class Read(NamedTuple):
         bytes: of entries. passed: how many messages were no entries.
         base: the entry whose snapshot was taken, 0 for none. size: of the snapshot.
         commit: the last one.
+        asks: the requests that this holds, by the numbers of their calls.
     """
 
     bytes: int
@@ -151,6 +161,7 @@ class Read(NamedTuple):
     base: int
     size: int
     commit: int
+    asks: Mapping[int, NewMessage]
 
 
 def say_passed_over(address: LogAddress, strange: Sequence[int]) -> None:
@@ -185,6 +196,7 @@ async def read_back(
     taken = await _snapshot(bus, address, base, older, tables)
     chain = Chain(bus, address, taken[2], taken[1].at) if taken else Chain(bus, address)
     start, size, strange, pieces = chain.commit + 1, 0, list[int](), dict[int, Message]()
+    asks: Mapping[int, NewMessage] = {}
     found = entries.between(address, start, stop) if entries is not None else None
     if found is None:
         # With the pieces of all entries: to ask for those of each would take two questions an entry, where payloads are sealed.
@@ -200,8 +212,10 @@ async def read_back(
         size += len(message.data) + sum(len(piece.data) for piece in pieces.values())
         pieces.clear()
         tables.apply(changed, message.sequence)
+        if chain.commit == message.sequence and chain.before is not None:
+            asks = requests_in(chain.before[1])
     say_passed_over(address, strange)
-    return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit)
+    return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit, asks)
 
 
 async def _snapshot(bus: Bus, address: LogAddress, base: int, older: int, tables: Tables) -> tuple[int, Snapshot, int] | None:

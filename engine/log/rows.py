@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from typing_extensions import TypedDict  # pydantic takes that of the standard library only from 3.12 on
 
@@ -56,6 +56,10 @@ class Position(NamedTuple):
         return self.sequence if self.item < 0 else self.sequence - 1
 
 
+WITHIN: Final = -(1 << 20)
+"""For the place of a request: it lies in the entry itself."""
+
+
 class OpenCall(NamedTuple):
     """A call that is open. Its number is the key.
 
@@ -66,7 +70,8 @@ class OpenCall(NamedTuple):
         try_number: executions that were asked for; part of the record's id, so never the same twice.
         attempts: those that count against `Retry.attempts`.
         invalid: those that ended in InvalidOutput. deaths: those whose worker died.
-        work: sequence of the request; 0 until the commit's answer is known, negative in a log entry (see Partition).
+        work: sequence of the request; 0 until the commit's answer is known. In a log entry it is negative: the request lies so
+            many messages before it, or in it (WITHIN). Of a request that lies in an entry it is the sequence of that.
         key: of the event, where records are handled in the order of their key.
         held: sequence of its record, which waits; 0: none.
         band: of priority, in which the request waits, whatever the operator's priority is now.

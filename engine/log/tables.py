@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from dspex.engine.log.rows import Holds, OpenCall, Place, Position, Split, Timer, pushed
+from dspex.engine.log.rows import WITHIN, Holds, OpenCall, Place, Position, Split, Timer, pushed
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -284,7 +284,7 @@ class Tables:
                 self._all[name].apply(rows)
         for number, row in changes.get("calls", ()):
             if row is not None and (call := self.calls.rows.get(number)) is not None and call.work < 0:
-                self.calls.stored(number, sequence + call.work)
+                self.calls.stored(number, sequence if call.work == WITHIN else sequence + call.work)
 
     def snapshot(self) -> dict[str, Any]:
         """All of it as plain data. What is processed and not yet in a commit must not be in it."""

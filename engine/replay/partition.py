@@ -18,10 +18,10 @@ from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
+from dspex.engine.log.entries import LogAddress, packed, plain, readable, requests_in, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, Place, Position, Timer
+from dspex.engine.log.rows import NO_MARK, WITHIN, Place, Position, Timer
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -135,7 +135,7 @@ class Replay:
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
-        mine, same = plain(packed(self._changes())), digest(self._batch.messages) == entry["digest"]
+        mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
         if not same or mine != changed:
             self.excused = self.excused or await self._failed(sequence, entry, changed)
         if not same:
@@ -143,7 +143,7 @@ class Replay:
         if mine != changed:
             differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
             yield "other changes: " + "; ".join(f"{n}: {mine.get(n)}, not {changed.get(n)}"[:600] for n in differ)
-        self._landed(sequence)
+        self._landed(sequence, within="asks" in entry)
 
     async def _failed(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
         """Whether something failed in an entry, then or now, or asked for more time. A letter that was redriven is gone."""
@@ -160,8 +160,8 @@ class Replay:
     async def _other(self, sequence: int, entry: Mapping[str, Any]) -> str:
         """The messages of an entry, beside those that it had; or the first one that is another."""
         messages, count = self._batch.messages, entry["covers"] - entry.get("pieces", 0)
-        stored = await self._before(sequence, count)
-        if len(messages) != count:
+        stored: list[Any] = [*requests_in(entry).values()] if "asks" in entry else await self._before(sequence, count)
+        if len(messages) != len(stored):
             return f"{_summary(messages)}, not {_summary([m for m in stored if m is not None])}"
         for mine, was in zip(messages, stored) if self.bus.sealing is None else ():
             if was is not None and (mine.subject, mine.data) != (was.subject, was.data):
@@ -237,19 +237,20 @@ class Replay:
             if isinstance(output, Ask):
                 self._p.tables.change((("calls", output.number, output.call), ("timers", output.number, output.timer)))
 
-    def _changes(self) -> dict[str, Any]:
-        """What the entry changes. A request lies so many messages before the entry, whose sequence an entry does not know."""
+    def _changes(self, within: bool) -> dict[str, Any]:
+        """What the entry changes. Its requests lie so many messages before it: its own sequence it does not know; or in it."""
         changes, count = self._p.tables.changes(), len(self._batch.messages)
         for i, (number, row) in enumerate(changes.get("calls", ())):
             if row is not None and number in self._batch.asked:
-                changes["calls"][i] = (number, row._replace(work=self._batch.asked[number] - count))
+                place = WITHIN if within else self._batch.asked[number] - count
+                changes["calls"][i] = (number, row._replace(work=place))
         return changes
 
-    def _landed(self, sequence: int) -> None:
+    def _landed(self, sequence: int, *, within: bool) -> None:
         calls, first = self._p.tables.calls, sequence - len(self._batch.messages)
         for number, index in self._batch.asked.items():
             if number in calls.rows:
-                calls.stored(number, first + index)
+                calls.stored(number, sequence if within else first + index)
 
 
 def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:

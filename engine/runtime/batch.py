@@ -11,11 +11,13 @@ from msgpack import Packer
 from dspex.bus.errors import DspexError
 from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
+from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot, packed
 from dspex.engine.log.rows import NO_MARK, OpenCall, Place, Position
 from dspex.engine.log.tables import Calls
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Mark, Note, Reset, Told
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Mark, Note, Reset, Told, digest
 from dspex.engine.runtime.walk.request import Ask, Forward, Output
+from dspex.engine.runtime.walk.state import split_of
 
 if TYPE_CHECKING:
     from dspex.engine.runtime.partition import Partition
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MOST_PIECES = 31  # of what one log entry cannot hold
 MOST_OUTPUTS = COMMIT_LIMIT - MOST_PIECES - 1  # the rest of a batch is the log entry, and its pieces
 MOST_BYTES = 8 << 20  # of one commit: a batch is staged in the server's memory
+MOST_LIGHT = 64  # requests that are stored one by one
 MOST_FRAME = 128 << 10  # bytes of a frame, about: larger than what one event needs, and below what is put in the object store
 
 
@@ -59,6 +62,7 @@ class Batch:
         entry: bytes of the log entry. snapshot: the one that it names.
         notes: what happened, which counts once it is committed; told: the same with what it happened to, but for the usual.
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
+        at: when it was taken, by the engine's clock; 0 before. within: its entry holds its requests.
     """
 
     sealed: bool = False
@@ -76,6 +80,8 @@ class Batch:
     entry: int = 0
     mark: float = NO_MARK
     snapshot: Snapshot | None = None
+    at: float = 0.0
+    within: bool = False
     frames: dict[tuple[str, str | None], _Frame] = field(default_factory=dict)
 
     def add(self, output: Output) -> None:
@@ -119,6 +125,28 @@ class Batch:
         count = len(outputs)
         room = len(self.messages) + count <= MOST_OUTPUTS
         return room and (count < 2 or most_that_fit(outputs, self, most_changed) == count)
+
+    def entry_in(
+        self, log: CommitLog, places: Sequence[int], snapshot: Snapshot | None, within: Sequence[NewMessage] | None = None
+    ) -> list[NewMessage]:
+        """The log entry of the commit, and before it its pieces. `places`: see `placed`. `within`: the requests that it holds;
+        None: all messages lie right before it.
+        """
+        changes = dict(self.changes or {})
+        if self.asked:
+            changes["calls"] = [(n, placed(n, row, self.asked, places)) for n, row in changes["calls"]]
+        body: dict[str, Any] = {"digest": digest(self.messages), "taken": self.taken}
+        if within:
+            body["asks"] = [(number, *within[index][:3]) for number, index in self.asked.items()]
+        covers = len(self.messages) if within is None else 0
+        found = log.entry(body, changes, covers=covers, at=self.at, snapshot=snapshot)
+        self.entry = sum(len(message.data) for message in found)
+        return found
+
+    def fits_in(self, size: int) -> bool:
+        """Whether a log entry of so many bytes can hold it: it has a few requests and no other messages."""
+        few = len(self.messages) == len(self.asked) <= MOST_LIGHT
+        return few and self.size + self.changed <= min(size, MOST_FRAME)
 
     def part(self, arrival: Arrival, done: int) -> None:
         """Note that the batch has so many outputs of an arrival, and not all."""
@@ -179,11 +207,11 @@ def next_number(effects: Effects) -> int:
     return 1 + max([0, *asked, *(int(key) for table, key, _ in effects.changes if table == "timers")])
 
 
-def relative(number: int, row: OpenCall | None, asked: Mapping[int, int], count: int) -> OpenCall | None:
-    """The row of a call as an entry has it: its request lies so many messages before that, whose sequence is not known yet."""
-    if row is None or number not in asked:
-        return row
-    return row._replace(work=asked[number] - count)
+def placed(number: int, row: OpenCall | None, asked: Mapping[int, int], places: Sequence[int]) -> OpenCall | None:
+    """The row of a call as an entry has it. `places`: of the requests, before it; below 0: so many messages before the entry,
+    whose sequence is not known yet; or WITHIN.
+    """
+    return row if row is None or number not in asked else row._replace(work=places[asked[number]])
 
 
 def located(batches: Iterable[Batch], calls: Calls, places: dict[int, int]) -> None:
@@ -199,3 +227,26 @@ def located(batches: Iterable[Batch], calls: Calls, places: dict[int, int]) -> N
             batch.changes["calls"] = [(n, row._replace(work=places[n]) if row and n in places else row) for n, row in rows]
     for number in places.keys() & calls.rows.keys():
         calls.stored(number, places[number])
+
+
+def in_parts(p: Partition, arrival: Arrival, effects: Effects) -> Sequence[Output]:
+    """Fill commits of a partition with outputs that one cannot hold; what is left goes with the position.
+
+    Each commit but the last keeps how much of the arrival is done, and its clock, watermarks and numbers, which are then taken:
+    what arrives before the rest of it, after a crash, must not get the same numbers.
+    """
+    outputs, done = effects.outputs, effects.done
+    split = split_of(p.process.stage, arrival, p.tables)
+    p.tables.number = max(p.tables.number, next_number(effects))
+    while done < len(outputs) and not p.batches[-1].fits(outputs[done:], p.most_changed):
+        if p.batches[-1].arrivals:
+            p.next_batch()
+            continue
+        batch = p.batches[-1]
+        count = most_that_fit(outputs[done:], batch, p.most_changed)
+        p.append(batch, outputs[done : done + count])
+        done += count
+        p.tables.splits.put(arrival.place, split._replace(done=done, digest=digest(outputs[:done])))
+        batch.part(arrival, done)
+        p.next_batch()
+    return outputs[done:]

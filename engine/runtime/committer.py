@@ -8,14 +8,14 @@ and the rest goes again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
 
 from dspex.bus import telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
-from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
+from dspex.bus.port import COMMIT_LIMIT, WINDOW, WINDOW_BYTES, Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.engine.runtime.batch import MOST_BYTES
 from dspex.engine.runtime.inputs.journals import SpentJournals
@@ -31,12 +31,29 @@ class _Taken(NamedTuple):
     messages: list[NewMessage]
 
 
+class _Alone(NamedTuple):
+    """A message that is stored by itself. `at`: its index among those of its partition."""
+
+    partition: Partition
+    at: int
+    message: NewMessage
+
+
 class Committer:
-    """Takes what partitions have walked and makes it durable. `above`: bytes of a body that is not stored in its message."""
+    """Takes what partitions have walked and makes it durable. `above`: bytes of a body that is not stored in its message.
+
+    A commit that has a few requests and no other messages is *light*: its log entry holds them, alone, and then each is sent
+    by itself, fenced by that entry. An atomic batch costs a server of one replica twenty times as much, and so long a call
+    would wait for its worker. Who recovers the log sends what was not sent: see docs/adr/calls/0026.
+
+    Attributes:
+        lightly: the stream has one replica.
+    """
 
     def __init__(self, bus: Bus, app: str, clock: Callable[[], float], above: int = payloads.ABOVE) -> None:
         self.bus, self.app, self.above = bus, app, above
         self.clock = clock
+        self.lightly = False
         self.journals = SpentJournals(bus, app)
         self.commits = 0
         self.full = ""  # why the stream takes nothing now; "" while it does
@@ -54,7 +71,10 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                await self._commit(self._gather())
+                if self.lightly and self.bus.sealing is None and all(partition.light for partition in self._waiting):
+                    await self._commit_lightly()
+                else:
+                    await self._commit(self._gather())
 
     def _gather(self) -> list[_Taken]:
         """As many waiting partitions as fit one batch, each with the messages of its commit."""
@@ -93,13 +113,62 @@ class Committer:
     def _landed(self, taken: list[_Taken], last: int) -> None:
         self.commits += 1
         for partition, messages in reversed(taken):
-            batch = partition.landed(last)
-            partition.owner.landed(partition, batch)
-            if batch.told:
-                self.journals.landed(partition.process.stage, batch.told)
+            self._is_stored(partition, last)
             last -= len(messages)
-            if not partition.settled.is_set():
-                self.request_commit(partition)
+
+    def _is_stored(self, partition: Partition, sequence: int) -> None:
+        batch = partition.landed(sequence)
+        partition.owner.landed(partition, batch)
+        if batch.told:
+            self.journals.landed(partition.process.stage, batch.told)
+        if not partition.settled.is_set():
+            self.request_commit(partition)
+
+    async def _commit_lightly(self) -> None:
+        """Commit what waits, all of which is light."""
+        ready, self._waiting = [partition for partition in self._waiting if partition.ready], {}
+        taken = {partition: partition.take_lightly(self.clock()) for partition in ready}
+        lasts = await self._stored([_Taken(partition, [entry]) for partition, (entry, _) in taken.items()])
+        asked = [
+            _Taken(partition, [m._replace(expect=last, of=partition.log.address.subject) for m in taken[partition][1]])
+            for partition, (last,) in lasts.items()
+        ]
+        for partition in await self._stored(asked):
+            self.commits += 1
+            self._is_stored(partition, lasts[partition][0])
+
+    async def _stored(self, taken: Sequence[_Taken]) -> dict[Partition, list[int]]:
+        """Store messages, each by itself: where those of each partition lie. One of which a message is refused is told so."""
+        found = {one.partition: [0] * len(one.messages) for one in taken}
+        left = [_Alone(one.partition, at, message) for one in taken for at, message in enumerate(one.messages)]
+        while left:
+            now, size = list[_Alone](), 0
+            while left and len(now) < WINDOW and (not now or size + len(left[0].message.data) <= WINDOW_BYTES):
+                now.append(left.pop(0))
+                size += len(now[-1].message.data)
+            full: StreamFull | None = None
+            for one, outcome in zip(now, await self._published(now)):
+                if one.partition not in found:
+                    continue
+                if isinstance(outcome, Ack):
+                    found[one.partition][one.at] = outcome.sequence
+                elif isinstance(outcome, StreamFull):
+                    full = outcome
+                    left.append(one)
+                else:
+                    del found[one.partition]
+                    one.partition.owner.failed(one.partition, outcome)
+            await self._wait_for_room(full)
+        return found
+
+    async def _published(self, messages: Sequence[_Alone]) -> Sequence[Ack | DspexError]:
+        """What became of each."""
+        try:
+            return await self.bus.publish_all(await self._drafts([_Taken(one.partition, [one.message]) for one in messages]))
+        except DspexError as e:
+            if len(messages) == 1 or e.retryable:
+                return [e] * len(messages)
+        return [outcome for one in messages for outcome in await self._published([one])]  # one of them is to blame
 
     async def _without_fenced(self, taken: list[_Taken], error: Fenced) -> None:
         """Drop the partitions whose log has moved, and send the rest again. If none has, nobody knows what happened:
@@ -151,14 +220,20 @@ class Committer:
             try:
                 sequence = await self.bus.commit(await self._drafts(taken))
             except StreamFull as e:
-                if not self.full:
-                    _log.error("the stream is full: waiting, nothing is lost", why=e.message, fix=e.fix)
-                    telemetry.emit("full", why=e.message)
-                self.full = e.message
-                await asyncio.sleep(1.0)
+                await self._wait_for_room(e)
                 continue
-            if self.full:
-                self.full = ""
-                telemetry.emit("room")
-                _log.info("the stream has room again")
+            await self._wait_for_room(None)
             return sequence
+
+    async def _wait_for_room(self, full: StreamFull | None) -> None:
+        """Wait a moment where the stream has no room; None: it has."""
+        if full is not None:
+            if not self.full:
+                _log.error("the stream is full: waiting, nothing is lost", why=full.message, fix=full.fix)
+                telemetry.emit("full", why=full.message)
+            self.full = full.message
+            await asyncio.sleep(1.0)
+        elif self.full:
+            self.full = ""
+            telemetry.emit("room")
+            _log.info("the stream has room again")

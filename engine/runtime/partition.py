@@ -20,25 +20,22 @@ from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
-from dspex.engine.log.rows import NO_MARK, Place
+from dspex.engine.log.rows import NO_MARK, WITHIN, Place
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about, digest
+from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about
 from dspex.engine.runtime.batch import (
     MOST_BYTES,
     MOST_OUTPUTS,
     MOST_PIECES,
     Batch,
     Owner,
+    in_parts,
     located,
     mark_of,
-    most_that_fit,
-    next_number,
-    relative,
 )
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
-from dspex.engine.runtime.walk.state import split_of
 from dspex.engine.runtime.watermarks.heard import Heard
 
 _log = structlog.get_logger("dspex.engine")
@@ -81,7 +78,7 @@ class Partition:
         self.closing = False
         self._alarm = alarm
         self._piece = log.piece
-        self._most_changed = (MOST_PIECES - 1) * self._piece  # bytes; one arrival may have more rows than were left
+        self.most_changed = (MOST_PIECES - 1) * self._piece  # bytes; one arrival may have more rows than were left
         self.one_by_one = 0
         self.poison: dict[Place, str] = {}
         self.copied: tuple[int, dict[str, Any]] | None = None  # the tables as of an entry, to be stored as a snapshot
@@ -110,7 +107,7 @@ class Partition:
         b = self.batches[-1]
         if len(self.batches) > 1 or b.arrivals >= self.most_arrivals or len(b.messages) >= MOST_OUTPUTS:
             return False
-        if b.size + b.changed >= MOST_BYTES or b.changed >= self._most_changed:
+        if b.size + b.changed >= MOST_BYTES or b.changed >= self.most_changed:
             return False
         if not gated:
             return True
@@ -150,13 +147,13 @@ class Partition:
         rest = outputs[done:] if done else outputs
         size = len(packb(changes) or b"") if changes else 0
         if size > self._piece and self.batches[-1].arrivals:
-            self._next_batch()  # an entry has so many pieces at most
+            self.next_batch()  # an entry has so many pieces at most
         batch = self.batches[-1]
-        if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not batch.fits(rest, self._most_changed):
-            rest = self._in_parts(arrival, effects)
+        if (len(rest) > 1 or len(batch.messages) >= MOST_OUTPUTS) and not batch.fits(rest, self.most_changed):
+            rest = in_parts(self, arrival, effects)
             batch = self.batches[-1]
         if rest:
-            self._append(batch, rest)
+            self.append(batch, rest)
         if changes:
             self.tables.change(changes)
             batch.changed += size
@@ -168,7 +165,7 @@ class Partition:
         self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
-            self._next_batch()
+            self.next_batch()
         if self.settled.is_set():
             self.settled.clear()
             self._request_commit(self)
@@ -179,7 +176,7 @@ class Partition:
         input, sequence, item = batch.place
         batch.arrivals += 1
         if position is not None:
-            self._positions[input] = batch.moved[input] = position  # put in the table once a batch: see _next_batch
+            self._positions[input] = batch.moved[input] = position  # put in the table once a batch: see next_batch
         where, mark = sequence if item < 0 else (sequence, item), None
         plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None and not what.gone)
         if not plain or refused or gone:
@@ -192,29 +189,7 @@ class Partition:
                 return
         batch.taken.append([input, where, where, 1, clock, *((mark,) if mark else ())])
 
-    def _in_parts(self, arrival: Arrival, effects: Effects) -> Sequence[Output]:
-        """Fill commits with outputs that one cannot hold; what is left goes with the position.
-
-        Each commit but the last keeps how much of the arrival is done, and its clock, watermarks and numbers, which are then
-        taken: what arrives before the rest of it, after a crash, must not get the same numbers.
-        """
-        outputs, done = effects.outputs, effects.done
-        split = split_of(self.process.stage, arrival, self.tables)
-        self.tables.number = max(self.tables.number, next_number(effects))
-        while done < len(outputs) and not self.batches[-1].fits(outputs[done:], self._most_changed):
-            if self.batches[-1].arrivals:
-                self._next_batch()
-                continue
-            batch = self.batches[-1]
-            count = most_that_fit(outputs[done:], batch, self._most_changed)
-            self._append(batch, outputs[done : done + count])
-            done += count
-            self.tables.splits.put(arrival.place, split._replace(done=done, digest=digest(outputs[:done])))
-            batch.part(arrival, done)
-            self._next_batch()
-        return outputs[done:]
-
-    def _next_batch(self) -> None:
+    def next_batch(self) -> None:
         for input, position in self.batches[-1].moved.items():
             self.tables.positions.put(input, position)
         if self._outward is not None:
@@ -224,7 +199,7 @@ class Partition:
         self.batches[-1].changes = self.tables.changes()
         self.batches.append(Batch(self._sealed))
 
-    def _append(self, batch: Batch, outputs: Sequence[Output]) -> None:
+    def append(self, batch: Batch, outputs: Sequence[Output]) -> None:
         for output in outputs:
             if type(output) is NewMessage:  # as `add` does it: there is one for most events
                 batch.size += len(output.data)
@@ -246,28 +221,51 @@ class Partition:
         """Bytes of the next commit, about."""
         return self.batches[0].size + self.batches[0].changed
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is a next commit, and none is in flight."""
+        return not (self.flying or self.settled.is_set() or self.revoked)
+
+    @property
+    def light(self) -> bool:
+        """Whether the next commit has a few requests and nothing else. Not the first one behind a claim: of a log that has lost
+        its begin, the batches tell commits from copies.
+        """
+        return self.batches[0].fits_in(self._piece // 2) and self.log.sequence != self.log.claimed
+
     def take(self, at: float, room: int = COMMIT_LIMIT) -> list[NewMessage] | None:
         """The next commit, the log entry last; empty for none, or while one is in flight; None where it needs more room."""
-        if self.flying or self.settled.is_set() or self.revoked:
+        if not self.ready:
             return []
         if len(self.batches) == 1:
-            self._next_batch()
+            self.next_batch()
         batch = self.batches[0]
-        changes, count = dict(batch.changes or {}), len(batch.messages)
-        if batch.asked:  # a request lies so many messages before the entry, whose sequence is not known yet
-            changes["calls"] = [(n, relative(n, row, batch.asked, count)) for n, row in changes["calls"]]
-        body: dict[str, Any] = {"digest": digest(batch.messages), "taken": batch.taken}
-        *pieces, entry = self.log.entry(body, changes, covers=count, at=at, snapshot=self.snapshot)
+        batch.at, count = at, len(batch.messages)
+        *pieces, entry = batch.entry_in(self.log, range(-count, 0), self.snapshot)
         if len(pieces) + count >= room < COMMIT_LIMIT:
             return None
-        self.flying, self._taken = self.batches.pop(0), monotonic()
+        self._fly()
+        return [*pieces, *batch.messages, entry]
+
+    def take_lightly(self, at: float) -> tuple[NewMessage, list[NewMessage]]:
+        """The log entry of the next commit, which is light and ready, and its requests, which it holds."""
+        if len(self.batches) == 1:
+            self.next_batch()
+        batch = self._fly()
+        batch.at, batch.within = at, True
+        (entry,) = batch.entry_in(self.log, [WITHIN] * len(batch.messages), batch.snapshot, batch.messages)
+        return entry, batch.messages
+
+    def _fly(self) -> Batch:
+        """The next commit, which is in flight from now on."""
+        self.flying = batch = self.batches.pop(0)
+        self._taken = monotonic()
         self.room.set()
         batch.snapshot, self.snapshot = self.snapshot, None
-        batch.entry = len(entry.data) + sum(len(piece.data) for piece in pieces)
         alone = len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages
         if alone and self.log.snapshot_due and self.copied is None and batch.snapshot is None:
             self._copy = self.tables.snapshot()
-        return [*pieces, *batch.messages, entry]
+        return batch
 
     @property
     def unsure(self) -> int:
@@ -287,9 +285,9 @@ class Partition:
         said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
         telemetry.emit("commit", **self.where, **said, sequence=sequence)
         first = sequence - len(batch.messages)
-        located(self.batches, self.tables.calls, {number: first + index for number, index in batch.asked.items()})
+        asked = {n: sequence if batch.within else first + index for n, index in batch.asked.items()}
+        located(self.batches, self.tables.calls, dict(asked))
         if self._copy is not None:
-            asked = {n: first + index for n, index in batch.asked.items()}
             self._copy["calls"] = [(n, row._replace(work=asked.get(n, row.work))) for n, row in self._copy["calls"]]
             self.copied, self._copy = (sequence, self._copy), None
         if len(self.batches) == 1 and not self.batches[0].arrivals and not self.batches[0].messages:

@@ -215,7 +215,7 @@ class Walk(StateWalk):
             headers[CONTENT_TYPE] = content_type
         if len(body) > self.address.limit:
             raise too_large(node, len(body), self.address.limit)
-        self.outputs.append(_new(NewMessage, (to, body, headers, None)))
+        self.outputs.append(_new(NewMessage, (to, body, headers, None, None)))
 
 
 def written(data: object, codec: Codec) -> tuple[bytes, str]:

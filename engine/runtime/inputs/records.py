@@ -18,7 +18,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
 from dspex.bus.serving import payloads
-from dspex.engine.log.reading import stored
+from dspex.engine.log.reading import request_of
 from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
@@ -171,7 +171,8 @@ async def _compared(bus: Bus, app: str, record: CallRecord, row: OpenCall, messa
     """
     if row.work <= 0:
         raise Unreachable("a record does not fit its call, and where the request of that lies is not known yet")
-    asked, id = await stored(bus, subjects.stream(app), row.work), message.headers.get(subjects.MESSAGE_ID, "")
+    asked = await request_of(bus, subjects.stream(app), row.work, record.number or 0)
+    id = message.headers.get(subjects.MESSAGE_ID, "")
     wanted = asked.headers.get(subjects.RECORD, "") if asked is not None else ""
     if asked is None or not wanted or not f"{id}.".startswith(f"{wanted}."):  # under a fresh id, more is behind it
         _log.error("a record without the id of its call is passed over", subject=message.subject, sequence=message.sequence)
@@ -186,7 +187,7 @@ async def _event_of(bus: Bus, app: str, request: Message) -> NodeEvent | None:
     return unpack_event(to.event) if to is not None else None
 
 
-async def requested(bus: Bus, app: str, sequence: int) -> NodeEvent | None:
-    """The event that a stored request is for; None where it is not stored any more."""
-    message = await stored(bus, subjects.stream(app), sequence) if sequence > 0 else None
+async def requested(bus: Bus, app: str, sequence: int, number: int) -> NodeEvent | None:
+    """The event that a stored request is for; None where it is not stored any more. `number`: of its call."""
+    message = await request_of(bus, subjects.stream(app), sequence, number)
     return await _event_of(bus, app, message) if message is not None else None

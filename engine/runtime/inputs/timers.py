@@ -163,7 +163,7 @@ class TimersInput(Input):
             held = await stored(self._bus, self._stream, row.held)
             what = await answered(self._bus, self._app, p, held) if held is not None else None
         elif row is not None:
-            what = await requested(self._bus, self._app, row.work)
+            what = await requested(self._bus, self._app, row.work, number)
         return Due(number, timer, what)
 
     async def _event(self, number: int, timer: Timer, place: Place) -> Due:

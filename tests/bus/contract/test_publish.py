@@ -52,6 +52,20 @@ async def test_a_publish_may_expect_the_last_sequence_of_its_subject(bus: Bus, u
 
 
 @pytest.mark.asyncio
+async def test_a_publish_may_expect_the_last_sequence_of_another_subject(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    (claim,) = await put(bus, f"{unique}.log", "claim")
+    draft = NewMessage(f"{unique}.work", b"1", {"N": "1"}, expect=claim, of=f"{unique}.log")
+    outcomes = await bus.publish_all([draft, draft._replace(data=b"2"), draft._replace(data=b"x", expect=claim + 1)])
+    assert [type(outcome).__name__ for outcome in outcomes] == ["Ack", "Ack", "Fenced"]
+    await put(bus, f"{unique}.log", "another claim")
+    with pytest.raises(Fenced):
+        await bus.publish(draft)
+    found = await bus.scan(unique, [f"{unique}.work"], start=1, stop=99)
+    assert [(m.data, m.headers) for m in found] == [(b"1", {"N": "1"}), (b"2", {"N": "1"})]
+
+
+@pytest.mark.asyncio
 async def test_a_wrong_expectation_is_fenced_even_for_a_known_message_id(bus: Bus, unique: str) -> None:
     await stream(bus, unique)
     draft = NewMessage(f"{unique}.log", b"1", {MESSAGE_ID: "one"}, expect=0)

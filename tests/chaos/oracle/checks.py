@@ -11,10 +11,12 @@ import orjson
 from workload import BEFORE, BEHIND, HOP, INTENTS, ORDERED, SINKS, is_good
 
 from dspex.bus import subjects
-from dspex.bus.message import partition_of
+from dspex.bus.message import Message, partition_of
+from dspex.bus.port import NewMessage
 from dspex.bus.records import unpack_event, unpack_frame
 from dspex.engine.client import letters
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
+from dspex.engine.log.entries import requests_in
 from dspex.engine.log.rows import NONE, OpenCall
 from oracle.case import Case
 from oracle.ledger import Ledger, Violation, content
@@ -103,13 +105,28 @@ def one_owner(case: Case) -> Iterator[Violation]:
                 yield Violation("one owner commits", f"{subject} {m.sequence}: of claim {entry['claim']} behind claim {claim}")
 
 
+def record_id(request: Message | NewMessage) -> str:
+    """Of the record that a request asks for."""
+    return (request.headers or {}).get(subjects.RECORD, "")
+
+
 def covered(case: Case) -> Iterator[Violation]:
-    """Every output, dead letter, piece of work and frame stands in exactly one commit, right before its entry.
+    """Every output, dead letter, piece of work and frame stands in exactly one commit, right before its entry. Work may be in
+    the entry instead, and is then sent once.
 
     A frame that names a letter is a client's: it redrives.
     """
     kinds = {m.sequence: m.subject for m in case.stored}
     inside: Counter[int] = Counter()
+    asks = {record_id(ask) for entries in case.logs.values() for _, entry in entries for ask in requests_in(entry).values()}
+    sent: dict[str, list[int]] = defaultdict(list)
+    for m in case.stored:
+        if (name := record_id(m)) in asks:
+            sent[name].append(m.sequence)
+    for name, sequences in sent.items():
+        inside.update(sequences)
+        if len(sequences) > 1:
+            yield Violation("commits are whole", f"the request {name} was sent as {sequences}")
     for subject, entries in case.logs.items():
         for m, entry in entries:
             before = range(m.sequence - entry.get("covers", 0), m.sequence)

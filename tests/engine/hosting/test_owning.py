@@ -15,7 +15,7 @@ from dspex.bus.errors import BusError, RetryLater, Unreachable, Unsettled
 from dspex.bus.memory.faults import Faults
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message, partition_of
-from dspex.bus.port import BusEvents, NewMessage
+from dspex.bus.port import Ack, BusEvents, NewMessage
 from dspex.engine.runtime.inputs import position
 from dspex.operators.topology import Topology
 
@@ -221,6 +221,12 @@ class Unanswered(MemoryBus):
             self.armed = False
             raise Unsettled("no answer came")
         return await super().commit(drafts, timeout=timeout)
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        if self.armed:
+            self.armed = False
+            return [Unsettled("no answer came") for _ in drafts]
+        return await super().publish_all(drafts, timeout=timeout)
 
 
 def test_an_engine_that_claims_a_partition_anew_while_its_timers_are_due_still_takes_turns(lab: MakeLab) -> None:  # P9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -11,16 +11,17 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError
+from dspex.bus.errors import BusError, Fenced
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import Ack, BusEvents, NewMessage
-from dspex.engine.log import commit_log
-from dspex.engine.log.entries import unpack
+from dspex.engine.log import commit_log, housekeeping
+from dspex.engine.log.entries import requests_in, unpack
 from dspex.engine.log.latest import look
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "logged", "s1", 0)
+WORK = subjects.work(APP, "lightweight", "logged", "ask")
 SNAPSHOT_AFTER = 8_000  # bytes of entries, about 30 of them; 64 KiB in earnest
 MANY = 150
 
@@ -167,6 +168,101 @@ def test_each_log_entry_says_how_many_messages_it_covers(lab: MakeLab) -> None:
     assert (entry["kind"], entry["covers"]) == ("commit", 1)
     work = one.messages(subjects.work(APP, "lightweight", "logged", "ask"))
     assert [m.sequence for m in work] == [sequence - 1]
+
+
+def test_a_commit_of_requests_alone_is_an_entry_that_holds_them_and_then_the_requests(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "the first one behind a claim is a batch"})
+    one.publish("in", {"text": "a"})
+    sequence, entry = entries(one)[-1]
+    assert (entry["kind"], entry["covers"]) == ("commit", 0)
+    (ask,) = requests_in(entry).values()
+    *_, sent = one.messages(WORK)
+    assert (sent.sequence, sent.data, sent.headers) == (sequence + 1, ask.data, ask.headers)
+    one.work()
+    one.advance(5)
+    assert len(one.outputs("out")) == 2
+    assert one.differences() == []
+
+
+class Mute(MemoryBus):
+    """A connection whose process dies between an entry and its requests."""
+
+    held: list[NewMessage] = []
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        if any(draft.of for draft in drafts):
+            self.held = [*drafts]
+            await asyncio.Event().wait()
+        return await super().publish_all(drafts, timeout=timeout)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_who_recovers_a_log_sends_what_was_not_sent_and_nobody_else_does(lab: MakeLab, sent: int) -> None:
+    topology = Topology("logged")
+    two = topology.source("in").flat_map(lambda d: [d, {"text": d["text"] + "!"}], name="two")
+    two.predict("text -> answer", name="ask").sink("out")
+    one = lab(topology)
+    bus = Mute(one.server, BusEvents())
+    one.start(bus=bus)
+    one.publish("in", {"text": "a"})
+    one.publish("in", {"text": "b"})
+    assert (len(bus.held), len(one.messages(WORK))) == (2, 2)
+    for draft in bus.held[:sent]:
+        one.store(draft)
+    one.kill()
+    one.start()
+    one.advance(5)
+    assert len(one.messages(WORK)) == 4
+    with pytest.raises(Fenced):
+        one.store(bus.held[0])
+    one.kill()
+    one.start()
+    one.work()
+    one.advance(60)
+    assert sorted(o["text"] for o in one.outputs("out")) == ["a", "a!", "b", "b!"]
+    assert len(one.asked) == 4
+    assert one.differences() == []
+
+
+def test_a_call_is_made_again_with_the_event_in_the_entry_that_holds_its_request(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "first"})
+    one.publish("in", {"text": "again"})
+    one.run(one.client.bus.purge(STREAM, WORK, below=1 << 40))  # where an older record, or a retry, would look otherwise
+    one.kill()
+    one.start()
+    one.advance(700)  # the deadline
+    letters = {letter.event.data["text"] for letter in one.letters() if letter.event.data}
+    assert letters == {"again"}, "the request of the first one was the only copy of its event"
+
+
+def test_an_entry_that_holds_the_request_of_an_open_call_is_kept(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "EVERY", 60.0)
+    monkeypatch.setattr(commit_log, "LEAST", 4_000)
+    topology = Topology("kept", retention="30s")
+    topology.source("in").predict("text -> answer", name="ask", deadline="10m").sink("out.kept")
+    one = lab(topology)
+    one.start(records=30.0)
+    one.work()
+    one.publish("in", {"text": "0"})
+    one.kill_workers()
+    one.publish("in", {"text": "slow"})  # its request lies in its entry
+    ((at, _),) = [
+        (m.sequence, ask)
+        for m in one.messages(subjects.log(APP, "kept", "s1", 0))
+        for ask in requests_in(unpack(m.data)).values()
+    ]
+    one.run(one.client.bus.purge(STREAM, subjects.work_of(APP, "kept"), below=1 << 40))
+    one.work()
+    for n in range(48):
+        one.publish("in", {"text": str(n)})
+    one.advance(130)
+    assert one.messages(subjects.log(APP, "kept", "s1", 0))[0].sequence <= at
+    one.advance(700)
+    assert [letter.event.data for letter in one.letters()] == [{"text": "slow"}]
 
 
 def test_a_log_that_is_whole_is_read_without_any_of_its_snapshots(lab: MakeLab) -> None:
