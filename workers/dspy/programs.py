@@ -185,8 +185,8 @@ class Programs:
             warning = version_warning(state) if state is not None else ""
             return _Prepared(spec, signature, self._program(spec, signature, state), warning)
 
-        of_state = ("", "") if state is None else (state.digest, state.name)
-        return kept(self._prepared, (spec.packed, adapter, *of_state), make)
+        digest, name = ("", "") if state is None else (state.digest, state.name)
+        return kept(self._prepared, (spec.packed, adapter, digest, name), make)
 
     def _signature(self, spec: CallSpec, adapter: str) -> type[dspy.Signature]:
         plain = spec.signature_json

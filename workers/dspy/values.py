@@ -38,7 +38,7 @@ class Filler:
 
     def __init__(self, signature: type[dspy.Signature]) -> None:
         self._hints = {n: info.annotation for n, info in signature.input_fields.items()}
-        self._as_given = {n for n, hint in self._hints.items() if hint in _PLAIN}
+        self._as_given = {n for n, hint in self._hints.items() if any(hint is kind for kind in _PLAIN)}
 
     def inputs(self, given: Mapping[str, object]) -> dict[str, Any]:
         """The inputs by name. Raises InvalidInput for a value that is not what its type of DSPy's takes."""
