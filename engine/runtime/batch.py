@@ -59,7 +59,7 @@ class Batch:
         asked: number of a call → index in `messages` of its request.
         size: bytes of the messages. changed: of the changes, about.
         mark: watermark of what leaves the stage here, once it is stored.
-        entry: bytes of the log entry. snapshot: the one that it names.
+        entry: bytes of the log entry, without requests. snapshot: the one that it names.
         notes: what happened, which counts once it is committed; told: the same with what it happened to, but for the usual.
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
         at: when it was taken, by the engine's clock; 0 before. within: its entry holds its requests.
@@ -140,7 +140,7 @@ class Batch:
             body["asks"] = [(number, *within[index][:3]) for number, index in self.asked.items()]
         covers = len(self.messages) if within is None else 0
         found = log.entry(body, changes, covers=covers, at=self.at, snapshot=snapshot)
-        self.entry = sum(len(message.data) for message in found)
+        self.entry = sum(len(message.data) for message in found) - (self.size if within else 0)
         return found
 
     def fits_in(self, size: int) -> bool:
