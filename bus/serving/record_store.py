@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -25,6 +25,7 @@ from dspex.bus.tasks import Tasks
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LATER: Final = 0.01  # seconds that a record may wait for others which nobody waits for
+AT_ONCE: Final = 16  # parts of the stream that are looked through side by side
 MOST_SEEN: Final = 50_000  # ids of records that are remembered: of those that lie behind work that was delivered again
 
 
@@ -37,15 +38,6 @@ class _Waiting:
     request: CallRequest
     stored: asyncio.Future[CallRecord | None] | None
     alone: bool = False  # not stored with its batch
-
-
-@dataclass
-class _Seen:
-    """The records of a subject from `begin` on, before `end`: where each lies, by its id."""
-
-    begin: int
-    end: int
-    at: dict[str, int] = field(default_factory=dict)
 
 
 class RecordStore:
@@ -67,7 +59,7 @@ class RecordStore:
         self._waiting: list[_Waiting] = []
         self._hurry = asyncio.Event()  # somebody waits for one of them
         self._storing = False
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, tuple[int, int, dict[str, int]]] = {}  # subject → from where to where, and what lies there by id
         self._looking = asyncio.Lock()
         self._tasks = Tasks(f"records of {pool}", lambda name, error: log.error("a record was not stored", exc_info=error))
         self._seldom = Seldom(log)
@@ -114,17 +106,25 @@ class RecordStore:
         if (to := request.record) is None or stream is None:
             return None
         async with self._looking:
-            if sum(len(one.at) for one in self._seen.values()) > MOST_SEEN:
+            if sum(len(at) for _, _, at in self._seen.values()) > MOST_SEEN:
                 self._seen.clear()
-            seen = self._seen.get(to.subject)
-            if seen is None or after < seen.begin:
-                seen = self._seen[to.subject] = _Seen(after, after + 1)
-            while to.id not in seen.at and seen.end <= stream.last:
-                record = await self.bus.next(stream.name, to.subject, seen.end)
-                seen.end = record.sequence + 1 if record is not None else stream.last + 1
-                seen.at |= {record.headers.get(subjects.MESSAGE_ID, ""): record.sequence} if record is not None else {}
-        at = seen.at.get(to.id)
-        return await self._first(Ack(stream.name, at), to.subject, request) if at is not None else None
+            begin, next, at = self._seen.get(to.subject, (after, after + 1, {}))
+            if after < begin:
+                begin, next, at = after, after + 1, {}
+            end = max(next, stream.last + 1)
+            span = max(100, -(-(end - next) // AT_ONCE))
+            for part in await asyncio.gather(*(self._ids(to.subject, n, min(n + span, end)) for n in range(next, end, span))):
+                at |= part
+            self._seen[to.subject] = begin, end, at
+        return await self._first(Ack(stream.name, at[to.id]), to.subject, request) if to.id in at else None
+
+    async def _ids(self, subject: str, begin: int, end: int) -> dict[str, int]:
+        """The records of a part of the stream, by their ids."""
+        found: dict[str, int] = {}
+        while begin < end and (record := await self.bus.next(subjects.stream(self.app), subject, begin)) is not None:
+            begin = record.sequence + 1
+            found |= {record.headers.get(subjects.MESSAGE_ID, ""): record.sequence} if begin <= end else {}
+        return found
 
     async def drain(self, seconds: float) -> None:
         """Wait until all are stored, for so long; then store nothing more."""

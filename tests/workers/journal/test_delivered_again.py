@@ -130,7 +130,7 @@ def test_records_are_looked_at_once_for_all_that_is_delivered_again_and_never_fo
     many = [request(f"c{n}") for n in range(9)]
     lab.die_with(many, [(record(one.call), one) for one in many[:6]])
     assert (sorted(lab.made), lab.worker.served) == (["c6", "c7", "c8"], 9)
-    assert 6 <= lab.other.looks <= 12
+    assert 6 <= lab.other.looks <= 20  # not six for each of nine
     before = lab.other.looks
     lab.loop.run(lab.bus.publish(NewMessage(WORK, request("new").pack())))
     lab.loop.advance(1.0)
