@@ -153,12 +153,11 @@ class Limits:
         self._granted[execution] = granted = granted._replace(asking=granted.asking + 1)
         if granted.settled is None or not granted.settled.requests:
             return
-        used = used_by(granted.settled, NOTHING, Usage())
-        each: Amounts = {measure: amount / granted.settled.requests for measure, amount in used.items()}
+        used, requests = used_by(granted.settled, NOTHING, Usage()), granted.settled.requests / granted.asking
         for account, lease in granted.leases:
-            missing = {m: each.get(m, 0.0) * granted.asking - amount for m, amount in lease.amounts.items()}
-            if wanted := {m: amount for m, amount in missing.items() if amount > 0}:
-                more = await account.take(wanted)
+            missing: Amounts = {m: max(0.0, used.get(m, 0.0) / requests - amount) for m, amount in lease.amounts.items()}
+            if any(missing.values()):
+                more = await account.take(missing)
                 if isinstance(more, Full):
                     raise refusal(account.about, more)
                 self._add(execution, account, more)
