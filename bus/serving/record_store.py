@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -20,7 +21,7 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.signatures import Keys, is_signed, signed
-from dspex.bus.tasks import Tasks
+from dspex.bus.tasks import Tasks, patiently
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -108,9 +109,8 @@ class RecordStore:
         async with self._looking:
             if sum(len(at) for _, _, at in self._seen.values()) > MOST_SEEN:
                 self._seen.clear()
-            begin, next, at = self._seen.get(to.subject, (after, after + 1, {}))
-            if after < begin:
-                begin, next, at = after, after + 1, {}
+            seen = self._seen.get(to.subject)
+            begin, next, at = seen if seen is not None and seen[0] <= after else (after, after + 1, {})
             end = max(next, stream.last + 1)
             span = max(100, -(-(end - next) // AT_ONCE))
             for part in await asyncio.gather(*(self._ids(to.subject, n, min(n + span, end)) for n in range(next, end, span))):
@@ -119,9 +119,9 @@ class RecordStore:
         return await self._first(Ack(stream.name, at[to.id]), to.subject, request) if to.id in at else None
 
     async def _ids(self, subject: str, begin: int, end: int) -> dict[str, int]:
-        """The records of a part of the stream, by their ids."""
-        found: dict[str, int] = {}
-        while begin < end and (record := await self.bus.next(subjects.stream(self.app), subject, begin)) is not None:
+        """The records of a part of the stream, by their ids. Of thousands of questions one may find no server."""
+        found, ask = dict[str, int](), partial(self.bus.next, subjects.stream(self.app), subject)
+        while begin < end and (record := await patiently(partial(ask, begin), log.debug)) is not None:
             begin = record.sequence + 1
             found |= {record.headers.get(subjects.MESSAGE_ID, ""): record.sequence} if begin <= end else {}
         return found

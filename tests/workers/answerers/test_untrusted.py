@@ -24,6 +24,7 @@ from dspex.engine.client.call import ask
 from dspex.engine.client.resolve import Resolved
 from dspex.workers import frames
 from dspex.workers.answer import Answer
+from dspex.workers.processes.link import Link
 
 
 def spec(route: str = "worker", **options: Any) -> CallSpec:
@@ -194,7 +195,7 @@ def test_frames_come_out_whole_however_they_are_cut_on_their_way(size: int) -> N
     sent: list[frames.Frame] = [frames.StatusFrame(n, "x" * 300 * n) for n in range(5)]
     data = b"".join(map(frames.pack, sent))
     got: list[frames.Frame] = []
-    link = frames.Link(got.append, print)
+    link = Link(got.append, print)
     for at in range(0, len(data), size):
         link.data_received(data[at : at + size])
     assert got == sent
