@@ -247,12 +247,17 @@ class Seen:
         """The lines that were drawn last, with `text` among them."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            screen = self.lines(_ERASES.split(self.raw)[-1])
-            if any(" ".join(text.split()) in " ".join(line.split()) for line in screen):
+            screen, wanted = self.lines(_ERASES.split(self.raw)[-1]), " ".join(text.split())
+            whole = screen[: None if self._rests() else -1]  # what was read may end in the middle of a line
+            if any(wanted in " ".join(line.split()) for line in whole):
                 return screen
             if not self._read():
                 break
         raise AssertionError(f"{text!r} did not come: {self.lines()}")
+
+    def _rests(self) -> bool:
+        """Whether nothing more comes now."""
+        return not select.select([self._master], [], [], 0.1)[0]
 
     def _read(self) -> bool:
         """Read more; False at the end."""
