@@ -339,6 +339,11 @@ def band_of(app: str, pool: str, subject: str) -> int | None:
     return int(words[4]) if matches(work_pattern(app, pool), subject) and words[4] in map(str, BANDS) else None
 
 
+def is_work(subject: str) -> bool:
+    """Whether calls of some application wait on `subject`."""
+    return is_subject(subject) and matches("dspex.*.work.*.*.*.*", subject)
+
+
 def work_of(app: str, topology: str) -> str:
     """All work of a topology, of every pool."""
     return f"{prefix(app)}.work.*.*.{topology}.*"

@@ -30,6 +30,7 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "commit": {**_EACH, "claim": int, "after": int, "covers": int, "digest": bytes, "taken": tuple},
 }
 _NUMBERS = ("claim", "after", "base", "older", "covers", "pieces", "epoch", "manifest")
+_OF_A_REQUEST = {subjects.RUN, subjects.CAUSE, subjects.RECORD, subjects.SESSION}  # its headers
 LATEST = 1e11  # seconds since the epoch: a time that no clock says
 
 
@@ -101,7 +102,8 @@ def _is_sound(entry: Mapping[str, Any]) -> bool:
         return False
     if entry["kind"] == "claim":
         return True
-    if len(requests_in(entry)) != len(entry.get("asks", ())):
+    asks = entry.get("asks", ())
+    if not isinstance(asks, tuple) or len(requests_in(entry)) != len(asks):
         return False
     once = ("pieces" in entry) != isinstance(entry.get("tables"), dict)
     return once and bool(entry.get("pieces", 0) <= entry["covers"] <= COMMIT_LIMIT)
@@ -109,11 +111,14 @@ def _is_sound(entry: Mapping[str, Any]) -> bool:
 
 def requests_in(entry: Mapping[str, Any]) -> dict[int, NewMessage]:
     """The requests that an entry holds, by the numbers of their calls, without what is none: anybody may have written it."""
-    asks, found = entry.get("asks", ()), dict[int, NewMessage]()
+    asks, found = entry.get("asks"), dict[int, NewMessage]()
     for ask in asks if isinstance(asks, tuple) else ():
         if isinstance(ask, tuple) and len(ask) == 4 and [*map(type, ask)] == [int, str, bytes, dict]:
             number, subject, data, headers = ask
-            if all(isinstance(text, str) for pair in headers.items() for text in pair):
+            named = headers.keys() <= _OF_A_REQUEST and all(
+                isinstance(v, str) and not set("\r\n") & set(v) for v in headers.values()
+            )
+            if named and subjects.is_work(subject):
                 found[number] = NewMessage(subject, data, headers)
     return found
 

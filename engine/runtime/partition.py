@@ -190,6 +190,7 @@ class Partition:
         batch.taken.append([input, where, where, 1, clock, *((mark,) if mark else ())])
 
     def next_batch(self) -> None:
+        """End the batch that is filled: what comes goes into another one."""
         for input, position in self.batches[-1].moved.items():
             self.tables.positions.put(input, position)
         if self._outward is not None:
@@ -200,6 +201,7 @@ class Partition:
         self.batches.append(Batch(self._sealed))
 
     def append(self, batch: Batch, outputs: Sequence[Output]) -> None:
+        """Put outputs in a batch, and the rows of their calls in the tables."""
         for output in outputs:
             if type(output) is NewMessage:  # as `add` does it: there is one for most events
                 batch.size += len(output.data)

@@ -58,5 +58,5 @@ def _own(lm: dspy.LM) -> dspy.LM:
     that the classes define each time: a tenth of what a call costs here.
     """
     made = object.__new__(type(lm))
-    vars(made).update(vars(lm), history=[], callbacks=list(lm.callbacks), kwargs=dict(lm.kwargs))
+    vars(made).update(vars(lm), history=[], callbacks=list(lm.callbacks or ()), kwargs=dict(lm.kwargs))
     return made

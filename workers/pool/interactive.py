@@ -61,7 +61,7 @@ class Interactive:
 
     def sent_away(self) -> int:
         """Requests that found no free slot since this was asked last."""
-        self._sent_away, number = 0, self._sent_away
+        number, self._sent_away = self._sent_away, 0
         return number
 
     async def run(self) -> None:

@@ -62,7 +62,6 @@ class Pool:
         id: of this pool process. `worker`: the name that goes into its records.
         children, executions, models: who answers calls. steps: what is asked before them.
         saved: the first one, which finds the saved state of a program. routing: the one that chooses the models.
-        routing: the one that chooses the models.
         journals: of the requests inside calls.
         work: the loop that serves durable calls; `interactive` serves the others.
         limits: of profiles, and budgets: the last one, which knows what was chosen.

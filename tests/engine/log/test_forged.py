@@ -21,6 +21,7 @@ from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
 LOG = subjects.log(APP, "forged", "s1", 0)
+WORK = subjects.work(APP, "lightweight", "forged", "ask")
 CALL = ["ask", "id", "run", "lightweight", 1e9, b"", 1, 1, 0, 0, 5, None, 0, 1]
 ROWS: dict[str, object] = {
     "no table of ours": {"nonsense": [[1, 2]]},
@@ -94,6 +95,32 @@ def test_a_copy_of_a_commit_opens_no_call_again(lab: MakeLab, which: int, alive:
     with capture_logs() as logs:
         one.start()
     assert sum(line["messages"] for line in logs if "no log entry" in line["event"]) >= 2
+    goes_on(one, 7)
+
+
+ASKS = {
+    "a number": 5,
+    "a text": "asks",
+    "no requests": [1, None],
+    "too few": [[1, "x"]],
+    "a header that is none": [[1, WORK, b"", {"a": 1}]],
+    "what is no work": [[number, "out", b"{}", {}] for number in range(1, 9)],
+    "a header that no message can have": [[number, WORK, b"", {subjects.RUN: "a\r\nb"}] for number in range(1, 9)],
+    "another header": [[number, WORK, b"", {"a b": "c"}] for number in range(1, 9)],
+    "no subject": [[1, "a b", b"{}", {}]],
+    "twice": [[1, WORK, b"", {}], [1, WORK, b"", {}]],
+}
+
+
+@pytest.mark.parametrize("asks", ASKS.values(), ids=ASKS.keys())
+def test_a_commit_that_holds_what_is_no_request_is_passed_over(lab: MakeLab, asks: object) -> None:
+    one = begun(lab)
+    wrong = forged(one, asks=asks)
+    one.store(wrong)
+    one.kill()
+    one.store(wrong)
+    one.start()
+    one.publish("in", {"text": "6"})
     goes_on(one, 7)
 
 
