@@ -24,6 +24,7 @@ from dspex.bus import subjects
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
+from processes.calls import ended
 from processes.processes import kill_child, kill_pool
 from processes.world import APP, POOL, World, insist, profile
 
@@ -98,13 +99,8 @@ async def _run(world: World, model: Asked, calls: int, every: float, seed: int, 
     opened = list[int]()
     events, began = await _publish(world, calls), time.monotonic()
     killing = asyncio.create_task(_kill(world, model, every, Random(seed), opened))
-    stream, late = subjects.stream(APP), list[Violation]()
-    try:
-        async with asyncio.timeout(patience):
-            while await insist(lambda: world.bus.count(stream, [DONE, subjects.dead_pattern(APP)])) < calls:
-                await asyncio.sleep(0.5)
-    except TimeoutError:
-        late.append(Violation("a run comes to its end", f"not within {patience:.0f} s"))
+    stream = subjects.stream(APP)
+    late = await ended(world, calls, DONE, patience)
     killing.cancel()
     took = time.monotonic() - began
     await asyncio.sleep(3.0)  # what comes twice comes now

@@ -22,6 +22,7 @@ from dspex.bus import subjects
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
+from processes.calls import ended
 from processes.processes import kill_child, kill_pool
 from processes.world import APP, POOL, World, insist, profile
 
@@ -77,18 +78,16 @@ async def _kill(world: World, provider: BatchServer, every: float, random: Rando
 
 
 async def _run(world: World, provider: BatchServer, calls: int, every: float, seed: int, patience: float) -> Report:
-    kills, late, began = list[str](), list[Violation](), time.monotonic()
+    kills, began = list[str](), time.monotonic()
     killing = asyncio.create_task(_kill(world, provider, every, Random(seed), kills))
     await _publish(world, calls)
     stream = subjects.stream(APP)
-    try:
-        async with asyncio.timeout(patience):
-            while await insist(lambda: world.bus.count(stream, [DONE, subjects.dead_pattern(APP)])) < calls:
-                if len(kills) >= 3 * HELD:
-                    killing.cancel()
-                await asyncio.sleep(0.5)
-    except TimeoutError:
-        late.append(Violation("a run comes to its end", f"not within {patience:.0f} s"))
+
+    def enough() -> None:
+        if len(kills) >= 3 * HELD:
+            killing.cancel()
+
+    late = await ended(world, calls, DONE, patience, enough)
     killing.cancel()
     took = time.monotonic() - began
     await asyncio.sleep(3.0)  # what comes twice comes now

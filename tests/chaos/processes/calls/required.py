@@ -24,6 +24,7 @@ from dspex import Retry, Topology
 from dspex.bus import subjects
 from dspex.bus.port import NewMessage
 from dspex.engine.client import letters
+from processes.calls import ended
 from processes.processes import kill_child
 from processes.world import APP, World, insist, profile
 
@@ -108,13 +109,7 @@ async def _run(world: World, calls: int, keys: int, kills: int, every: float, se
     killed, began, stream = list[float](), time.monotonic(), subjects.stream(APP)
     await _publish(world, calls, keys)
     killing = asyncio.create_task(_kill(world, kills, every, Random(seed), killed))
-    late = list[Violation]()
-    try:
-        async with asyncio.timeout(patience):
-            while await insist(lambda: world.bus.count(stream, [DONE, subjects.dead_pattern(APP)])) < calls:
-                await asyncio.sleep(0.5)
-    except TimeoutError:
-        late.append(Violation("a run comes to its end", f"not within {patience:.0f} s"))
+    late = await ended(world, calls, DONE, patience)
     killing.cancel()
     last = (await insist(lambda: world.bus.stream(stream))).last  # type: ignore[union-attr]
     done = [json.loads(m.data) for m in await insist(lambda: world.bus.scan(stream, [DONE], start=1, stop=last))]
