@@ -52,7 +52,8 @@ class SourceInput(Input):
         created: when the stream was made; ids of events depend on it. 0 until that is known.
         settings: of the source, as the topology says.
         highest: the highest event time of what was read, whatever partition it is for. counted: when the last event was stored
-            whose time counts for that; of what was taken before it is not known, so it counts from the last one.
+            whose time counts for that; of what was taken before it is not known, so it counts from the last one. It does not go
+            back while that is read again: what was taken since would be silence.
         tables: what is to be read before it; None for nothing.
         free: set while nothing holds it back; see `hold_back`.
         upto: up to when it brings what is stored, where it may not go further yet.
@@ -116,14 +117,20 @@ class SourceInput(Input):
         return begins
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
-        self.missing, self.highest = False, NO_MARK  # what was read before may have been passed over: it is read again
-        self.counted = max((p.tables.position("source").time for p in partitions), default=0.0) or clock
+        self.missing = False
         try:
             self.created, self.readable = await self._check(partitions, clock), True
         except BusError as e:
             # `created` stays: what was fetched before is still handled
             self.readable, self.missing = False, isinstance(e, SourceNotThere)
             raise
+
+    async def begin(self, partitions: Sequence[Partition]) -> int:
+        self.highest = NO_MARK  # what was read before may have been passed over: it is read again
+        self.counted = max((p.tables.position("source").time for p in partitions), default=0.0)
+        if not self.counted and self._clock is not None:
+            self.counted = self._clock()
+        return await super().begin(partitions)
 
     async def made(self) -> float:
         """When the stream was made, also before it is read: ids of its events depend on it. Raises Unreachable."""
@@ -149,7 +156,7 @@ class SourceInput(Input):
 
     def owner(self, message: Message) -> int:
         if self._clock is not None and (at := self._time(message)) > NO_MARK:
-            self.highest, self.counted = max(self.highest, at), message.time
+            self.highest, self.counted = max(self.highest, at), max(self.counted, message.time)
         return partition_of(spread_of(message), self._count) if self._count > 1 else 0
 
     def _time(self, message: Message) -> float:

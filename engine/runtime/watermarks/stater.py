@@ -131,7 +131,7 @@ class Stater:
         if now - since < source.settings.idle or source.upto.of(REST) is not None:
             return  # or it is to stand still, and with it what the watermark wakes
         last = await self._s.bus.last(source.stream, source.settings.subject)
-        if last is not None and last.sequence > max([read, *(at.sequence for at in taken)]):
+        if last is not None and last.sequence > read:  # whatever is taken: another partition may not have taken what is before
             self._every = LOOK
             return
         highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)

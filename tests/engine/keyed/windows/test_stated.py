@@ -20,25 +20,30 @@ MakeLab = Callable[..., Lab]
 
 
 class Stuck(MemoryBus):
-    """A connection on which a source gives nothing while it is stuck, though the server has more."""
+    """A connection on which a source gives nothing while it is stuck, though the server has more. `after`: it is stuck behind
+    so many messages.
+    """
 
-    def __init__(self, server: MemoryServer) -> None:
+    def __init__(self, server: MemoryServer, after: int = 0) -> None:
         super().__init__(server, BusEvents())
-        self.flows = asyncio.Event()
-        self.flows.set()
+        self.flows, self.after = asyncio.Event(), after
+        if not after:
+            self.flows.set()
 
     async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
         found = await super().reader(stream, filters, **options)
-        return Held(found, self.flows) if "in" in filters else found
+        return Held(found, self.flows, self.after) if "in" in filters else found
 
 
 class Held:
-    def __init__(self, reader: Reader, flows: asyncio.Event) -> None:
-        self._reader, self._flows = reader, flows
+    def __init__(self, reader: Reader, flows: asyncio.Event, after: int = 0) -> None:
+        self._reader, self._flows, self._left = reader, flows, after
 
     async def read(self, limit: int) -> list[Message]:
-        found = await self._reader.read(limit)
-        await self._flows.wait()
+        found = await self._reader.read(min(limit, self._left) or limit)
+        if not self._left:
+            await self._flows.wait()
+        self._left = max(0, self._left - len(found))
         return list(found)
 
     async def close(self) -> None:
@@ -193,3 +198,88 @@ def test_who_starts_while_a_source_is_silent_lets_no_window_wait_for_a_partition
     assert [w["value"] for w in one.outputs("out")] == [5, 2]
     assert one.letters() == []
     assert one.differences() == []
+
+
+def rare_and_often() -> list[str]:
+    """A key of the second of two partitions of a source, and one of the first."""
+    return [next(f"k{n}" for n in range(9) if partition_of(f"k{n}", 2) == index) for index in (1, 0)]
+
+
+def stated(one: Lab, partition: int) -> float:
+    """The highest watermark that was stated of a partition of the source."""
+    said = [codecs.decode(m.data, codecs.MSGPACK) for m in one.messages(subjects.time(APP, "t", "s1", "*"))]
+    return max((at for marks in said if (at := marks.get(partition)) is not None), default=0.0)
+
+
+def test_who_reads_again_what_was_taken_does_not_take_the_time_since_for_silence(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in", partitions=2, idle="15s").key_by("k").window("10s").count(name="w").sink("out")
+    rare, often = rare_and_often()
+    one = lab(topology)
+    one.start()
+    one.publish("in", {"k": "a"}, key=rare)
+    for _ in range(8):
+        one.advance(3)
+        one.publish("in", {"k": "a"}, key=often)
+    one.advance(0.5)
+    one.kill()
+    bus = Stuck(one.server, after=2)  # of what the partition with rare events had not taken
+    one.start("b", bus=bus)
+    one.advance(10)
+    assert stated(one, 0) <= one.messages("in")[8].time
+    bus.flows.set()
+    one.advance(30)
+    assert one.letters() == []
+    assert sum(w["value"] for w in one.outputs("out")) == 9
+
+
+def test_a_source_is_not_idle_while_one_partition_has_not_taken_what_lies_before_what_another_one_has(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in", partitions=2, idle="5s").key_by("k").window("10s").count(name="w").sink("out")
+    rare, often = rare_and_often()
+    one = lab(topology)
+    buses = {name: Stuck(one.server) for name in "ab"}
+    for name, bus in buses.items():
+        one.start(name, bus=bus)
+    one.advance(5)
+    for key in (rare, often):
+        one.publish("in", {"k": "a"}, key=key)
+    one.advance(1)
+    cut_off = owner(one, "s1", 1)
+    (other,) = set(buses) - {cut_off}
+    buses[cut_off].flows.clear()
+    for key in (rare, often):
+        one.publish("in", {"k": "a"}, key=key)
+    one.advance(4)  # the other partition has taken the last event
+    buses[other].flows.clear()
+    one.kill(cut_off)
+    one.advance(60)
+    assert owner(one, "s1", 1) == other
+    assert stated(one, 1) <= one.messages("in")[3].time
+    buses[other].flows.set()
+    one.advance(30)
+    assert one.letters() == []
+    assert sum(w["value"] for w in one.outputs("out")) == 4
+
+
+def test_silence_is_measured_by_all_that_was_read_while_one_partition_reads_by_itself(lab: MakeLab) -> None:
+    topology = Topology("t")
+    asked, other = topology.source("in", partitions=2, idle="15s").branch("ask")
+    asked.predict("k -> answer", name="ask", timeout="1h", deadline="1h").merge(other).key_by("k").window("10s").count(
+        name="w"
+    ).sink("out")
+    full, often = rare_and_often()
+    one = lab(topology)
+    one.start(most_open_calls=2)
+    for _ in range(4):
+        one.publish("in", {"k": "a", "ask": True}, key=full)
+    for _ in range(10):
+        one.advance(3)
+        one.publish("in", {"k": "a", "ask": False}, key=often)
+    one.answers["ask"] = lambda inputs, work: {"answer": "b"}
+    one.work()
+    one.advance(10)
+    assert stated(one, 0) <= one.messages("in")[-1].time
+    one.advance(60)
+    assert one.letters() == []
+    assert sum(w["value"] for w in one.outputs("out")) == 14
