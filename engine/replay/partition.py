@@ -72,7 +72,7 @@ class Replay:
             else None
         )
         self._events = EventsInput(bus, app, topology, stage.id, self._source)
-        self._records = RecordsInput(bus, app, topology, stage.id)
+        self._records = RecordsInput(bus, app, stage)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False

@@ -37,7 +37,7 @@ def inputs(
         events_of = SourceInput(s.bus, s.app, stage, settings, stream, count, check, s.room, clock)
         found.append(events_of)
     where = (s.bus, s.app, stage.graph.name, stage.id)
-    records = records_input(*where, s.keys, counters)
+    records = records_input(s.bus, s.app, stage, s.keys, counters)
     found += [EventsInput(*where, events_of, stage.before, (alarm, moved), decided=stage.decided), records]
     found.append(TimersInput(s.bus, s.app, events_of, alarm, records, s.clock, LostRequests(records, s.behind)))
     return {input.name: input for input in found}

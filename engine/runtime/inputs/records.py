@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import structlog
 from msgpack.exceptions import UnpackException
@@ -23,9 +24,11 @@ from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
 from dspex.engine.runtime.inputs.input import Input
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import DIGEST, SALT
 
 _log = structlog.get_logger("dspex.engine")
+LATER: Final = 0.02  # seconds that a record may wait for others which nothing follows
 
 
 class RecordsInput(Input):
@@ -34,16 +37,18 @@ class RecordsInput(Input):
     name: ClassVar[str] = "records"
     gated: ClassVar[bool] = False
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str) -> None:
+    def __init__(self, bus: Bus, app: str, stage: Stage) -> None:
         self._bus, self._stream = bus, subjects.stream(app)
-        self._topology, self._stage, self._app = topology, stage, app
+        self._stage, self._app = stage, app
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         reader = await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
+        if self._stage.ends_in_calls:
+            reader = _Later(reader)
         return _WithKeys(reader, self._bus.sealing) if self._bus.sealing is not None else reader
 
     def _subject(self, p: Partition) -> str:
-        return subjects.record(self._app, "*", self._topology, self._stage, p.index)
+        return subjects.record(self._app, "*", self._stage.graph.name, self._stage.id, p.index)
 
     async def verify(self, partitions: Sequence[Partition], clock: float) -> None:
         """Only what was taken is ever removed from our own stream."""
@@ -72,6 +77,20 @@ class RecordsInput(Input):
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
         return [arrival_of(message, clock, await answered(self._bus, self._app, p, message))]
+
+
+class _Later:
+    """Reads records that nobody waits for, some together: who submitted the call has been told by its worker, and an engine
+    that closes each at once takes the processor from whoever is still to be told.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.close = reader, reader.close
+
+    async def read(self, limit: int) -> list[Message]:
+        messages = await self._reader.read(limit)
+        await asyncio.sleep(LATER)
+        return messages
 
 
 class _WithKeys:

@@ -14,6 +14,7 @@ from dspex.bus.serving.keys.signatures import Keys, is_signed
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.records import RecordsInput, arrival_of
 from dspex.engine.runtime.partition import Partition
+from dspex.engine.runtime.walk.compile import Stage
 
 _log = structlog.get_logger("dspex.engine")
 
@@ -24,8 +25,8 @@ class SignedRecords(RecordsInput):
     A record that waits for its turn was looked at when it came. A replay need not look: the log says what was passed over.
     """
 
-    def __init__(self, bus: Bus, app: str, topology: str, stage: str, keys: Mapping[str, Keys], counters: Counter[str]) -> None:
-        super().__init__(bus, app, topology, stage)
+    def __init__(self, bus: Bus, app: str, stage: Stage, keys: Mapping[str, Keys], counters: Counter[str]) -> None:
+        super().__init__(bus, app, stage)
         self._keys, self._counters, self._seldom = keys, counters, Seldom(_log)
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
@@ -39,8 +40,6 @@ class SignedRecords(RecordsInput):
         return arrival_of(message, clock, None)
 
 
-def records_input(
-    bus: Bus, app: str, topology: str, stage: str, keys: Mapping[str, Keys], counters: Counter[str]
-) -> RecordsInput:
+def records_input(bus: Bus, app: str, stage: Stage, keys: Mapping[str, Keys], counters: Counter[str]) -> RecordsInput:
     """The records of a partition's calls. Where no pool has a key, they cost nothing more."""
-    return SignedRecords(bus, app, topology, stage, keys, counters) if keys else RecordsInput(bus, app, topology, stage)
+    return SignedRecords(bus, app, stage, keys, counters) if keys else RecordsInput(bus, app, stage)

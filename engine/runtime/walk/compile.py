@@ -95,6 +95,12 @@ class Stage:
         """The nodes whose state is that of the partition, whatever key an event has."""
         return frozenset(name for name, node in self.states.items() if not node.state.keyed)
 
+    @cached_property
+    def ends_in_calls(self) -> bool:
+        """Whether nothing follows its calls, as where they are submitted: who asked hears of the end from a worker."""
+        followed = {inlet.node for node in self.graph.nodes.values() for inlet in node.inputs}
+        return bool(self.calls) and followed.isdisjoint(self.calls)
+
     @property
     def decided(self) -> bool:
         """Whether something waits in it for decisions."""
