@@ -64,6 +64,7 @@ class Saying:
 
 
 AGAIN: Final = 0.1  # seconds before an answer is stored again that was not; then twice as long, up to 5
+_PASSING: Final = (Unreachable, Unsettled)  # errors after which it is
 
 
 class AnswerStore:
@@ -95,13 +96,18 @@ class AnswerStore:
             fits = answered and len(body) <= payloads.inline(self.bus, self.bus.max_payload)
             with suppress(BusError):  # who is not told looks
                 self.bus.tell(subject, body if fits else b"", headers=headers)
-        if answered:
-            stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((NewMessage(subjects.answer(self.app, self.pool, to.user, to.call), body, headers), stored))
-            if not self._storing:
-                self._storing = True
-                self._tasks.start(self._store_waiting(), "answers")
-            await stored
+        if not answered:
+            return
+        message = NewMessage(subjects.answer(self.app, self.pool, to.user, to.call), body, headers)
+        if payloads.must_be_stored(self.bus, message):  # by itself: nothing small waits until there is room for it
+            await self._store([message])
+            return
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((message, stored))
+        if not self._storing:
+            self._storing = True
+            self._tasks.start(self._store_waiting(), "answers")
+        await stored
 
     async def _store_waiting(self) -> None:
         """Store what waits, and what has come meanwhile, until nothing is left: together, as the records are."""
@@ -119,24 +125,28 @@ class AnswerStore:
             self._storing = False
 
     async def _store(self, messages: Sequence[NewMessage]) -> None:
-        pause, outcomes = AGAIN, list[Ack | DspexError]()
+        pause = AGAIN
         while True:
-            try:
-                # inline as far as it goes: who asked may not be allowed to read objects
-                ready = [await payloads.checked_in(self.bus, self.app, m, self.bus.max_payload) for m in messages]
-                outcomes = [*await self.bus.publish_all(ready)]
-            except (BusError, DataError) as error:
-                outcomes = [error] * len(messages)
-            left = [m for m, outcome in zip(messages, outcomes) if isinstance(outcome, (Unreachable, Unsettled))]
-            for why in {
-                o.message for o in outcomes if isinstance(o, DspexError) and not isinstance(o, (Unreachable, Unsettled))
-            }:
+            outcomes = await self._tried(messages)
+            left = [m for m, outcome in zip(messages, outcomes) if isinstance(outcome, _PASSING)]
+            for why in {o.message for o in outcomes if isinstance(o, DspexError) and not isinstance(o, _PASSING)}:
                 self._seldom.warning("answers are not stored, their records are", pool=self.pool, why=why)
             if not left:
                 return
             messages = left
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
+
+    async def _tried(self, messages: Sequence[NewMessage]) -> list[Ack | DspexError]:
+        """What came of each. Where they cannot be sent together, one of them may be at fault: then each is sent alone."""
+        try:
+            # inline as far as it goes: who asked may not be allowed to read objects
+            ready = [await payloads.checked_in(self.bus, self.app, m, self.bus.max_payload) for m in messages]
+            return [*await self.bus.publish_all(ready)]
+        except (BusError, DataError) as error:
+            if len(messages) == 1 or isinstance(error, _PASSING):
+                return [error] * len(messages)
+        return [outcome for message in messages for outcome in await self._tried([message])]
 
     async def stop(self) -> None:
         """Store nothing more."""

@@ -1,0 +1,66 @@
+"""The answers to submitted calls, as a pool stores them: what keeps one from being stored keeps back no other."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, StreamFull, Unreachable
+from dspex.bus.memory.handles import MemoryObjects
+from dspex.bus.memory.server import MemoryBus, MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
+from dspex.bus.port import BusEvents, StreamConfig
+from dspex.bus.records import AnswerTo, CallRecord, CallRequest
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.sayings import AnswerStore
+
+
+class _NoRoomForLarge(MemoryBus):
+    """A connection to a server whose object store takes nothing, and says why."""
+
+    why: BusError | None = None
+
+    async def objects(self, name: str, *, replicas: int = 1) -> MemoryObjects:
+        if self.why is not None:
+            raise self.why
+        return await super().objects(name, replicas=replicas)
+
+
+def _request(call: str) -> CallRequest:
+    spec = CallSpec("predict", "text -> reply", "text -> reply")
+    return CallRequest(call, 1, 1, "", "", spec, {}, "run", answer=AnswerTo("user", call))
+
+
+@pytest.mark.parametrize("why", [StreamFull("the object store holds no more"), Unreachable("the object store has no leader")])
+def test_an_answer_too_large_for_a_message_that_finds_no_room_keeps_back_no_other_one(why: BusError) -> None:
+    loop, bus = VirtualLoop(), _NoRoomForLarge(MemoryServer(), BusEvents())
+    bus.why = why
+    texts = {"a": "small", "b": "x" * (bus.max_payload + 1), "c": "small"}
+
+    async def begin() -> asyncio.Future[list[None]]:
+        store = AnswerStore(bus, "lab", "lightweight")
+        given = (CallRecord(call, 1, 1, "", "", outputs={"reply": text}) for call, text in texts.items())
+        return asyncio.gather(*(store.give(record, _request(record.call)) for record in given))
+
+    async def stored() -> list[str]:
+        at = {call: subjects.answer("lab", "lightweight", "user", call) for call in texts}
+        return [call for call in texts if await bus.last(subjects.answers("lab"), at[call]) is not None]
+
+    try:
+        loop.run(bus.ensure_stream(StreamConfig(subjects.answers("lab"), [subjects.answer_pattern("lab")])))
+        with capture_logs() as logs:
+            given = loop.run(begin())
+            loop.advance(1.0)
+        assert loop.run(stored()) == ["a", "c"]
+        if given.done():  # there will never be room
+            assert [line["why"] for line in logs if line["log_level"] == "warning"] == [why.message]
+            return
+        bus.why = None
+        loop.advance(10.0)
+        assert given.done()
+        assert loop.run(stored()) == ["a", "b", "c"]
+    finally:
+        loop.close()
