@@ -41,6 +41,11 @@ def time_of(source: Source, event: NodeEvent) -> float | None:
     return None if isinstance(at, Failure) else at
 
 
+def without_time(at: Position) -> bool:
+    """Whether it is not known when its last event was stored: it was moved on, over messages of other subjects or a gap."""
+    return at.created > 0.0 and not at.time
+
+
 class SourceNotThere(SourceGap):
     """The source's stream is not there."""
 
@@ -127,9 +132,14 @@ class SourceInput(Input):
 
     async def begin(self, partitions: Sequence[Partition]) -> int:
         self.highest = NO_MARK  # what was read before may have been passed over: it is read again
-        self.counted = max((p.tables.position("source").time for p in partitions), default=0.0)
-        if not self.counted and self._clock is not None:
-            self.counted = self._clock()
+        self._seen = (0, NO_MARK)  # a stream that was made anew has another message there
+        places = [p.tables.position("source") for p in partitions]
+        self.counted = max((at.time for at in places), default=0.0)
+        if self._clock is not None:
+            if any(map(without_time, places)):
+                last = await self._bus.last(self.stream, self.settings.subject)
+                self.counted = last.time if last is not None else 0.0
+            self.counted = self.counted or self._clock()
         return await super().begin(partitions)
 
     async def made(self) -> float:

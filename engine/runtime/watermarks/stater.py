@@ -18,7 +18,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import NewMessage
 from dspex.engine.log.rows import NO_MARK
-from dspex.engine.runtime.inputs.source import SourceInput
+from dspex.engine.runtime.inputs.source import SourceInput, without_time
 from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
@@ -122,8 +122,10 @@ class Stater:
         """See whether the silence of the source moves the watermark. Raises BusError."""
         now, read, partitions = self._s.clock(), self._pump.at, [p for p in self._partitions.values() if not p.revoked]
         taken = [p.tables.position("source") for p in partitions]
+        highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)  # before one asks: more is read then
         seen = max([self._pump.at_time, *(at.time for at in taken)], default=0.0)  # of none there is nothing to wait for
-        since = min(seen, source.counted)  # events that do not count do not move the watermark, so they are silence, too
+        # events that do not count do not move the watermark, so they are silence, too
+        since = source.counted if any(map(without_time, taken)) else min(seen, source.counted)
         self._every = min(max(LOOK, (now - since) / 10), SELDOM)
         if read is None:
             self._every = LOOK
@@ -134,7 +136,6 @@ class Stater:
         if last is not None and last.sequence > read:  # whatever is taken: another partition may not have taken what is before
             self._every = LOOK
             return
-        highest = max([source.highest, *(at.mark for at in taken)], default=NO_MARK)
         for p in partitions:
             if p.settled.is_set() and not self._pump.catches_up(p) and await self._stands(p):
                 self._idle[p.index] = self._silent(highest, since, now, source.settings.idle)
