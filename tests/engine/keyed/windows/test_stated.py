@@ -368,7 +368,9 @@ def test_an_event_that_comes_while_the_server_is_asked_for_silence_does_not_run_
 
     async def comes() -> None:
         await one.client.publish("in", {"k": "a"})
-        await asyncio.sleep(0.01)
+        (source,) = [r for r in one.hosts["a"][0].runners if r.source is not None]
+        while source.pumps["source"].at != 2 or not source.partitions[0].settled.is_set():
+            await asyncio.sleep(0)  # until it is read, and stored
 
     bus.before_answer = comes
     one.advance(12)
