@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from dspex.bus import subjects
+from dspex.engine.log.entries import requests_in
+from dspex.engine.log.positions import pages
+from dspex.engine.log.reading import entry_at
 from dspex.engine.log.rows import OpenCall
 from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.partition import Partition
@@ -25,12 +29,34 @@ class LostRequests:
         if not any(self._behind.values()) or self._done.get(p.index) == now:
             return []
         rows = sorted(p.tables.calls.rows.items())
-        found = [number for number, row in rows if self.is_lost(p, number, row)]
-        if found:
-            return found if await self._records.all_taken(p) else []
+        found = {number: row for number, row in rows if self.is_lost(p, number, row)}
+        if found and not await self._records.all_taken(p):
+            return []
+        if found and (lost := sorted(found.keys() - await self._delivered(p, found, now[1]))):
+            return lost
         if all(row.work for _, row in rows):  # else a request is in flight, and nobody knows yet where it will lie
             self._done[p.index] = now
         return []
+
+    async def _delivered(self, p: Partition, found: Mapping[int, OpenCall], behind: Behind) -> set[int]:
+        """Calls among these whose request is delivered all the same: only the entry that holds it lies before the consumer.
+
+        Of each consumer that can be so for the last such entry alone: an entry's requests are sent before the next one.
+        """
+        bus, address, delivered = p.log.bus, p.log.address, set[int]()
+        for waits, after in behind.items():
+            mine = {number: row.work for number, row in found.items() if (row.pool, row.band) == waits}
+            entry = await entry_at(bus, address, max(mine.values(), default=0))
+            asks = {number: ask for number, ask in requests_in(entry or {}).items() if number in mine}
+            left = {(ask.headers or {}).get(subjects.RECORD, ""): number for number, ask in asks.items()}
+            filters = sorted({ask.subject for ask in asks.values()})
+            if not asks:
+                continue
+            async for page in pages(bus, address.stream, filters, start=after + 1):
+                delivered |= {left[id] for message in page if (id := message.headers.get(subjects.RECORD)) in left}
+                if delivered >= {*left.values()}:
+                    break
+        return delivered
 
     def is_lost(self, p: Partition, number: int, row: OpenCall) -> bool:
         """Whether a call waits for a worker, and its request is not delivered any more."""

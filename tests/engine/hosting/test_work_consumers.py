@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,9 @@ from engine_lab import STREAM, Lab, LateRecords
 from waiting import until
 
 from dspex.bus import nats, subjects
-from dspex.bus.port import Delivery
+from dspex.bus.errors import BusError
+from dspex.bus.memory.server import MemoryBus
+from dspex.bus.port import Ack, BusEvents, Delivery, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import work_consumers
 from dspex.bus.serving.work_loop import Job, WorkLoop
@@ -210,3 +213,28 @@ async def test_on_the_real_server_open_calls_are_paid_once_after_their_consumer_
     finally:
         await host.kill()
         await bus.close()
+
+
+class Mute(MemoryBus):
+    """A connection whose process dies between an entry and the requests that it holds."""
+
+    async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
+        if any(draft.of for draft in drafts):
+            await asyncio.Event().wait()
+        return await super().publish_all(drafts, timeout=timeout)
+
+
+def test_a_request_that_is_sent_behind_the_new_consumer_is_not_asked_again_for_its_entry_that_lies_before(lab: MakeLab) -> None:
+    one = lab(asking())
+    one.start(bus=Mute(one.server, BusEvents()))
+    one.publish("in", {"text": "first"})
+    one.publish("in", {"text": "in its entry"})
+    assert len(one.requests()) == 1
+    one.kill()
+    one.server.streams[STREAM].forget(NAME)
+    one.start()
+    one.advance(SOON)
+    one.work()
+    one.advance(SOON)
+    assert len(one.outputs("out")) == 2
+    assert len(one.asked) == 2
