@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -30,6 +30,7 @@ from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.limits.account import Account, Lease
 from dspex.workers.limits.cooling import Cooling
 from dspex.workers.limits.estimates import Estimates, used_by
+from dspex.workers.limits.granted import Granted, give_back, of_batch
 from dspex.workers.limits.planning import Full
 from dspex.workers.limits.refusals import refusal
 
@@ -40,19 +41,6 @@ log = structlog.get_logger("dspex.workers")
 
 MOST_ACCOUNTS: Final = 1000  # of runs and tenants; those that are idle are forgotten
 NOTHING: Final[Amounts] = {}
-
-
-class Granted(NamedTuple):
-    """What an execution may use, of the profile that is asked. `settled`: what of it, and of those before, is counted already.
-    `asking`: requests that it is making.
-    """
-
-    profile: Profile
-    estimate: Amounts
-    leases: Sequence[tuple[Account, Lease]]
-    batch: bool = False
-    settled: Usage | None = None
-    asking: int = 0
 
 
 class Limits:
@@ -133,7 +121,7 @@ class Limits:
         if not isinstance(found, Granted):
             raise found
         if execution.over:
-            _give_back(found.leases)
+            give_back(found.leases)
             return
         self._granted[execution] = found._replace(settled=settled)
 
@@ -151,6 +139,15 @@ class Limits:
         if (granted := self._granted.get(execution)) is None or granted.batch:
             return
         self._granted[execution] = granted = granted._replace(asking=granted.asking + 1)
+        try:
+            await self._reserve(execution, granted)
+        except (DspexError, asyncio.CancelledError):  # it asks for the same again, or for nothing more
+            if (granted := self._granted.get(execution)) is not None:
+                self._granted[execution] = granted._replace(asking=max(0, granted.asking - 1))
+            raise
+
+    async def _reserve(self, execution: Execution, granted: Granted) -> None:
+        """Reserve what all requests need that it is making. Raises the refusal."""
         if granted.settled is None or not granted.settled.requests:
             return
         used, requests = used_by(granted.settled, NOTHING, Usage()), granted.settled.requests / granted.asking
@@ -175,7 +172,7 @@ class Limits:
         for account, lease in granted.leases:
             if granted.batch:  # its window may have ended long ago: it counts when it is answered
                 account.settle(lease, {})
-                account.settle(None, _of_batch(account, used))
+                account.settle(None, of_batch(account, used))
             else:
                 account.settle(lease, used)
 
@@ -197,9 +194,9 @@ class Limits:
         amounts = self._estimates.of(work, profile) if any(account.limited for account in accounts) else NOTHING
         leases: list[tuple[Account, Lease]] = []
         for account in accounts:
-            said = account.try_take(_of_batch(account, amounts, profile) if batch else amounts)
+            said = account.try_take(of_batch(account, amounts, profile) if batch else amounts)
             if not isinstance(said, Lease):
-                _give_back(leases)
+                give_back(leases)
                 return said if said is None else refusal(account.about, said)
             leases.append((account, said))
         return Granted(profile, amounts, leases, batch)
@@ -224,13 +221,13 @@ class Limits:
         leases: list[tuple[Account, Lease]] = []
         try:
             for account in self._accounts_of(work, profile):
-                said = await account.take(_of_batch(account, amounts, profile) if batch else amounts)
+                said = await account.take(of_batch(account, amounts, profile) if batch else amounts)
                 if isinstance(said, Full):
-                    _give_back(leases)
+                    give_back(leases)
                     return refusal(account.about, said)
                 leases.append((account, said))
         except (DspexError, asyncio.CancelledError):
-            _give_back(leases)
+            give_back(leases)
             raise
         return Granted(profile, amounts, leases, batch)
 
@@ -279,21 +276,3 @@ class Limits:
         """Ask for it, unless it is known or nobody knows: nothing was applied yet."""
         if not self._clock.known:
             await self._clock.ask()
-
-
-def _of_batch(account: Account, amounts: Amounts, profile: Profile | None = None) -> Amounts:
-    """What counts of a call that waits for a batch: limits of requests and tokens are of those that are asked live.
-
-    `profile`: where this is an estimate, at the price of live calls.
-    """
-    found: dict[Measure, float] = {
-        measure: amount for measure, amount in amounts.items() if measure == "cost" or "lm" not in account.about
-    }
-    if profile is not None and "cost" in found:
-        found["cost"] *= profile.price.get("batch", 1.0)
-    return found
-
-
-def _give_back(leases: Iterable[tuple[Account, Lease]]) -> None:
-    for account, lease in leases:
-        account.settle(lease, {})

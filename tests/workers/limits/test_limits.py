@@ -372,3 +372,29 @@ def test_a_window_that_was_begun_by_a_clock_that_is_ahead_holds_up_nobody(loop: 
         assert (await w.ledger("lm.main")).tallies["tokens"].window == window - 60
 
     run(w, main())
+
+
+def test_a_long_call_that_waits_for_room_asks_for_no_more_than_one_request(loop: VirtualLoop) -> None:
+    """However often it has asked: else it would go on only once it can have the whole limit."""
+    w = world(loop, configured(tokens=(3_000.0, 60 * MINUTE)))
+    one = Usage(400, 100, 0.001, requests=1)
+
+    async def main() -> None:
+        limits = await w.process()
+        job = cast(Execution, Asked(work()))
+        found = limits.before(job)
+        assert found is None or await found is None
+        await limits.room(job)
+        limits.spent(job, one)
+        other = asyncio.create_task(w.call(limits, tokens=10, seconds=20.0, text="x" * 5_000))
+        await asyncio.sleep(0)
+        refused = 0
+        while not other.done():
+            with pytest.raises(RateLimited):
+                await limits.room(job)
+            refused += 1
+            await asyncio.sleep(1.0)
+        await limits.room(job)
+        assert refused > 10
+
+    run(w, main())
