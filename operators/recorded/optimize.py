@@ -10,14 +10,14 @@ from typing import Any, Final, cast
 
 from typing_extensions import TypedDict, Unpack
 
-from dspex.bus.errors import ConfigError, InvalidInput
+from dspex.bus.codecs.checking import checked
+from dspex.bus.errors import ConfigError, DecodeError, InvalidInput
 from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.optimizers import (
     OPTIMIZE,
     OPTIMIZER_POOL,
     JobArguments,
-    JobBudget,
     is_ref_of_metric,
     job_refusal,
 )
@@ -71,6 +71,7 @@ class Optimization:
             cache=0.0,
             hedge="",
             first_token_timeout=0.0,
+            lane="live",  # each request of an optimizer waits for the one before
         )
         deadline = max(self.timeout, min(4 * self.timeout, LONGEST))
         retry = Retry(attempts=3, backoff="2s")
@@ -133,15 +134,23 @@ class OptimizeOptions(TypedDict, total=False):
 
 def optimize(spec: CallSpec, metric: str, **o: Unpack[OptimizeOptions]) -> Optimization:
     """The job that makes the program of a spec better. See `Spec.optimize`."""
-    using, options = o.get("using", "BootstrapFewShot"), dict(o.get("options") or {})
-    requests, tokens, threads, held_back = (
-        o.get("requests", 0),
-        o.get("tokens", 0),
-        o.get("threads", 8),
-        o.get("held_back", HELD_BACK),
+    held_back, limit = o.get("held_back", HELD_BACK), seconds(o.get("timeout", "6h"))
+    arguments = JobArguments(
+        program=spec.plain(),
+        optimizer=o.get("using", "BootstrapFewShot"),
+        options=dict(o.get("options") or {}),
+        metric=metric,
+        threads=o.get("threads", 8),
+        seed=o.get("seed", SEED),
+        requests=o.get("requests", 0),
+        tokens=o.get("tokens", 0),
     )
-    limit = seconds(o.get("timeout", "6h"))
-    if (why := job_refusal(using, options, threads, JobBudget(requests, tokens))) is not None:
+    try:
+        checked(JobArguments, "the arguments of a job", arguments)
+    except DecodeError as error:
+        fix = "threads, seed, requests and tokens are whole numbers"
+        raise ConfigError(error.message, code=_CODE, fix=fix, node="optimize") from None
+    if (why := job_refusal(arguments)) is not None:
         raise ConfigError(why[0], code=_CODE, fix=why[1], node="optimize")
     if not is_ref_of_metric(metric) and metric not in METRICS:
         fix = did_you_mean(metric, METRICS, 'a name in dspex.metrics, or a ref: "pkg.module:name"')
@@ -150,16 +159,6 @@ def optimize(spec: CallSpec, metric: str, **o: Unpack[OptimizeOptions]) -> Optim
         raise ConfigError("held_back is a part, and timeout a time", code=_CODE, fix="0.3 and 6h are usual", node="optimize")
     if spec.kind == "enrich":
         raise ConfigError("enrich asks no model", code=_CODE, fix="give a predict or a program", node="optimize")
-    arguments = JobArguments(
-        program=spec.plain(),
-        optimizer=using,
-        options=options,
-        metric=metric,
-        threads=threads,
-        seed=o.get("seed", SEED),
-        requests=requests,
-        tokens=tokens,
-    )
     return Optimization(spec, arguments, o.get("pool", OPTIMIZER_POOL), held_back, limit)
 
 

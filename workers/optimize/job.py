@@ -54,7 +54,7 @@ class OptimizerJob:
             raise ProgramError(why, fix="make it a dspy.Module with predictors", node=spec.target)
         self._asked = asked = cast("JobArguments", spec.arguments)
         budget = JobBudget(asked["requests"], asked["tokens"])
-        if (wrong := job_refusal(asked["optimizer"], asked["options"], asked["threads"], budget)) is not None:
+        if (wrong := job_refusal(asked)) is not None:
             raise ProgramError(wrong[0], fix=wrong[1], node=spec.target)
         self._program, self._signature, self._refs, self._requests = program, signature, refs, requests
         self.fill: FillInputs = dict

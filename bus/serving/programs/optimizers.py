@@ -22,6 +22,8 @@ PERFECT: Final = 1.0
 """What a metric by name has to give for an answer that is to be shown as an example."""
 MOST_THREADS: Final = 64
 """Programs that a job may run side by side."""
+LARGEST_SEED: Final = (1 << 32) - 1
+"""The largest one that NumPy takes, by which MIPROv2 draws."""
 _NOT_NEGATIVE: Final = "a whole number of 0 or more"
 _POSITIVE: Final = "a whole number of 1 or more"
 _NUMBER: Final = "a number"
@@ -96,8 +98,10 @@ def ref_of_optimizer(optimizer: str) -> str:
     return f"{HOME}{optimizer}"
 
 
-def job_refusal(optimizer: str, options: Mapping[str, Any], threads: int, budget: JobBudget) -> tuple[str, str] | None:
+def job_refusal(asked: JobArguments) -> tuple[str, str] | None:
     """Why there is no such job, and what to do; None where there is one."""
+    optimizer, options, threads, seed = asked["optimizer"], asked["options"], asked["threads"], asked["seed"]
+    budget = JobBudget(asked["requests"], asked["tokens"])
     if (takes := OPTIMIZERS.get(optimizer)) is None:
         return f"there is no optimizer {optimizer!r} in jobs", did_you_mean(optimizer, OPTIMIZERS)
     for name, value in options.items():
@@ -110,6 +114,8 @@ def job_refusal(optimizer: str, options: Mapping[str, Any], threads: int, budget
         return f"{', '.join(by_number)} of {optimizer} cannot stand so", "give auto alone, or num_candidates with num_trials"
     if not 1 <= threads <= MOST_THREADS:
         return f"{threads} programs side by side cannot be", f"threads is 1 to {MOST_THREADS}"
+    if not 0 <= seed <= LARGEST_SEED:  # MIPROv2 would find out when nearly all is paid for
+        return f"{seed} is no seed"[:300], f"seed is 0 to {LARGEST_SEED:,}"
     if min(budget) < 0:
         return f"a budget of {min(budget)} is none", "a whole number; 0 for no limit"
     return None

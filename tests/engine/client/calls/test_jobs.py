@@ -84,6 +84,10 @@ def test_rows_that_do_not_fit_are_named_before_anything_is_submitted(data: Any, 
         ({"using": "MIPROv2", "options": {"num_trials": 3}}, "num_trials of MIPROv2 cannot stand so"),
         ({"threads": 0}, "0 programs side by side cannot be"),
         ({"requests": -1}, "a budget of -1 is none"),
+        ({"requests": 1.5}, "not the arguments of a job .*requests"),
+        ({"seed": -1}, "-1 is no seed"),
+        ({"seed": 1 << 32}, "4294967296 is no seed"),
+        ({"seed": "9"}, "not the arguments of a job .*seed"),
         ({"held_back": 1.0}, "held_back is a part"),
     ],
 )
@@ -91,6 +95,12 @@ def test_a_job_that_cannot_be_is_refused_where_it_is_made(options: Any, said: st
     with pytest.raises(ConfigError, match=said) as e:
         SPEC.optimize("exact_match", **options)
     assert e.value.code == "DX105"
+
+
+def test_a_job_for_a_spec_of_the_batch_lane_asks_live() -> None:
+    """Each request of an optimizer waits for those before it, and no batch answers a call that makes many."""
+    nightly = dspex.predict("text -> intent", lane="batch", deadline="26h")
+    assert nightly.optimize("exact_match").to_call().spec.lane == "live"
 
 
 def test_an_unknown_metric_is_refused_with_what_there_is() -> None:
