@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, SupportsFloat
 
 from dspex.bus.errors import InvalidOutput, ProgramError
 from dspex.bus.serving.programs.optimizers import PERFECT, is_ref_of_metric
@@ -92,10 +93,15 @@ class JobMetric:
 
     def _number(self, score: Any, example: Any) -> float:
         found = getattr(score, "score", score)
-        if not isinstance(found, (int, float)):
-            said = f"the metric {self._ref} gave {type(found).__name__} for {_shown(example)}, and not a number or a bool"
+        try:
+            number = float(found) if isinstance(found, SupportsFloat) else math.nan  # NumPy's numbers among them
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):  # the mean of all rows would be none, either
+            gave = found if isinstance(found, float) else type(found).__name__
+            said = f"the metric {self._ref} gave {gave} for {_shown(example)}, and not a number or a bool"
             self._requests.end(ProgramError(said, fix="correct the metric, and submit the job anew"))
-        return float(found)
+        return number
 
 
 def _shown(example: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 
@@ -15,3 +16,13 @@ def broken(example: Any, prediction: Any, trace: Any = None) -> bool:
 
 def silent(example: Any, prediction: Any, trace: Any = None) -> None:
     """It gives no number."""
+
+
+def endless(example: Any, prediction: Any, trace: Any = None) -> float:
+    """The mean of nothing, say."""
+    return float("nan")
+
+
+def exact(example: Any, prediction: Any, trace: Any = None) -> Decimal:
+    """A number of another type, as NumPy has them."""
+    return Decimal(int(example.intent == prediction.intent))

@@ -138,6 +138,7 @@ async def test_an_answer_that_nobody_can_read_counts_as_wrong(optimizers: Bench,
     [
         ("metrics_of_users:broken", "metrics_of_users:broken raised AttributeError"),
         ("metrics_of_users:silent", "metrics_of_users:silent gave NoneType"),
+        ("metrics_of_users:endless", "metrics_of_users:endless gave nan"),
         ("elsewhere:metric", "not in the allow-list|does not allow"),
     ],
 )
@@ -207,3 +208,10 @@ async def test_rows_that_a_worker_cannot_use_are_named(optimizers: Bench) -> Non
     assert record.error["type"] == "InvalidInput"
     assert record.error["message"].startswith("train, row 2: ")
     assert "text" in record.error["message"]
+
+
+async def test_a_metric_may_give_a_number_of_any_type(optimizers: Bench) -> None:
+    item = asked(job(metric="metrics_of_users:exact"), {"train": rows(3, "typed"), "test": rows(3, "number")})
+    (record,) = await optimizers.ask(item)
+    assert record.error is None, record.error
+    assert ((record.outputs or {})["before"], (record.outputs or {})["after"]) == (0.0, 100.0)
