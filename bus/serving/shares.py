@@ -10,6 +10,7 @@ when it has its record: many calls that begin at once are shared as well as thos
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -35,7 +36,7 @@ class Shares:
     def __init__(self) -> None:
         self._used: dict[int, float] = {}  # by each queue, for each tenant of it
         self._now = 0.0  # what the one had used whose turn it was last: nobody stands behind that
-        self._tenants: dict[int, dict[str | None, float]] = {}  # of a queue, and when a call of each was taken last
+        self._tenants: dict[int, OrderedDict[str | None, float]] = {}  # of a queue, and when a call of each was taken last
         self._usual: dict[str | None, float] = {}  # tokens of a call, by tenant
 
     def first(self, queues: Iterable[int]) -> int:
@@ -45,10 +46,11 @@ class Shares:
     def took(self, queue: int, tenant: str | None, waiting: Iterable[int] = ()) -> Charge:
         """A call is taken from a queue. `waiting`: those in which calls wait."""
         now = asyncio.get_running_loop().time()
-        tenants = self._tenants.setdefault(queue, {})
+        tenants = self._tenants.setdefault(queue, OrderedDict())
         tenants[tenant] = now
-        if len(tenants) > 1:
-            self._tenants[queue] = tenants = {one: last for one, last in tenants.items() if last > now - LATELY}
+        tenants.move_to_end(tenant)
+        while tenants[oldest := next(iter(tenants))] <= now - LATELY:
+            del tenants[oldest]
         charge = Charge(queue, tenant, self._usual.get(tenant, self._usual_of_all()), 1 / len(tenants))
         stands = self._stands(queue)
         self._used[queue] = stands + charge.tokens * charge.part
