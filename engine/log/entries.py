@@ -114,13 +114,17 @@ def requests_in(entry: Mapping[str, Any]) -> dict[int, NewMessage]:
     asks, found = entry.get("asks"), dict[int, NewMessage]()
     for ask in asks if isinstance(asks, tuple) else ():
         if isinstance(ask, tuple) and len(ask) == 4 and [*map(type, ask)] == [int, str, bytes, dict]:
-            number, subject, data, headers = ask
-            named = headers.keys() <= _OF_A_REQUEST and all(
-                isinstance(v, str) and not set("\r\n") & set(v) for v in headers.values()
-            )
-            if named and subjects.is_work(subject):
-                found[number] = NewMessage(subject, data, headers)
+            request = NewMessage(*ask[1:])
+            if is_request(request):
+                found[ask[0]] = request
     return found
+
+
+def is_request(message: NewMessage) -> bool:
+    """Whether a message can be a request that an entry holds: one that no server would take must not be in an entry either."""
+    headers = message.headers or {}
+    named = headers.keys() <= _OF_A_REQUEST and all(isinstance(v, str) and not set("\r\n") & set(v) for v in headers.values())
+    return named and subjects.is_work(message.subject)
 
 
 def _map(data: bytes) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from dspex.bus.errors import DspexError
 from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import Snapshot, packed
+from dspex.engine.log.entries import Snapshot, is_request, packed
 from dspex.engine.log.rows import NO_MARK, OpenCall, Place, Position
 from dspex.engine.log.tables import Calls
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Mark, Note, Reset, Told, digest
@@ -146,7 +146,7 @@ class Batch:
     def fits_in(self, size: int) -> bool:
         """Whether a log entry of so many bytes can hold it: it has a few requests and no other messages."""
         few = len(self.messages) == len(self.asked) <= MOST_LIGHT
-        return few and self.size + self.changed <= min(size, MOST_FRAME)
+        return few and self.size + self.changed <= min(size, MOST_FRAME) and all(map(is_request, self.messages))
 
     def part(self, arrival: Arrival, done: int) -> None:
         """Note that the batch has so many outputs of an arrival, and not all."""

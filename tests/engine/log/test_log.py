@@ -186,6 +186,24 @@ def test_a_commit_of_requests_alone_is_an_entry_that_holds_them_and_then_the_req
     assert one.differences() == []
 
 
+def test_a_request_that_no_server_takes_is_in_no_entry_and_costs_no_other_call_twice(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start()
+    one.publish("in", {"text": "the first one behind a claim is a batch"})
+
+    async def published() -> None:
+        for text, run in (("good", "run"), ("bad", "a\nb")):  # as another client can, which writes headers as it likes
+            one.server.publish(NewMessage("in", b'{"text":"%b"}' % text.encode(), {subjects.RUN: run}))
+
+    one.run(published())
+    one.work()
+    one.advance(30)
+    assert sorted(request.inputs["text"] for request in one.asked) == ["good", "the first one behind a claim is a batch"]
+    assert [letter.event.data for letter in one.letters()] == [{"text": "bad"}]
+    assert [runner.counters["unreadable"] for runner, _ in one.partitions()] == [0]
+    assert len(one.outputs("out")) == 2
+
+
 class Mute(MemoryBus):
     """A connection whose process dies between an entry and its requests."""
 
