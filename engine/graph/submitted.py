@@ -72,6 +72,8 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
         raise DecodeError("not a submitted call of dspex: its times are no numbers of seconds, or its priority is none")
     if retry.attempts < 1 or not 1 <= retry.factor < 1e6 or not 0 <= retry.jitter <= 1:
         raise DecodeError("not a submitted call of dspex: nobody can try again so")
+    if not subjects.is_token(spec.kind):  # "*" would fit any subject
+        raise DecodeError("not a submitted call of dspex: there is no such kind")
     wanted = subjects.submit(app, found["pool"], spec.kind, "*", "*")
     if not subjects.matches(wanted, subject):
         raise NotAllowed(f"a call for {wanted} came on {subject}", fix="submit it on its own subject")

@@ -39,11 +39,12 @@ from dspex.engine.graph.submitted import NODE, submitted
 MakeLab = Callable[..., Lab]
 
 
-PROGRAM = b64encode(CallSpec("program", "os:system", "text -> reply").packed).decode()
+PROGRAM, ANY_KIND = (b64encode(CallSpec(kind, "os:system", "text -> reply").packed).decode() for kind in ("program", "*"))
 
 CHANGES: list[dict[str, Any]] = [
     {"pool": "other"},
     {"spec": PROGRAM},
+    {"spec": ANY_KIND},
     {"spec": 5},
     {"spec": "$"},
     {"retry": {"attempts": 0}},
