@@ -10,7 +10,8 @@ import pytest
 from pool_bench import APP, POOL, RECORDS, Answering, IdleChild, program, work
 
 from dspex.bus import subjects
-from dspex.bus.errors import AffinityLost, ConfigError, DecodeError
+from dspex.bus.errors import AffinityLost, ConfigError, DecodeError, Unsettled
+from dspex.bus.memory.handles import MemoryBucket
 from dspex.bus.memory.server import Faults, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
@@ -205,6 +206,25 @@ def test_who_requires_a_worker_is_told_once_when_it_is_gone(m: Machines) -> None
         now = m.say(session, ours("require"))
         assert (now == worker) == (worker != lost)
         assert m.say(session, ours("require")) == now
+
+
+def test_who_requires_a_worker_that_is_gone_is_told_also_where_the_answer_to_a_write_is_lost(
+    m: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = MemoryBucket.put
+
+    async def unheard(self: MemoryBucket, key: str, value: bytes, *, revision: int | None = None) -> int:
+        found = await put(self, key, value, revision=revision)
+        if key.startswith(subjects.HELD):
+            raise Unsettled("no answer to a write")
+        return found
+
+    own = m.of(m.say("s", ours("require")))
+    monkeypatch.setattr(MemoryBucket, "put", unheard)
+    m.kill(own)
+    with pytest.raises(AffinityLost):
+        m.say("s", ours("require"))
+    assert m.say("s", ours("require")) == m.say("another", ours("require")) == m.pools[0].worker
 
 
 def test_a_process_that_is_only_silent_keeps_its_keys_until_it_counts_as_dead(m: Machines) -> None:

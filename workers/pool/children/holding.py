@@ -9,6 +9,7 @@ the new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -50,34 +51,44 @@ class Holding:
         none; ConfigError where nothing was applied; BusError.
         """
         bucket, key = await self._bucket(), subjects.held_key(self._pool.config.name, affinity)
+        tried: dict[bytes, tuple[Child, bool]] = {}  # what may have been written, its child, and whether nobody held the key
         while True:
             stored = await bucket.get(key)
+            if stored is not None and stored[0] in tried:
+                child, first = tried[stored[0]]
+                break
             found = read_holder(stored[0]) if stored is not None else None
             revision = stored[1] if stored is not None else 0
             if found is not None:
                 if found["process"] != self._pool.id:
                     if await self._pool.scaling.takes_calls(found["process"]):
                         return found["process"]
-                elif child := self._child(found["child"]):
-                    if self._now() - found["at"] > RENEWED:
-                        await self._hold(bucket, key, child, revision)
-                    return child
-            child = self._least(affinity)
-            if not await self._hold(bucket, key, child, revision):
+                elif holder := self._child(found["child"]):
+                    await self._renewed(bucket, key, found, holder, revision)
+                    return holder
+            child, first = self._least(affinity), stored is None
+            value = self._value(child)
+            try:
+                await bucket.put(key, value, revision=revision)
+                break
+            except Fenced:
                 continue  # somebody else does
-            if stored is None:
-                return child
-            gone = f"the worker that had the calls of this key is gone, and worker {child.pid} has them now"
-            raise AffinityLost(gone, node=self._pool.config.name)
+            except Unsettled:
+                tried[value] = child, first
+        if first:
+            return child
+        gone = f"the worker that had the calls of this key is gone, and worker {child.pid} has them now"
+        raise AffinityLost(gone, node=self._pool.config.name)
 
-    async def _hold(self, bucket: Bucket, key: str, child: Child, revision: int) -> bool:
-        """Write that a child holds a key; False where somebody else has written meanwhile, or may have."""
+    async def _renewed(self, bucket: Bucket, key: str, found: Holder, child: Child, revision: int) -> None:
+        """Have what is stored look young, now and then. Where somebody else has written meanwhile, that did it."""
+        if self._now() - found["at"] > RENEWED:
+            with suppress(Fenced, Unsettled):
+                await bucket.put(key, self._value(child), revision=revision)
+
+    def _value(self, child: Child) -> bytes:
         holder: Holder = {"process": self._pool.id, "child": child.number, "at": self._now()}
-        try:
-            await bucket.put(key, orjson.dumps(holder), revision=revision)
-        except (Fenced, Unsettled):
-            return False
-        return True
+        return orjson.dumps(holder)
 
     def _child(self, number: int) -> Child | None:
         return next((child for child in self._pool.children.slots.usable if child.number == number), None)
