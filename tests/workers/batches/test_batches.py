@@ -218,6 +218,13 @@ async def test_near_the_deadline_a_call_is_asked_live_and_a_batch_without_calls_
     assert answers[0].usage.requests == 0
 
 
+async def test_a_batch_that_its_provider_has_not_looked_at_is_cancelled_when_its_calls_are_asked_live(world: World) -> None:
+    """It may look at it for hours, and would then answer what nobody waits for."""
+    world.model.refusing["get"] = deque(["500"] * 1000)
+    assert types(await world.ask(work("one"), work("two"), seconds=1.0)) == ["NoBatchAnswer"] * 2
+    await until(lambda: world.model.cancelled == list(world.model.batches) != [])
+
+
 async def test_a_batch_whose_calls_are_handed_back_is_not_cancelled(world: World) -> None:
     world.model.held = True
     running = asyncio.ensure_future(world.ask(work("one"), work("two")))

@@ -72,8 +72,10 @@ class OpenBatch:
 
     @property
     def id(self) -> str:
-        """ "" until it is made."""
-        return self.made.result() if self.made.done() and self.made.exception() is None else ""
+        """ "" until the provider has it."""
+        if self.made.done() and self.made.exception() is None:
+            return self.made.result()
+        return self.seen.id if self.seen is not None else ""
 
     def row(self, lm: str) -> BatchRow:
         """What is said of it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -186,7 +187,7 @@ class Batches:
         calls = list(batch.calls.values())
         batch.total = len(calls)
         try:
-            batch.seen = await self._provider.make(batch.key, calls)
+            batch.seen = await self._provider.make(batch.key, calls, partial(self._see, batch))
         except CallError as error:
             self._close(batch)
             batch.fail(error)
@@ -194,14 +195,13 @@ class Batches:
         batch.made.set_result(batch.seen.id)
         await self._follow(batch)
 
+    def _see(self, batch: OpenBatch, found: ProviderBatch) -> None:
+        batch.seen, batch.total = found, found.total or batch.total
+        self._changed()
+
     async def _follow(self, batch: OpenBatch) -> None:
         """Wait until a batch is over, and give its calls what it has for them."""
-
-        def seen(found: ProviderBatch) -> None:
-            batch.seen, batch.total = found, found.total or batch.total
-            self._changed()
-
-        found = await self._provider.end(batch, seen)
+        found = await self._provider.end(batch, partial(self._see, batch))
         self._close(batch)
         if found is None:
             batch.fail(NoBatchAnswer(f"lm.{self._lm}: the provider does not know batch {batch.id} any more"))

@@ -37,10 +37,10 @@ class PatientProvider:
             yield pause
             pause = min(pause * SLOWER, self._poll)
 
-    async def make(self, key: str, calls: Sequence[WaitingCall]) -> ProviderBatch:
+    async def make(self, key: str, calls: Sequence[WaitingCall], seen: Callable[[ProviderBatch], None]) -> ProviderBatch:
         """A batch of these calls, when the provider has looked at it; where there is no room now, it is made again later.
 
-        Raises CallError: it is refused.
+        `seen`: told of it when there is one, which the provider may look at for hours. Raises CallError: it is refused.
         """
         file = await self._patiently(lambda: self._api.upload(request_line(one.line, one.body) for one in calls))
         tried = False
@@ -54,8 +54,10 @@ class PatientProvider:
         pauses = self.pauses()
         while True:
             made: ProviderBatch | None = await self._patiently(create)
+            looks = self.pauses()
             while made is not None and made.state == "new":
-                await asyncio.sleep(next(self.pauses()))
+                seen(made)
+                await asyncio.sleep(next(looks))
                 made = await self._patiently(partial(self._api.get, made.id))
             if made is not None and made.state != "full":
                 log.info("a batch was made", lm=self._lm, batch=made.id, calls=len(calls))
