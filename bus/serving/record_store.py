@@ -27,7 +27,7 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LATER: Final = 0.01  # seconds that a record may wait for others which nobody waits for
 AT_ONCE: Final = 16  # parts of the stream that are looked through side by side
-MOST_SEEN: Final = 50_000  # ids of records that are remembered: of those that lie behind work that was delivered again
+REMEMBERED: Final = 60.0  # seconds for which the records behind work are that was delivered again, once none is looked for
 
 
 @dataclass
@@ -58,12 +58,11 @@ class RecordStore:
         self.collisions = self.lost = 0
         self._counted = 0  # records that somebody waits for, or that were not stored at the first try
         self._waiting: list[_Waiting] = []
-        self._hurry = asyncio.Event()  # somebody waits for one of them
-        self._storing = False
-        self._seen: dict[str, tuple[int, int, dict[str, int]]] = {}  # subject → from where to where, and what lies there by id
-        self._looking = asyncio.Lock()
+        self._hurry, self._storing = asyncio.Event(), False  # whether somebody waits for one of them; whether they are stored
+        self._seen: dict[str, tuple[int, int, dict[int, int]]] = {}  # subject → from where to where, and what lies there by id
+        self._forgetting: asyncio.TimerHandle | None = None
         self._tasks = Tasks(f"records of {pool}", lambda name, error: log.error("a record was not stored", exc_info=error))
-        self._seldom = Seldom(log)
+        self._seldom, self._looking = Seldom(log), asyncio.Lock()
 
     @property
     def pending(self) -> int:
@@ -107,23 +106,25 @@ class RecordStore:
         if (to := request.record) is None or stream is None:
             return None
         async with self._looking:
-            if sum(len(at) for _, _, at in self._seen.values()) > MOST_SEEN:
-                self._seen.clear()
-            seen = self._seen.get(to.subject)
-            begin, next, at = seen if seen is not None and seen[0] <= after else (after, after + 1, {})
+            begin, next, at = self._seen.get(to.subject) or (after, after + 1, {})
             end = max(next, stream.last + 1)
-            span = max(100, -(-(end - next) // AT_ONCE))
-            for part in await asyncio.gather(*(self._ids(to.subject, n, min(n + span, end)) for n in range(next, end, span))):
+            ranges = (after + 1, begin + 1), (next, end)  # the first one has something where older work comes
+            span = max(100, -(-max(b - a for a, b in ranges) // AT_ONCE))
+            parts = [(n, min(n + span, b)) for a, b in ranges for n in range(a, b, span)]
+            for part in await asyncio.gather(*(self._ids(to.subject, *part) for part in parts)):
                 at |= part
-            self._seen[to.subject] = begin, end, at
-        return await self._first(Ack(stream.name, at[to.id]), to.subject, request) if to.id in at else None
+            self._seen[to.subject] = min(begin, after), end, at
+            if self._forgetting is not None:
+                self._forgetting.cancel()
+            self._forgetting = asyncio.get_running_loop().call_later(REMEMBERED, self._seen.clear)
+        return await self._first(Ack(stream.name, at[hash(to.id)]), to.subject, request) if hash(to.id) in at else None
 
-    async def _ids(self, subject: str, begin: int, end: int) -> dict[str, int]:
-        """The records of a part of the stream, by their ids. Of thousands of questions one may find no server."""
-        found, ask = dict[str, int](), partial(self.bus.next, subjects.stream(self.app), subject)
+    async def _ids(self, subject: str, begin: int, end: int) -> dict[int, int]:
+        """The records of a part of the stream, by hashes of their ids. Of thousands of questions one may find no server."""
+        found, ask = dict[int, int](), partial(self.bus.next, subjects.stream(self.app), subject)
         while begin < end and (record := await patiently(partial(ask, begin), log.debug)) is not None:
             begin = record.sequence + 1
-            found |= {record.headers.get(subjects.MESSAGE_ID, ""): record.sequence} if begin <= end else {}
+            found |= {hash(record.headers.get(subjects.MESSAGE_ID, "")): record.sequence} if begin <= end else {}
         return found
 
     async def drain(self, seconds: float) -> None:
@@ -282,10 +283,9 @@ class RecordStore:
 
     def _under_fresh_id(self, message: NewMessage, ack: Ack, request: CallRequest) -> NewMessage:
         """The same message under an id that nobody can have used: without it, a paid answer would be dropped."""
-        self.collisions += 1
-        id = (message.headers or {})[subjects.MESSAGE_ID]
-        fields = {"pool": self.pool, "call": request.call, "id": id, "sequence": ack.sequence}
-        log.error("something else was stored under the id of a record", **fields)
+        self.collisions, id = self.collisions + 1, (message.headers or {})[subjects.MESSAGE_ID]
+        about = {"pool": self.pool, "call": request.call, "id": id, "sequence": ack.sequence}
+        log.error("something else was stored under the id of a record", **about)
         return message._replace(headers={**(message.headers or {}), subjects.MESSAGE_ID: f"{id}.{os.urandom(8).hex()}"})
 
     def sized(self, record: CallRecord) -> bytes:
