@@ -75,14 +75,18 @@ class Pump:
             return self.reached(p)
         return p.durable.get(self.input.name, Position()).sequence
 
+    def forget(self) -> None:
+        """Nothing was read yet for the partitions that are here now."""
+        self.at = None
+        self._passed.clear()  # whoever caught up when it stood still reads with the others again
+
     async def run(self) -> None:
         """Read until cancelled."""
         mine = list(self._partitions.values())
         if not mine:
             return
         input = self.input
-        self.at = None  # nothing was read yet for the partitions that are here now
-        self._passed.clear()  # whoever caught up when it stood still reads with the others again
+        self.forget()
         await input.verify(mine, self._clock())
         # of the partitions as they were: one may have been fenced while the log was looked at
         self.at = after = await input.begin(mine)

@@ -242,6 +242,8 @@ class StageRunner:
         s, logs, began = self.s, {self._log(index): index for index in indices}, monotonic()
         claims = await take_over(s.bus, list(logs), lambda: Tables(self.ordered, self._names), s.clock, s.repair)
         await self._pumps.stop()
+        for pump in self.pumps.values() if claims.won else ():
+            pump.forget()  # in a pause it reads nothing again, and what it has read is not what these partitions have
         for log, tables in claims.won:
             self._begin(logs[log], log, tables, monotonic() - began)
         if won := [logs[log] for log, _ in claims.won]:

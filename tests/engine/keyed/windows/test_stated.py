@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine_lab import APP, STREAM, Lab
@@ -13,7 +12,8 @@ from engine_lab import APP, STREAM, Lab
 from dspex.bus import codecs, subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import Message, partition_of
-from dspex.bus.port import BusEvents, Reader, StreamConfig
+from dspex.bus.port import BusEvents, Reader
+from dspex.engine.graph import pauses
 from dspex.engine.runtime.inputs.position import LATE
 from dspex.operators.topology import Topology
 
@@ -286,97 +286,34 @@ def test_silence_is_measured_by_all_that_was_read_while_one_partition_reads_by_i
     assert sum(w["value"] for w in one.outputs("out")) == 14
 
 
-def now(one: Lab) -> float:
-    async def asked() -> float:
-        return one.server.now
-
-    return float(one.run(asked()))
-
-
-def foreign(one: Lab, *held: str) -> None:
-    """A stream of somebody else, which holds these subjects."""
-    one.run(one.client.bus.ensure_stream(StreamConfig("EVENTS", list(held))))
-    stream = one.server.streams["EVENTS"]
-    info = stream.info
-    stream.info = lambda now: replace(info(now), own=False)  # type: ignore[method-assign]
-
-
-def counting(**options: Any) -> Topology:
+def test_who_takes_a_partition_over_in_a_pause_does_not_take_for_read_what_another_one_has_not_taken(lab: MakeLab) -> None:
     topology = Topology("t")
-    topology.source("in", idle="5s", stream="EVENTS", **options).key_by("k").window("10s").count(name="w").sink("out")
-    return topology
-
-
-def test_windows_close_after_a_restart_though_the_last_that_was_read_is_of_another_subject(lab: MakeLab) -> None:
-    one = lab(counting())
-    foreign(one, "in", "other")
-    one.start()
-    one.publish("in", {"k": "a"})
-    one.publish("other", {})
-    one.advance(6)
-    one.kill()
-    one.start("b")
-    one.advance(8)
-    assert one.messages("in")[0].time + 5 < stated(one, 0) <= now(one) - 5  # it was silent before the restart, too
-    one.advance(20)
-    one.publish("in", {"k": "a"})
-    one.advance(30)
-    assert stated(one, 0) < now(one)
-    assert [w["value"] for w in one.outputs("out")] == [1, 1]
-
-
-def test_windows_close_behind_a_gap_that_was_passed_over(lab: MakeLab) -> None:
-    one = lab(counting(on_gap="skip"))
-    foreign(one, "in")
-    one.start()
-    one.publish("in", {"k": "a"})
-    one.advance(1)
-    one.kill()
-    one.publish("in", {"k": "a"})
-    one.run(one.client.bus.purge("EVENTS", "in", below=3))
-    one.start("b")
-    one.advance(30)
-    one.publish("in", {"k": "a"})
-    one.advance(30)
-    assert stated(one, 0) < now(one)
-    assert [w["value"] for w in one.outputs("out")] == [1, 1]
-
-
-class Slow(MemoryBus):
-    """A connection on which the answer what lies last on the source is still on its way when the next event has come."""
-
-    def __init__(self, server: MemoryServer) -> None:
-        super().__init__(server, BusEvents())
-        self.before_answer: Callable[[], Awaitable[None]] | None = None
-
-    async def last(self, stream: str, subject: str) -> Message | None:
-        found = await super().last(stream, subject)
-        if subject == "in" and self.before_answer is not None:
-            before, self.before_answer = self.before_answer, None
-            await before()
-        return found
-
-
-def test_an_event_that_comes_while_the_server_is_asked_for_silence_does_not_run_ahead_by_that(lab: MakeLab) -> None:
-    topology = Topology("t")
-    topology.source("in", idle="5s").key_by("k").window("10s").count(name="w").sink("out")
+    topology.source("in", partitions=2, idle="5s").key_by("k").window("10s").count(name="w").sink("out")
+    rare, often = rare_and_often()
     one = lab(topology)
-    bus = Slow(one.server)
-    one.start(bus=bus)
-    one.publish("in", {"k": "a"})
-    one.advance(60)
+    buses = {name: Stuck(one.server) for name in "ab"}
+    for name, bus in buses.items():
+        one.start(name, bus=bus)
+    one.advance(5)
+    cut_off = owner(one, "s1", 1)
+    for key in (rare, often):
+        one.publish("in", {"k": "a"}, key=key)
+    one.advance(1)
+    buses[cut_off].flows.clear()
+    for key in (rare, often):
+        one.publish("in", {"k": "a"}, key=key)
+        one.advance(12)
 
-    async def comes() -> None:
-        await one.client.publish("in", {"k": "a"})
-        (source,) = [r for r in one.hosts["a"][0].runners if r.source is not None]
-        while source.pumps["source"].at != 2 or not source.partitions[0].settled.is_set():
-            await asyncio.sleep(0)  # until it is read, and stored
+    async def paused(on: bool) -> None:
+        bucket = await one.client.bus.bucket(subjects.applied(APP))
+        await (pauses.pause(bucket, "t", "", 0.0) if on else pauses.resume(bucket, "t", ""))
 
-    bus.before_answer = comes
-    one.advance(12)
-    assert bus.before_answer is None
-    assert stated(one, 0) < now(one)
-    one.publish("in", {"k": "a"})
+    one.run(paused(True))
+    one.advance(2)
+    one.kill(cut_off)
+    one.advance(30)
+    assert stated(one, 1) <= one.messages("in")[3].time
+    one.run(paused(False))
     one.advance(30)
     assert one.letters() == []
-    assert sum(w["value"] for w in one.outputs("out")) == 3
+    assert sum(w["value"] for w in one.outputs("out")) == 4
