@@ -35,6 +35,7 @@ LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven ev
 SEALED: Final = "Dspex-Sealed"  # of a body that only who has the key can read: see bus/serving/keys/keyring.py
 SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/keys/signatures.py
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
+HANDED: Final = "Dspex-Handed"  # of a call that a process hands to another one: when it did, in seconds since the epoch
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"

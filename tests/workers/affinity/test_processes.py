@@ -190,6 +190,33 @@ def test_each_call_has_one_record_whatever_becomes_of_those_who_hand_it_over(see
     m.loop.close()
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_call_that_was_handed_over_long_ago_is_not_made_by_who_stood_still_meanwhile(m: Machines, *, durable: bool) -> None:
+    handed = list[Message]()
+
+    async def heard(message: Message) -> None:
+        handed.append(message)
+
+    async def again() -> None:
+        for one in handed:
+            m.bus.tell(one.subject, one.data, headers=one.headers, reply=one.reply)
+
+    m.run(m.bus.subscribe(subjects.handed(APP, POOL, "*"), heard))
+    for n in range(8):
+        if durable:
+            m.make(work(spec=program("pid"), affinity=f"key {n}"))
+        else:
+            m.say(f"session {n}", ours("prefer"))
+    made = len(m.answering.asked)
+    assert handed
+    m.loop.advance(60)
+    before = len(handed)
+    m.run(again())
+    m.loop.advance(60)
+    assert len(handed) == 2 * before, "they came again"
+    assert len(m.answering.asked) == made == 8
+
+
 def test_who_requires_a_worker_is_told_once_when_it_is_gone(m: Machines) -> None:
     found = {session: m.say(session, ours("require")) for session in map(str, range(8))}
     assert len(set(found.values())) == 2

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 WITHIN: Final = 1.0  # seconds for an answer to a call that is handed over
+LATE: Final = 5.0  # seconds after which a call is not taken any more: nobody waits for the answer. Clocks are closer than that
 AGAIN: Final = 0.1  # seconds until a process that has no room, or does not answer, is asked again
 CallPlace: TypeAlias = Child | Literal["passed on"] | None
 """Where a call is answered: by this child, by another process, or by any child of this process."""
@@ -141,7 +142,10 @@ class Handing:
         """Whether a process has taken a call; None where nobody knows. Raises BusError."""
         app, bus = self._pool.config.app, self._pool.bus
         subject = subjects.handed(app, self._pool.config.name, process)
-        draft = await payloads.sent(bus, app, NewMessage(subject, call.pack(), in_session(work.session)))
+        headers, clock = in_session(work.session), self._pool.work.clock
+        if clock.known:
+            headers[subjects.HANDED] = f"{clock():.3f}"
+        draft = await payloads.sent(bus, app, NewMessage(subject, call.pack(), headers))
         try:
             answer = await bus.request(draft.subject, draft.data, headers=draft.headers, timeout=WITHIN)
         except Saturated:
@@ -162,6 +166,7 @@ class Handing:
             self._seldom.error("a call that was handed over is refused", pool=pool.config.name, why=error.message)
             return
         full = pool.children.slots.waiting_for_one >= pool.children.slots.total if work.required else pool.free() <= 0
+        full = full or self._is_late(message)
         if not subjects.is_inbox(message.reply):
             return
         pool.bus.tell(message.reply, _FULL if full or pool.draining else _TAKEN)
@@ -174,6 +179,15 @@ class Handing:
                 await pool.interactive.handed(Message(call.subject, call.data, call.headers, reply=call.reply))
         except BusError as error:
             log.warning("a call that was handed over is not served; it will come again", why=error.message)
+
+    def _is_late(self, message: Message) -> bool:
+        """Whether it was handed over so long ago that somebody else has it by now: this process stood still meanwhile. Where it
+        is only a clock that is wrong, who waits goes on without this process.
+        """
+        try:
+            return self._pool.work.clock.age(float(message.headers[subjects.HANDED])) > LATE
+        except (KeyError, ValueError):
+            return False
 
     def _delivery(self, call: HandedCall) -> Delivery:
         """Raises DecodeError where it is none of this pool's."""
