@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib.metadata
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,9 @@ async def test_a_native_answer_has_the_same_record_as_dspys(shared: Bench, share
     for kind in ("predict", "chain_of_thought"):
         for adapter in ("chat", "json", "xml"):
             asked = spec(kind=kind, adapter=adapter, instructions="Be brief.", config={"temperature": 0.25, "max_tokens": 99})
+            began = time.monotonic()
             native, dspy = await shared.ask(work("my card", spec=asked), work("my card", spec=replace(asked, route="worker")))
+            waited = time.monotonic() - began
             assert (native.route, dspy.route) == ("native", "worker")
             assert native.outputs == dspy.outputs, error(native)
             assert list(native.outputs or {}) == list(dspy.outputs or {})
@@ -76,7 +79,7 @@ async def test_a_native_answer_has_the_same_record_as_dspys(shared: Bench, share
                 assert getattr(native, name) == getattr(dspy, name), name
             assert shared_model.bodies[-1] == shared_model.bodies[-2]
             assert (native.usage["cost"] or 0) > 0
-            assert 0 < native.elapsed < 9
+            assert 0 < native.elapsed <= waited
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from dspex.workers.dspy.failure import TABLE, to_error
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_prediction_is_what_the_model_said_and_says_who_answered(shared: Bench) -> None:
+    began = time.monotonic()
     (record,) = await shared.ask(item := work("I lost my card"))
+    waited = time.monotonic() - began
     assert record.error is None
     assert record.outputs == {
         "intent": standin.intent("I lost my card", CHOICES),
@@ -34,7 +37,7 @@ async def test_a_prediction_is_what_the_model_said_and_says_who_answered(shared:
     used = record.usage
     assert used["input_tokens"] > 50
     assert used["cost"] == pytest.approx((used["input_tokens"] + 2 * used["output_tokens"]) / 1e6)
-    assert 0 < record.elapsed < 9
+    assert 0 < record.elapsed <= waited
     assert record.started > 1_700_000_000
 
 
