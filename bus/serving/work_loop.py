@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Final, Literal
 
 import structlog
@@ -28,6 +29,7 @@ from dspex.bus.tasks import Tasks
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 SIGN_OF_LIFE: Final = 5.0
+STILL: Final = 5.0  # seconds for which a process stands still only where it was stopped, or its machine was
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 
@@ -83,10 +85,12 @@ class WorkLoop:
         self._found = {band: asyncio.Event() for band in subjects.BANDS}  # its consumer has been there
         self._looking = 0  # pieces of work whose record is being looked for
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
+        self._beat, self._woke = inf, -inf  # when this process was there last; and when after it had stood still
 
     def start(self) -> None:
         """Begin to take work; also after `drain`."""
         self._taking = [self._loops.start(self._take(band), f"take {band}") for band in subjects.BANDS]
+        self._beat = asyncio.get_running_loop().time()
         self._loops.start(self._signs_of_life(), "signs of life")
         self._loops.start(self._ask_time(), "time")
 
@@ -182,11 +186,18 @@ class WorkLoop:
     async def _signs_of_life(self) -> None:
         while True:
             await asyncio.sleep(self._sign_of_life)
+            self._stood_still()
             for delivery in list(self._held):
                 try:
                     await delivery.in_progress()
                 except BusError as error:
                     log.warning("no sign of life sent", pool=self.pool, error=error.message)
+
+    def _stood_still(self) -> bool:
+        """Whether this process was stopped a moment ago: what it has just read may have been given to others meanwhile."""
+        before, self._beat = self._beat, asyncio.get_running_loop().time()
+        self._woke = self._beat if self._beat - before > self._sign_of_life + STILL else self._woke
+        return self._beat - self._woke < STILL
 
     # -- one piece of work -----------------------------------------------------------------------------------------
     async def adopt(self, delivery: Delivery, accept: Accept) -> None:
@@ -207,7 +218,8 @@ class WorkLoop:
         else:
             delivery.message = whole or delivery.message
             accepted = partial((accept or self._accept) if whole else _without_payload, request, delivery)
-            job = partial(self._again, request, delivery, accepted) if delivery.delivered > 1 else accepted()
+            looks = delivery.delivered > 1 or self._stood_still()
+            job = partial(self._again, request, delivery, accepted) if looks else accepted()
             band = subjects.band_of(self.app, self.pool, delivery.message.subject) or 0
             front = subjects.front_of(band)
             charge = self._shares[front].took(band, request.tenant, self._waiting(front))

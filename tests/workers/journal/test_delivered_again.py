@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from dspex.bus import codecs, subjects
+from dspex.bus.memory.handles import MemoryDelivery, MemoryWorkQueue
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
@@ -117,6 +118,39 @@ def test_who_submitted_a_call_whose_worker_died_behind_its_record_gets_its_answe
     (answer,) = lab.stored(subjects.answers(APP), subjects.answer(APP, "lightweight", "user", "token"))
     assert codecs.decode(answer.data, codecs.MSGPACK)["outputs"] == {"a": "paid"}
     assert lab.made == []
+
+
+def test_work_that_came_before_its_process_stood_still_is_not_made_where_another_one_has_made_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process finds it in its socket when it goes on, as if it had just come."""
+    one, late, time = request("one"), [0.0], VirtualLoop.time
+    monkeypatch.setattr(VirtualLoop, "time", lambda self: time(self) + late[0])
+    take = MemoryWorkQueue.next
+
+    async def stopped(queue: MemoryWorkQueue) -> MemoryDelivery:
+        delivery = await take(queue)
+        if not late[0]:
+            await lab.records.store(record("one"), one)
+            late[0] = 2 * ACK_WAIT
+        return delivery
+
+    monkeypatch.setattr(MemoryWorkQueue, "next", stopped)
+
+    async def start() -> None:
+        lab.worker.start()
+
+    lab.loop.run(start())
+    lab.loop.advance(1.0)
+    for item in (one, request("two")):
+        lab.loop.run(lab.bus.publish(NewMessage(WORK, item.pack())))
+    lab.loop.advance(1.0)
+    assert lab.made == ["two"]
+    lab.loop.advance(ACK_WAIT)
+    before = lab.other.looks
+    lab.loop.run(lab.bus.publish(NewMessage(WORK, request("three").pack())))
+    lab.loop.advance(1.0)
+    assert (lab.made, lab.other.looks) == (["two", "three"], before)
 
 
 @pytest.mark.parametrize("stranger", [{"call": "another"}, {"try_number": 2}])
