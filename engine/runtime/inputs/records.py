@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from math import inf
 from typing import ClassVar, Final
 
 import structlog
@@ -40,6 +41,7 @@ class RecordsInput(Input):
     def __init__(self, bus: Bus, app: str, stage: Stage) -> None:
         self._bus, self._stream = bus, subjects.stream(app)
         self._stage, self._app = stage, app
+        self._asked: dict[int, tuple[int, int, float]] = {}  # partition → its claim, the last record that there was, and when
 
     async def open(self, partitions: Sequence[Partition], after: int, name: str) -> Reader:
         reader = await self._bus.reader(self._stream, [self._subject(p) for p in partitions], after=after, name=name)
@@ -61,8 +63,24 @@ class RecordsInput(Input):
 
         The leader is asked: a reader knows what has come, and not what was stored since it was cut off.
         """
+        return await self._last(p) <= p.tables.position("records").sequence
+
+    async def taken_until(self, p: Partition, now: float) -> float:
+        """Up to when it is known that all records are taken that were stored for a partition. `now`: on the engine's clock.
+
+        Where records come all the time, some are always on their way: so it is enough that those are taken that were there when
+        the leader was asked before.
+        """
+        last = await self._last(p)
+        taken, (claim, there, at) = p.tables.position("records").sequence, self._asked.get(p.index, (0, 0, -inf))
+        if last > taken and p.log.claimed == claim and taken < there:
+            return -inf
+        self._asked[p.index] = (p.log.claimed, last, now)
+        return now if last <= taken else at if p.log.claimed == claim else -inf
+
+    async def _last(self, p: Partition) -> int:
         last = await self._bus.last(self._stream, self._subject(p))
-        return last is None or last.sequence <= p.tables.position("records").sequence
+        return last.sequence if last is not None else 0
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         what: Answered | None = None

@@ -83,8 +83,9 @@ class TimersInput(Input):
                 found += [Message(str(p.index), b"", {}, MARKED)] * MOST_AT_ONCE
                 continue
             due = p.tables.timers.due(now)
-            if any(timer.kind == "deadline" for _, timer in due) and not await self._records.all_taken(p):
-                due = [(number, timer) for number, timer in due if timer.kind != "deadline"]
+            if any(timer.kind == "deadline" for _, timer in due):
+                until = await self._records.taken_until(p, now)
+                due = [(number, timer) for number, timer in due if timer.kind != "deadline" or timer.due <= until]
             for number, timer in due:
                 if timer.node in self.waiting:
                     continue

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
-from engine_lab import Lab
+from engine_lab import APP, STREAM, Lab
 
-from dspex.bus import codecs, telemetry
+from dspex.bus import codecs, subjects, telemetry
+from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message, partition_of
-from dspex.bus.port import Bus, NewMessage, Reader, StreamConfig
+from dspex.bus.port import Bus, BusEvents, NewMessage, Reader, StreamConfig
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.runtime.arrival import Arrival
@@ -163,3 +164,37 @@ def test_what_is_trimmed_while_a_partition_catches_up_slowly_is_a_gap(lab: MakeL
     one.server.streams["EVENTS"].purge(">", 290)
     one.advance(10)
     assert "trimmed" in (runner.stopped or "")
+
+
+class Later:
+    """Reads records of calls a while after they were stored."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.close = reader, reader.close
+
+    async def read(self, limit: int) -> list[Message]:
+        messages = await self._reader.read(limit)
+        asyncio.get_running_loop().call_later(0.1, (passed := asyncio.Event()).set)
+        await passed.wait()
+        return messages
+
+
+class LongWay(MemoryBus):
+    async def reader(self, stream: str, filters: Sequence[str], **options: Any) -> Any:
+        found = await super().reader(stream, filters, **options)
+        return Later(found) if any(".record." in subject for subject in filters) else found
+
+
+def test_a_deadline_passes_though_records_of_other_calls_are_always_on_their_way(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer", name="ask", deadline="1s").sink("out")
+    one = lab(topology)
+    one.start(bus=LongWay(one.server, BusEvents()))
+    one.publish("in", {"text": "lost"})
+    one.run(one.client.bus.purge(STREAM, subjects.work_pattern(APP, "lightweight"), below=1 << 40))
+    one.work()
+    for n in range(300):
+        one.publish("in", {"text": str(n)})
+        one.advance(0.01)
+    assert len(one.outputs("out")) > 200
+    assert len(one.letters()) == 1
