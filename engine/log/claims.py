@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import structlog
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, Fenced, Unreachable, Unsettled
+from dspex.bus.errors import BusError, DecodeError, Fenced, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, Bus, NewMessage
+from dspex.bus.records import CallRequest
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.latest import Latest, end_of
 from dspex.engine.log.tables import Tables
@@ -64,17 +66,19 @@ async def take_over(
         return done
     readers = asyncio.Semaphore(READ_AT_ONCE)
     # logs are never torn, so they are read meanwhile
-    recoveries = [_recover(bus, log, tables(), readers, done) for log in claimed]
+    recoveries = [_recover(bus, log, tables(), clock, readers, done) for log in claimed]
     torn = repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))  # of all claims at once
     await asyncio.gather(torn, *recoveries)
     return done
 
 
-async def _recover(bus: Bus, log: CommitLog, tables: Tables, readers: asyncio.Semaphore, done: Claims) -> None:
+async def _recover(
+    bus: Bus, log: CommitLog, tables: Tables, clock: Callable[[], float], readers: asyncio.Semaphore, done: Claims
+) -> None:
     try:
         async with readers:
             await log.recover(tables)
-            await send_what_was_not(bus, log, tables)
+            await send_what_was_not(bus, log, tables, clock())
     except BusError as e:
         if not e.retryable:
             raise
@@ -171,8 +175,10 @@ async def _leaders(bus: Bus, logs: Sequence[CommitLog]) -> dict[str, Message]:
 
 
 # -- requests that entries hold
-async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables) -> None:
+async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float) -> None:
     """Send the requests that the last entry holds, and that were not sent. The log is claimed, and was read back.
+
+    They say the time that is left now; those whose time is over end by that. `now`: on the engine's clock.
 
     Each is sent while its entry, or the claim of who sends it, is the last of its log: so nobody sends one who has lost the
     log, and what is found behind the entry is all that was sent. The owner sends those of an entry before it commits again.
@@ -180,7 +186,11 @@ async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables) -> None:
     Raises BusError; Unreachable where one cannot be sent now, or somebody else has claimed it.
     """
     rows = tables.calls.rows
-    asks = [ask for number, ask in log.asks.items() if (row := rows.get(number)) is not None and row.work == log.after]
+    asks = [
+        _with_left(ask, row.deadline - now)
+        for number, ask in log.asks.items()
+        if (row := rows.get(number)) is not None and row.work == log.after and row.deadline > now
+    ]
     log.asks = {}
     if not asks:
         return
@@ -190,6 +200,15 @@ async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables) -> None:
     for outcome in await bus.publish_all(left):
         if not isinstance(outcome, Ack):
             raise Unreachable(f"the request of a call was not sent: {outcome.message}") from outcome
+
+
+def _with_left(ask: NewMessage, left: float) -> NewMessage:
+    """The same request; its time, which counts from when it is stored, has gone on since it was made."""
+    try:
+        request = CallRequest.unpack(ask.data)
+    except DecodeError:  # no engine wrote it, and a worker refuses it
+        return ask
+    return ask._replace(data=replace(request, left=min(left, request.left)).pack())
 
 
 def _id(message: Message | NewMessage) -> str:

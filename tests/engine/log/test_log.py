@@ -244,6 +244,34 @@ def test_who_recovers_a_log_sends_what_was_not_sent_and_nobody_else_does(lab: Ma
     assert one.differences() == []
 
 
+def test_a_request_that_is_sent_late_says_the_time_that_is_left_and_none_is_sent_when_that_is_over(lab: MakeLab) -> None:
+    one = lab(logged())
+    one.start(bus=Mute(one.server, BusEvents()))
+    one.publish("in", {"text": "first"})
+    one.publish("in", {"text": "late"})
+    one.kill()
+    one.advance(400)
+    one.start(bus=Mute(one.server, BusEvents()))
+    one.kill()
+    one.advance(100)
+    one.start()
+    first, late = one.requests()
+    assert first.left == 600
+    assert 90 < late.left < 101
+    one.kill()
+    one.publish("in", {"text": "too late"})
+    one.start(bus=Mute(one.server, BusEvents()))
+    one.publish("in", {"text": "of an entry"})
+    one.kill()
+    one.advance(700)
+    one.start()
+    assert len(one.requests()) == 3
+    one.advance(5)
+    assert sorted(letter.event.data["text"] for letter in one.letters() if letter.event.data) == [
+        "first", "late", "of an entry", "too late",
+    ]  # fmt: skip
+
+
 def test_a_call_is_made_again_with_the_event_in_the_entry_that_holds_its_request(lab: MakeLab) -> None:
     one = lab(logged())
     one.start()
