@@ -203,12 +203,13 @@ async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float
 
 
 def _with_left(ask: NewMessage, left: float) -> NewMessage:
-    """The same request; its time, which counts from when it is stored, has gone on since it was made."""
+    """The same request; its time, which counts from when it is stored, has gone on since it was made, also that for a batch."""
     try:
         request = CallRequest.unpack(ask.data)
     except DecodeError:  # no engine wrote it, and a worker refuses it
         return ask
-    return ask._replace(data=replace(request, left=min(left, request.left)).pack())
+    gone = max(0.0, request.left - left)
+    return ask._replace(data=replace(request, left=request.left - gone, batch=max(0.0, request.batch - gone)).pack())
 
 
 def _id(message: Message | NewMessage) -> str:
