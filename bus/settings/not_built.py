@@ -25,10 +25,10 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("runs", "replay", "fork", "diff"),
+        *("replay", "fork", "diff"),
         *("score", "evaluate"),
     ),
-    "Run": ("steps", "cancel", "export"),
+    "Run": ("cancel", "export"),
     "Driver": ("replay",),
 }
 """Methods and attributes of other classes."""
@@ -67,7 +67,7 @@ VERBS = frozenset(
     {
         *("gateway", "replay", "fork", "diff"),
         *("eval", "shadow", "ui", "mcp", "skills"),
-        *(f"runs {verb}" for verb in ("ls", "show", "wait", "explain", "cancel", "export", "import", "score")),
+        *(f"runs {verb}" for verb in ("explain", "cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

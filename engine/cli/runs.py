@@ -1,15 +1,24 @@
-"""`dspex runs forget`: make what belongs to a session unreadable for good."""
+"""`dspex runs`: which there are, what each did, and how what belongs to a session is made unreadable for good."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from dspex.bus.errors import ConfigError
-from dspex.engine.cli.terminal.client import client
-from dspex.engine.cli.terminal.terminal import Terminal, terminal
+from dspex.engine.cli.terminal.client import client, spent
+from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+
+if TYPE_CHECKING:
+    from dspex.engine.client.following.follower import RunInfo
+    from dspex.engine.client.runs.tree import Told
+
+WIDE: Final = 160  # characters of data in a line
 
 
 def forget(
@@ -32,3 +41,157 @@ async def _forgotten(t: Terminal, session: str) -> None:
         keys = await c.forget(session=session)
     said = "its key is deleted; processes that have used it lately go on with it for a minute" if keys else "it has no key"
     t.emit({"session": session, "keys": keys}, f"{'forgotten' if keys else 'nothing to forget'}: {session}: {said}")
+
+
+# -- what runs did ------------------------------------------------------------------------------------------------------
+MANY: Final = 12  # things of one kind below one other, of which `show` prints the first few
+FIRST: Final = 5
+TOPOLOGY = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
+RUN = Annotated[str, typer.Argument(metavar="RUN", help="Its id, at least the last 6 digits of it, @last, or @last-1, …")]
+
+
+def ls(
+    context: typer.Context,
+    topology: TOPOLOGY = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those with dead letters.")] = False,
+    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="So many at most.")] = 20,
+) -> None:
+    """List runs, the latest first."""
+    t = terminal(context)
+    rows = t.run(_listed(t, topology, failed, since, limit))
+    if not rows and not t.json:
+        t.note("no runs" + (" that failed" if failed else ""))
+
+
+async def _listed(t: Terminal, topology: str | None, failed: bool, since: str | None, limit: int) -> int:
+    rows = list[dict[str, object]]()
+    async with client(t, "runs") as c:
+        async for info in c.runs(topology, status="failed" if failed else None, since=since, limit=limit):
+            rows.append(_row(info))
+            if t.json:
+                t.emit(_as_dict(info))
+    if rows and not t.json:
+        t.table(rows, {name: name for name in rows[0]})
+    return len(rows)
+
+
+def _row(info: RunInfo) -> dict[str, object]:
+    took = f"{(info.finished - info.started).total_seconds():.1f} s" if info.finished is not None else ""
+    letters = str(info.dead_letters or "")
+    return {
+        "run": info.id,
+        "topology": info.topology,
+        "status": info.status,
+        "started": info.started.astimezone().strftime("%d %b %H:%M:%S"),
+        "took": took,
+        "spent": spent(info.calls, info.usage),
+        "letters": letters,
+    }
+
+
+def _as_dict(info: RunInfo) -> dict[str, object]:
+    return {**vars(info), "usage": vars(info.usage)}
+
+
+def show(
+    context: typer.Context,
+    run: RUN,
+    everything: Annotated[bool, typer.Option("--all", help="Everything, however much of one kind there is.")] = False,
+) -> None:
+    """Print what one run did: its event, calls with what went in and came out, outputs and dead letters."""
+    t = terminal(context)
+    t.run(_shown(t, run, everything))
+
+
+async def _shown(t: Terminal, run: str, everything: bool) -> None:
+    async with client(t, "runs") as c:
+        one = c.run(run)
+        info, root = await one.info(), await one.tree()
+    if t.json:
+        t.emit(_as_dict(info))
+        for told in root:
+            t.emit(told.as_dict())
+        return
+    began = info.started.astimezone()
+    status = (
+        info.status if info.finished is None else f"{info.status} in {(info.finished - info.started).total_seconds():.2f} s"
+    )
+    t.line(f"run {info.id}  {info.topology}  {status}  {spent(info.calls, info.usage)}")
+    t.line(f"began {began.isoformat(sep=' ', timespec='milliseconds')}")
+    for line in drawn(root, info.started, everything):
+        t.line(line)
+
+
+def drawn(root: Told, began: datetime, everything: bool = False) -> Iterator[str]:
+    """The lines of a tree."""
+    yield _said(root, began)
+    yield from _below(root, began, "", everything)
+
+
+def _below(told: Told, began: datetime, indent: str, everything: bool) -> Iterator[str]:
+    kinds = Counter((one.kind, one.node) for one in told.below)
+    left, seen = list[Told | str](), Counter[tuple[str, str]]()
+    for below in told.below:
+        kind = (below.kind, below.node)
+        seen[kind] += 1
+        if everything or kinds[kind] <= MANY or seen[kind] <= FIRST or below.kind == "letter":
+            left.append(below)
+        elif seen[kind] == FIRST + 1:
+            left.append(f"… {kinds[kind] - FIRST:,} more of {below.node}: --all shows them")
+    for index, one in enumerate(left):
+        last = index == len(left) - 1
+        branch, inner = (indent + "└─ ", indent + "   ") if last else (indent + "├─ ", indent + "│  ")
+        if isinstance(one, str):
+            yield branch + one
+            continue
+        yield branch + _said(one, began)
+        yield from (inner + ("│  " if one.below else "   ") + line for line in _details(one))
+        yield from _below(one, began, inner, everything)
+
+
+def _said(told: Told, began: datetime) -> str:
+    after = f"+{max(0.0, (told.time - began).total_seconds()):.3f}s"
+    if told.kind == "call":
+        last = told.attempts[-1]
+        how = "open" if last.outputs is None and last.error is None else "failed" if last.error is not None else ""
+        tries = f"{len(told.attempts)} attempts" if len(told.attempts) > 1 else ""
+        who = " ".join(word for word in (last.route, last.lm) if word)
+        took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if not how or how == "failed" else ""
+        tokens = spent(None, last.usage) if last.usage.input_tokens + last.usage.output_tokens else ""
+        return "  ".join(word for word in (after, told.label, how, tries, who, took, tokens) if word)
+    sign = {"source": "", "hop": "to ", "output": "→ ", "letter": "dead letter at "}[told.kind]
+    return f"{after}  {sign}{told.label}  {_short(told.data)}"
+
+
+def _details(told: Told) -> Iterator[str]:
+    if told.error is not None:
+        yield f"{told.error.get('type', '')}[{told.error.get('code', '')}]  {told.error.get('message', '')}"
+    for step in told.attempts:
+        if step.error is not None:
+            yield f"attempt {step.attempt}: {step.error}"
+    if told.kind == "call":
+        yield f"in   {_short(told.data)}"
+        if told.attempts[-1].outputs is not None:
+            yield f"out  {_short(told.attempts[-1].outputs)}"
+
+
+def _short(data: Any) -> str:
+    text = repr(data) if isinstance(data, bytes) else to_json(data)
+    return text if len(text) <= WIDE else f"{text[: WIDE - 1]}…"
+
+
+def wait(
+    context: typer.Context,
+    run: RUN,
+    timeout: Annotated[str | None, typer.Option("--timeout", metavar="DUR", help="So long at most.")] = None,
+) -> None:
+    """Wait until nothing that a run caused is outstanding. Exit 1 if it has dead letters, 5 when the time is over."""
+    t = terminal(context)
+    info = t.run(_ended(t, run, timeout))
+    t.emit(_as_dict(info), f"{info.id}  {info.topology}  {info.status}  {spent(info.calls, info.usage)}")
+
+
+async def _ended(t: Terminal, run: str, timeout: str | None) -> RunInfo:
+    async with client(t, "runs") as c:
+        return await c.run(run).wait(timeout)

@@ -31,11 +31,13 @@ from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
-from dspex.engine.client.following.follower import RunProgress
+from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
+from dspex.engine.client.runs.listing import listed as runs_of
+from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
@@ -284,6 +286,26 @@ class Client(Planned, names=METHODS["Client"]):
     def run(self, id: str) -> Run:
         """A run by its full id, or by a unique end of it (6 hex digits or more)."""
         return Run(self.bus, self.app, id, waits=self._waits)
+
+    async def runs(
+        self,
+        topology: str | None = None,
+        *,
+        status: Literal["running", "done", "failed"] | None = None,
+        since: Duration | datetime | None = None,
+        limit: int = 100,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied.
+
+        Args:
+            topology: only its runs. status: only those that are so now.
+            since: only those that began then or later: a time, or how long ago.
+            limit: so many at most.
+        """
+        async for info in runs_of(
+            self.bus, self.app, await self.manifests(), topology=topology, status=status, since=moment_of(since), limit=limit
+        ):
+            yield info
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -17,6 +17,10 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
+from dspex.engine.client.runs.history import history
+from dspex.engine.client.runs.listing import named
+from dspex.engine.client.runs.tree import Told, Tree
+from dspex.engine.client.steps import Step
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages
@@ -63,8 +67,10 @@ class Run(Planned, names=METHODS["Run"]):
     async def _known(self) -> tuple[str, Mapping[str, Manifest]]:
         """The full id, and what is applied."""
         applied = await manifest.of_application(self._bus, self._app)
-        if AT in self.id or "/" in self.id:
+        if AT in self.id[1:] or "/" in self.id:
             (self.id,) = await full_ids(self._bus, self._app, [self.id])
+        elif self.id.startswith("@"):
+            self.id = await named(self._bus, applied, self.id)
         elif len(self.id) < FULL_ID:
             self.id = await find(self._bus, applied, self.id)
         return self.id, applied
@@ -116,6 +122,18 @@ class Run(Planned, names=METHODS["Run"]):
         if self._submission is not None:
             return await answer_to(self._bus, self._app, self._submission, timeout)
         return await finished(self, self._bus, self._app, timeout)
+
+    async def steps(self) -> list[Step]:
+        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound."""
+        return (await self._tree()).steps
+
+    async def tree(self) -> Told:
+        """Its source event, with all that it caused below it. Raises RunNotFound."""
+        return (await self._tree()).root
+
+    async def _tree(self) -> Tree:
+        id, applied = await self._known()
+        return Tree(await history(self._bus, self._app, applied, id), applied)
 
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""

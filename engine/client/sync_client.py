@@ -26,10 +26,12 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
+from dspex.engine.client.runs.tree import Told
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, Turn
+from dspex.engine.client.steps import Step
 from dspex.engine.graph.manifest import Manifest
 
 V = TypeVar("V", default=dict[str, Any])
@@ -86,6 +88,14 @@ class Run(Planned, names=METHODS["Run"]):
         the run is no submitted call, or its record is not kept any more.
         """
         return background.run(self._of.result(timeout))
+
+    def steps(self) -> list[Step]:
+        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound."""
+        return background.run(self._of.steps())
+
+    def tree(self) -> Told:
+        """Its source event, with all that it caused below it. Raises RunNotFound."""
+        return background.run(self._of.tree())
 
     def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
@@ -395,6 +405,23 @@ class Client(Planned, names=METHODS["Client"]):
     def run(self, id: str) -> Run:
         """A run by its full id, or by a unique end of it (6 hex digits or more)."""
         return Run(self._of.run(id))
+
+    def runs(
+        self,
+        topology: str | None = None,
+        *,
+        status: Literal["running", "done", "failed"] | None = None,
+        since: Duration | datetime | None = None,
+        limit: int = 100,
+    ) -> Iterator[RunInfo]:
+        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied.
+
+        Args:
+            topology: only its runs. status: only those that are so now.
+            since: only those that began then or later: a time, or how long ago.
+            limit: so many at most.
+        """
+        return background.each(self._of.runs(topology, status=status, since=since, limit=limit))
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -273,11 +273,15 @@ class Follower:
             await reader.close()
 
     async def look(self) -> None:
-        """Take what is stored now, and wait for nothing."""
+        """Take what is stored now, and wait for nothing. What lies behind the end of all runs says nothing more of them, unless
+        dead letters of one are redriven.
+        """
         await self.sources()
         async for page in pages(self.bus, self.stream, self.filters(), start=await self.begin() + 1):
             for message in page:
                 await self.take(await self._whole(message))
+            if all(run.done and not run.dead_letters for run in self.runs.values()):
+                return
 
     async def _whole(self, m: Message) -> Message:
         """The message; a record of these runs with its body, which says what was used, and a frame with its events."""

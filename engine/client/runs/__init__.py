@@ -1,0 +1,1 @@
+"""Runs of the past: which there are, and what each of them did."""

@@ -1,0 +1,123 @@
+"""Which runs there are: the events of sources, the latest first, with what has become of each."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Final, Literal
+
+from dspex.bus.errors import RunNotFound, TopologyError
+from dspex.bus.message import Message, run_of
+from dspex.bus.port import Bus
+from dspex.bus.settings.duration import Duration, seconds
+from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.client.following.follower import Follower, RunInfo
+from dspex.engine.graph.manifest import Manifest
+
+Status = Literal["running", "done", "failed"]
+TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
+_FEW, _MANY = 256, 8192  # sequences of a stream that are looked through at a time, from the end
+_LAST: Final = "@last"
+
+
+async def listed(
+    bus: Bus,
+    app: str,
+    manifests: Mapping[str, Manifest],
+    *,
+    topology: str | None = None,
+    status: Status | None = None,
+    since: float = 0.0,
+    limit: int = 100,
+) -> AsyncIterator[RunInfo]:
+    """Runs, the latest first. `since`: seconds since the epoch. Raises TopologyError (DX235) for one that is not applied."""
+    if topology is not None and topology not in manifests:
+        fix = did_you_mean(topology, sorted(manifests), "none is applied")
+        raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
+    some: list[str] = []
+    async for run in latest(bus, manifests, topology, since):
+        some.append(run)
+        if len(some) < min(limit, TOGETHER):
+            continue
+        async for info in _looked_at(bus, app, manifests, some):
+            if status in (None, info.status):
+                yield info
+                limit -= 1
+            if not limit:
+                return
+        some.clear()
+    async for info in _looked_at(bus, app, manifests, some):
+        if status in (None, info.status) and limit:
+            yield info
+            limit -= 1
+
+
+async def _looked_at(bus: Bus, app: str, manifests: Mapping[str, Manifest], runs: Sequence[str]) -> AsyncIterator[RunInfo]:
+    if not runs:
+        return
+    follower = Follower(bus, app, manifests, runs)
+    await follower.look()
+    for run in runs:
+        yield follower.runs[run].info(manifests)
+
+
+async def latest(
+    bus: Bus, manifests: Mapping[str, Manifest], topology: str | None = None, since: float = 0.0
+) -> AsyncIterator[str]:
+    """The ids of runs, the latest first: of what the sources of a topology have, or of all."""
+    where = dict.fromkeys(
+        (stream, applied.subject(source))
+        for name, applied in manifests.items()
+        for source, stream in applied.streams.items()
+        if topology in (None, name)
+    )
+    ways = [_backwards(bus, stream, subject, since) for stream, subject in where]
+    heads: list[tuple[float, int, str]] = []  # the latest of each way that is left; by its negative time
+    seen = set[str]()
+    for index, way in enumerate(ways):
+        if (head := await anext(way, None)) is not None:
+            heapq.heappush(heads, (-head[0], index, head[1]))
+    while heads:
+        _, index, run = heapq.heappop(heads)
+        if run not in seen:  # an output that is a source, too, is an event of the run that it came of
+            seen.add(run)
+            yield run
+        if (head := await anext(ways[index], None)) is not None:
+            heapq.heappush(heads, (-head[0], index, head[1]))
+
+
+async def _backwards(bus: Bus, stream: str, subject: str, since: float) -> AsyncIterator[tuple[float, str]]:
+    """When each message of a subject was stored, and its run; the latest first."""
+    if (info := await bus.stream(stream)) is None:
+        return
+    high, size = info.last, _FEW
+    while high >= info.first:
+        low = max(info.first, high - size + 1)
+        found: list[Message] = await bus.scan(stream, [subject], start=low, stop=high)
+        for message in reversed(found):
+            if message.time < since:
+                return
+            yield message.time, run_of(stream, info.created, message)
+        high, size = low - 1, min(2 * size, _MANY)
+
+
+async def named(bus: Bus, manifests: Mapping[str, Manifest], name: str) -> str:
+    """The id of the run that is called `@last`, or `@last-1` for the one before it, and so on. Raises RunNotFound."""
+    back = name.removeprefix(_LAST).removeprefix("-") or "0"
+    if not name.startswith(_LAST) or not back.isdecimal():
+        raise RunNotFound(f"{name!r} names no run", run=name, fix="@last, @last-1, …, or an id: dspex runs ls")
+    left = int(back)
+    async for run in latest(bus, manifests):
+        if not left:
+            return run
+        left -= 1
+    raise RunNotFound(f"there are not so many runs: {name}", run=name, fix="dspex runs ls shows those there are")
+
+
+def moment_of(since: Duration | datetime | None) -> float:
+    """A time, or how long ago, in seconds since the epoch; 0 for None."""
+    if since is None:
+        return 0.0
+    return since.timestamp() if isinstance(since, datetime) else time.time() - seconds(since)

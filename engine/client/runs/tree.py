@@ -1,0 +1,194 @@
+"""What a run did, as a tree: each event, call, output and dead letter below what caused it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import DataError
+from dspex.bus.message import Message, cause_of, content_type, plain
+from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
+from dspex.engine.client.runs.history import History, Taken
+from dspex.engine.client.steps import Step
+from dspex.engine.graph.manifest import Manifest
+
+Kind = Literal["source", "hop", "call", "output", "letter"]
+
+
+@dataclass
+class Told:
+    """Something of a run. All of it is recorded: it lies in a stream.
+
+    Attributes:
+        id: of the event or the call. cause: of what it came of; "" for the source event.
+        node: the operator: of an output, its subject. label: as people see it: `node#ordinal` of a call.
+        time: when it was stored. where: the partition, as `stage.partition`.
+        data: of the event; of a call, its inputs.
+        attempts: of a call, one step each; the last one has no record yet where it has neither outputs nor an error.
+        error: of a letter.
+    """
+
+    kind: Kind
+    id: str
+    cause: str
+    node: str
+    label: str
+    time: datetime
+    where: str
+    data: Any
+    attempts: list[Step] = field(default_factory=list)
+    error: Mapping[str, Any] | None = None
+    below: list[Told] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the CLI prints it, without what is below."""
+        kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error")
+        return {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
+
+    def __iter__(self) -> Iterator[Told]:
+        """It, and all below it."""
+        yield self
+        for one in self.below:
+            yield from one
+
+
+class Tree:
+    """Reads a history into a tree. Messages must be whole."""
+
+    def __init__(self, of: History, manifests: Mapping[str, Manifest]) -> None:
+        self._run, self._manifests = of.run, manifests
+        self._known: dict[str, Told] = {}
+        self._calls: dict[str, Told] = {}
+        self._ordinals: dict[str, int] = {}
+        records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
+        source = of.source
+        self.root = self._add(Told("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source)))
+        for taken in of.taken:
+            for message in taken.messages:
+                self._take(taken, message, records)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The attempts at calls, in the order in which they were asked for."""
+        return [step for told in self._calls.values() for step in told.attempts]
+
+    def _add(self, told: Told) -> Told:
+        self._known.setdefault(told.id, told)
+        if told.kind != "source":
+            self._known.get(told.cause, self.root).below.append(told)
+        return told
+
+    def _take(self, taken: Taken, m: Message, records: Mapping[tuple[str, int], CallRecord]) -> None:
+        try:
+            if subjects.is_work(m.subject):
+                self._request(taken, m, records)
+            elif ".edge." in m.subject and m.subject.startswith("dspex."):
+                for event in unpack_frame(m.data):
+                    if event.origin.run == self._run:
+                        self._hop(taken, m, event)
+            elif ".dead." in m.subject and m.subject.startswith("dspex."):
+                self._letter(taken, m)
+            else:
+                id, cause = m.headers.get(subjects.EVENT_ID, ""), cause_of(m.headers) or self._run
+                self._add(Told("output", id, cause, m.subject, m.subject, _time(m.time), _where(taken), _data(m)))
+        except DataError:
+            return  # what no engine wrote lies between its messages: it is none of the run's
+
+    def _request(self, taken: Taken, m: Message, records: Mapping[tuple[str, int], CallRecord]) -> None:
+        asked = CallRequest.unpack(m.data)
+        event = unpack_event(asked.record.event) if asked.record is not None else None
+        told = self._calls.get(asked.call)
+        if told is None:
+            cause, label = (event.origin.id if event is not None else self._run), self._label(taken, asked.node, event)
+            told = Told("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
+            self._calls[asked.call] = self._add(told)
+        record = records.get((asked.call, asked.try_number))
+        told.attempts.append(_step(told, asked, record, event.origin.id if event is not None else ""))
+
+    def _label(self, taken: Taken, node: str, event: NodeEvent | None) -> str:
+        """The step id. It does not depend on who ran it, nor on how often."""
+        topology, stage, _ = taken.partition
+        applied = self._manifests.get(topology)
+        keyed = applied is not None and stage in {id for id, _ in applied.hops.values()}
+        key = event.origin.key if event is not None and keyed else None
+        name = f"{node}/{key}" if key is not None else node
+        self._ordinals[name] = ordinal = self._ordinals.get(name, -1) + 1
+        return f"{name}#{ordinal}"
+
+    def _hop(self, taken: Taken, m: Message, event: NodeEvent) -> None:
+        label = f"{event.node}/{event.origin.key}" if event.origin.key is not None else event.node
+        cause = event.origin.cause or self._run
+        data = _decoded(event.data, event.content_type)
+        self._add(Told("hop", event.origin.id, cause, event.node, label, _time(m.time), _where(taken), data))
+
+    def _letter(self, taken: Taken, m: Message) -> None:
+        letter = Letter.unpack(m.data)
+        event = letter.event
+        at, where = _time(m.time), _where(taken)
+        told = Told("letter", f"letter {m.sequence}", event.call or event.origin.id, letter.node, letter.node, at, where, None)
+        self._add(replace(told, data=_decoded(event.data, event.content_type), error=letter.error, below=[]))
+
+
+def _record(m: Message) -> CallRecord | None:
+    try:
+        return CallRecord.unpack(m.data)
+    except DataError:
+        return None
+
+
+def _step(told: Told, asked: CallRequest, record: CallRecord | None, event: str) -> Step:
+    r = record or CallRecord(asked.call, asked.try_number, asked.attempt, asked.topology, asked.node, route="")
+    return Step(
+        id=told.label,
+        node=asked.node,
+        event=event,
+        inputs=dict(asked.inputs),
+        outputs=None if r.outputs is None else dict(r.outputs),
+        route=r.route or None,
+        lm=r.lm or None,
+        program=r.program or None,
+        worker=r.worker or None,
+        started=_time(r.started) if record is not None else told.time,
+        elapsed=timedelta(seconds=r.elapsed),
+        usage=Usage.read(r.usage),
+        error=None if r.error is None else str(r.error.get("message", "")),
+        run=asked.run,
+        call=asked.call,
+        attempt=asked.try_number,
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=UTC)
+
+
+def _where(taken: Taken) -> str:
+    return f"{taken.partition[1]}.{taken.partition[2]}"
+
+
+def _data(m: Message) -> Any:
+    """The data of a message; its bytes where they cannot be read."""
+    try:
+        m = plain(m)
+        return codecs.decode(m.data, content_type(m.headers))
+    except DataError:
+        return m.data
+
+
+def _decoded(data: bytes, media: str) -> Any:
+    try:
+        return codecs.decode(data, media)
+    except DataError:
+        return data
+
+
+def paths(root: Told) -> Iterable[tuple[Told, int]]:
+    """All of a tree with the depth of each, from the top."""
+    waiting = [(root, 0)]
+    while waiting:
+        told, depth = waiting.pop()
+        yield told, depth
+        waiting += [(one, depth + 1) for one in reversed(told.below)]
