@@ -67,7 +67,7 @@ VERBS = frozenset(
     {
         *("gateway", "replay", "fork", "diff"),
         *("eval", "shadow", "ui", "mcp", "skills"),
-        *(f"runs {verb}" for verb in ("explain", "cancel", "export", "import", "score")),
+        *(f"runs {verb}" for verb in ("cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

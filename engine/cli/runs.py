@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import ConfigError, RunNotFound
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
     from dspex.engine.client.following.follower import RunInfo
-    from dspex.engine.client.runs.tree import Told
+    from dspex.engine.client.runs.tree import Happening
 
 WIDE: Final = 160  # characters of data in a line
 
@@ -123,15 +124,16 @@ async def _shown(t: Terminal, run: str, everything: bool) -> None:
         t.line(line)
 
 
-def drawn(root: Told, began: datetime, everything: bool = False) -> Iterator[str]:
+def drawn(root: Happening, began: datetime, everything: bool = False) -> Iterator[str]:
     """The lines of a tree."""
     yield _said(root, began)
     yield from _below(root, began, "", everything)
 
 
-def _below(told: Told, began: datetime, indent: str, everything: bool) -> Iterator[str]:
+def _below(told: Happening, began: datetime, indent: str, everything: bool) -> Iterator[str]:
     kinds = Counter((one.kind, one.node) for one in told.below)
-    left, seen = list[Told | str](), Counter[tuple[str, str]]()
+    left: list[Happening | str] = []
+    seen = Counter[tuple[str, str]]()
     for below in told.below:
         kind = (below.kind, below.node)
         seen[kind] += 1
@@ -150,21 +152,21 @@ def _below(told: Told, began: datetime, indent: str, everything: bool) -> Iterat
         yield from _below(one, began, inner, everything)
 
 
-def _said(told: Told, began: datetime) -> str:
+def _said(told: Happening, began: datetime) -> str:
     after = f"+{max(0.0, (told.time - began).total_seconds()):.3f}s"
     if told.kind == "call":
         last = told.attempts[-1]
-        how = "open" if last.outputs is None and last.error is None else "failed" if last.error is not None else ""
+        how = "open" if not last.ended else "failed" if last.error is not None else ""
         tries = f"{len(told.attempts)} attempts" if len(told.attempts) > 1 else ""
         who = " ".join(word for word in (last.route, last.lm) if word)
-        took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if not how or how == "failed" else ""
+        took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if last.ended else ""
         tokens = spent(None, last.usage) if last.usage.input_tokens + last.usage.output_tokens else ""
         return "  ".join(word for word in (after, told.label, how, tries, who, took, tokens) if word)
     sign = {"source": "", "hop": "to ", "output": "→ ", "letter": "dead letter at "}[told.kind]
     return f"{after}  {sign}{told.label}  {_short(told.data)}"
 
 
-def _details(told: Told) -> Iterator[str]:
+def _details(told: Happening) -> Iterator[str]:
     if told.error is not None:
         yield f"{told.error.get('type', '')}[{told.error.get('code', '')}]  {told.error.get('message', '')}"
     for step in told.attempts:
@@ -181,6 +183,32 @@ def _short(data: Any) -> str:
     return text if len(text) <= WIDE else f"{text[: WIDE - 1]}…"
 
 
+def explain(
+    context: typer.Context,
+    run: RUN,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="As show prints it: classify#0; a sink; an id.")],
+) -> None:
+    """Print the chain of causes of one step, back to the source event."""
+    t = terminal(context)
+    for depth, told in enumerate(t.run(_chain(t, run, step))):
+        said = {"step": told.label, "kind": told.kind, "id": told.id, "cause": told.cause, "recorded": True, "data": told.data}
+        t.emit(said, f"{'   ' * max(0, depth - 1)}{'└─ ' if depth else ''}{_said(told, told.time).partition('  ')[2]}")
+
+
+async def _chain(t: Terminal, run: str, step: str) -> list[Happening]:
+    async with client(t, "runs") as c:
+        root = await c.run(run).tree()
+    ways, there = [[root]], set[str]()
+    while ways:
+        way = ways.pop(0)
+        there.add(way[-1].label)
+        if step in (way[-1].label, way[-1].id):
+            return way
+        ways += [[*way, one] for one in way[-1].below]
+    fix = did_you_mean(step, sorted(there), "see dspex runs show")
+    raise RunNotFound(f"run {root.id} has no step {step!r}", run=root.id, fix=fix)
+
+
 def wait(
     context: typer.Context,
     run: RUN,
@@ -194,4 +222,6 @@ def wait(
 
 async def _ended(t: Terminal, run: str, timeout: str | None) -> RunInfo:
     async with client(t, "runs") as c:
-        return await c.run(run).wait(timeout)
+        one = c.run(run)
+        await one.info()  # one that is not there would be waited for
+        return await one.wait(timeout)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import Event, Message, content_type, plain, run_of, to_event
-from dspex.bus.port import Bus
+from dspex.bus.message import Event, Message, content_type, new_id, plain, run_of, to_event
+from dspex.bus.port import Bus, Reader
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
@@ -19,14 +20,16 @@ from dspex.engine.client.following.follower import Follower, RunInfo, RunProgres
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.listing import named
-from dspex.engine.client.runs.tree import Told, Tree
-from dspex.engine.client.steps import Step
+from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages
 
 FULL_ID = 36  # characters; what is shorter is the end of one
 FEW = 4  # messages of a sink, and sinks, that are asked for one by one where they are known to be near
+AGAIN = 0.2  # seconds between two looks at a run that is followed
+MANY = 5000  # entries of all logs that are passed over in between
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
@@ -123,17 +126,41 @@ class Run(Planned, names=METHODS["Run"]):
             return await answer_to(self._bus, self._app, self._submission, timeout)
         return await finished(self, self._bus, self._app, timeout)
 
-    async def steps(self) -> list[Step]:
-        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound."""
-        return (await self._tree()).steps
+    async def steps(self, *, follow: bool = False) -> AsyncIterator[Step]:
+        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound.
 
-    async def tree(self) -> Told:
+        `follow`: each as it ends, until nothing of the run is open.
+        """
+        (id, applied), seen = await self._known(), set[tuple[str, int]]()
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(self._news()) if follow else None
+            while True:
+                found = await history(self._bus, self._app, applied, id)
+                for step in Tree(found, applied).steps:
+                    if (step.call, step.attempt) not in seen and (not follow or step.ended):
+                        seen.add((step.call, step.attempt))
+                        yield step
+                if reader is None or found.done:
+                    return
+                await asyncio.sleep(AGAIN)
+                await reader.read(MANY)
+
+    @asynccontextmanager
+    async def _news(self) -> AsyncGenerator[Reader]:
+        """What engines store from now on."""
+        stream, name = subjects.stream(self._app), f"dspex-{self._app}-steps-{new_id()}"
+        info = await self._bus.stream(stream)
+        logs = [subjects.log(self._app, "*", "*", "*")]
+        reader = await self._bus.reader(stream, logs, after=info.last if info is not None else 0, name=name)
+        try:
+            yield reader
+        finally:
+            await reader.close()
+
+    async def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
-        return (await self._tree()).root
-
-    async def _tree(self) -> Tree:
         id, applied = await self._known()
-        return Tree(await history(self._bus, self._app, applied, id), applied)
+        return Tree(await history(self._bus, self._app, applied, id), applied).root
 
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""

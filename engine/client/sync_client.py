@@ -26,12 +26,12 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
-from dspex.engine.client.runs.tree import Told
+from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.tree import Happening
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, Turn
-from dspex.engine.client.steps import Step
 from dspex.engine.graph.manifest import Manifest
 
 V = TypeVar("V", default=dict[str, Any])
@@ -89,11 +89,14 @@ class Run(Planned, names=METHODS["Run"]):
         """
         return background.run(self._of.result(timeout))
 
-    def steps(self) -> list[Step]:
-        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound."""
-        return background.run(self._of.steps())
+    def steps(self, *, follow: bool = False) -> Iterator[Step]:
+        """The attempts at calls so far, in the order in which they were asked for. Raises RunNotFound.
 
-    def tree(self) -> Told:
+        `follow`: each as it ends, until nothing of the run is open.
+        """
+        return background.each(self._of.steps(follow=follow))
+
+    def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
         return background.run(self._of.tree())
 

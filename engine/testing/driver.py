@@ -31,8 +31,8 @@ from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place, read_event
+from dspex.engine.client.runs.steps import Step, steps
 from dspex.engine.client.status.approvals import Approval
-from dspex.engine.client.steps import Step, steps
 from dspex.engine.graph.approvals import AcceptOrReject
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.testing.engines import AGAIN, Engines

@@ -34,7 +34,7 @@ HOMES = {  # of what is no name of dspex itself
     "Progress": "dspex.engine.client.calls.events",
     "DeadLetter": "dspex.engine.client.letters",
     "Turn": "dspex.engine.client.status.sessions",
-    "Step": "dspex.engine.client.steps",
+    "Step": "dspex.engine.client.runs.steps",
     "RunInfo": "dspex.engine.client.following.follower",
     "Usage": "dspex.bus.records",
     "register_codec": "dspex.codecs",

@@ -44,7 +44,7 @@ SLEEPS = {
     "engine/keyed/lanes/test_meeting.py": "virtual time",
     "engine/keyed/lanes/test_rebuilt.py": "virtual time",
     "engine/keyed/test_alignment.py": "virtual time",
-    "engine/client/test_runs.py": "virtual time",
+    "engine/client/runs/test_runs.py": "virtual time",
     "engine/hosting/test_membership.py": "virtual time",
     "engine/hosting/test_owning.py": "virtual time",
     "engine/hosting/test_watchdog.py": "virtual time",

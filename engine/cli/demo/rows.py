@@ -9,7 +9,7 @@ from typing import Any
 
 from dspex.bus.message import Event
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.steps import Step
+from dspex.engine.client.runs.steps import Step
 from dspex.topologies.support_examples import Nearest, load
 
 DEAD = "dead letter"

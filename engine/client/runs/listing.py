@@ -16,7 +16,7 @@ from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.follower import Follower, RunInfo
 from dspex.engine.graph.manifest import Manifest
 
-Status = Literal["running", "done", "failed"]
+RunStatus = Literal["running", "done", "failed"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
 _FEW, _MANY = 256, 8192  # sequences of a stream that are looked through at a time, from the end
 _LAST: Final = "@last"
@@ -28,7 +28,7 @@ async def listed(
     manifests: Mapping[str, Manifest],
     *,
     topology: str | None = None,
-    status: Status | None = None,
+    status: RunStatus | None = None,
     since: float = 0.0,
     limit: int = 100,
 ) -> AsyncIterator[RunInfo]:

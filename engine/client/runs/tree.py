@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.engine.client.runs.history import History, Taken
-from dspex.engine.client.steps import Step
+from dspex.engine.client.runs.steps import Step
 from dspex.engine.graph.manifest import Manifest
 
 Kind = Literal["source", "hop", "call", "output", "letter"]
 
 
 @dataclass
-class Told:
+class Happening:
     """Something of a run. All of it is recorded: it lies in a stream.
 
     Attributes:
@@ -41,14 +41,14 @@ class Told:
     data: Any
     attempts: list[Step] = field(default_factory=list)
     error: Mapping[str, Any] | None = None
-    below: list[Told] = field(default_factory=list)
+    below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it, without what is below."""
         kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error")
         return {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
 
-    def __iter__(self) -> Iterator[Told]:
+    def __iter__(self) -> Iterator[Happening]:
         """It, and all below it."""
         yield self
         for one in self.below:
@@ -60,12 +60,14 @@ class Tree:
 
     def __init__(self, of: History, manifests: Mapping[str, Manifest]) -> None:
         self._run, self._manifests = of.run, manifests
-        self._known: dict[str, Told] = {}
-        self._calls: dict[str, Told] = {}
+        self._known: dict[str, Happening] = {}
+        self._calls: dict[str, Happening] = {}
         self._ordinals: dict[str, int] = {}
         records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
         source = of.source
-        self.root = self._add(Told("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source)))
+        self.root = self._add(
+            Happening("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source))
+        )
         for taken in of.taken:
             for message in taken.messages:
                 self._take(taken, message, records)
@@ -75,7 +77,7 @@ class Tree:
         """The attempts at calls, in the order in which they were asked for."""
         return [step for told in self._calls.values() for step in told.attempts]
 
-    def _add(self, told: Told) -> Told:
+    def _add(self, told: Happening) -> Happening:
         self._known.setdefault(told.id, told)
         if told.kind != "source":
             self._known.get(told.cause, self.root).below.append(told)
@@ -93,7 +95,7 @@ class Tree:
                 self._letter(taken, m)
             else:
                 id, cause = m.headers.get(subjects.EVENT_ID, ""), cause_of(m.headers) or self._run
-                self._add(Told("output", id, cause, m.subject, m.subject, _time(m.time), _where(taken), _data(m)))
+                self._add(Happening("output", id, cause, m.subject, m.subject, _time(m.time), _where(taken), _data(m)))
         except DataError:
             return  # what no engine wrote lies between its messages: it is none of the run's
 
@@ -103,7 +105,7 @@ class Tree:
         told = self._calls.get(asked.call)
         if told is None:
             cause, label = (event.origin.id if event is not None else self._run), self._label(taken, asked.node, event)
-            told = Told("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
+            told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
         told.attempts.append(_step(told, asked, record, event.origin.id if event is not None else ""))
@@ -122,14 +124,13 @@ class Tree:
         label = f"{event.node}/{event.origin.key}" if event.origin.key is not None else event.node
         cause = event.origin.cause or self._run
         data = _decoded(event.data, event.content_type)
-        self._add(Told("hop", event.origin.id, cause, event.node, label, _time(m.time), _where(taken), data))
+        self._add(Happening("hop", event.origin.id, cause, event.node, label, _time(m.time), _where(taken), data))
 
     def _letter(self, taken: Taken, m: Message) -> None:
         letter = Letter.unpack(m.data)
-        event = letter.event
-        at, where = _time(m.time), _where(taken)
-        told = Told("letter", f"letter {m.sequence}", event.call or event.origin.id, letter.node, letter.node, at, where, None)
-        self._add(replace(told, data=_decoded(event.data, event.content_type), error=letter.error, below=[]))
+        event, node, error = letter.event, letter.node, letter.error
+        id, cause, data = f"letter {m.sequence}", event.call or event.origin.id, _decoded(event.data, event.content_type)
+        self._add(Happening("letter", id, cause, node, node, _time(m.time), _where(taken), data, error=error))
 
 
 def _record(m: Message) -> CallRecord | None:
@@ -139,7 +140,7 @@ def _record(m: Message) -> CallRecord | None:
         return None
 
 
-def _step(told: Told, asked: CallRequest, record: CallRecord | None, event: str) -> Step:
+def _step(told: Happening, asked: CallRequest, record: CallRecord | None, event: str) -> Step:
     r = record or CallRecord(asked.call, asked.try_number, asked.attempt, asked.topology, asked.node, route="")
     return Step(
         id=told.label,
@@ -185,7 +186,7 @@ def _decoded(data: bytes, media: str) -> Any:
         return data
 
 
-def paths(root: Told) -> Iterable[tuple[Told, int]]:
+def paths(root: Happening) -> Iterable[tuple[Happening, int]]:
     """All of a tree with the depth of each, from the top."""
     waiting = [(root, 0)]
     while waiting:

@@ -14,7 +14,8 @@ from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents
 from dspex.engine.client.client import Client
-from dspex.engine.client.runs.tree import Told
+from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.topology import Topology
 
@@ -47,12 +48,20 @@ def publish(one: Lab, subject: str, data: Any) -> dspex.Run:
     return one.client.run(one.publish(subject, data))
 
 
-def tree(one: Lab, run: dspex.Run) -> Told:
-    found: Told = one.run(run.tree())
+def steps_of(one: Lab, run: dspex.Run, **options: Any) -> list[Step]:
+    async def found() -> list[Step]:
+        return [step async for step in run.steps(**options)]
+
+    steps: list[Step] = one.run(found())
+    return steps
+
+
+def tree(one: Lab, run: dspex.Run) -> Happening:
+    found: Happening = one.run(run.tree())
     return found
 
 
-def said(told: Told) -> list[Any]:
+def said(told: Happening) -> list[Any]:
     """The kinds and labels of a tree."""
     return [told.kind, told.label, *([said(one) for one in told.below])]
 
@@ -88,7 +97,7 @@ def test_every_attempt_at_a_call_is_told_and_one_that_runs_has_no_end(lab: MakeL
     one.answers["classify"] = answer
     run = publish(one, "in", {"text": "a"})
     one.advance(10)
-    steps = one.run(run.steps())
+    steps = steps_of(one, run)
     assert [(step.id, step.attempt, step.error, step.outputs) for step in steps] == [
         ("classify#0", 1, "slow", None),
         ("classify#0", 2, None, {"intent": "card"}),
@@ -96,8 +105,23 @@ def test_every_attempt_at_a_call_is_told_and_one_that_runs_has_no_end(lab: MakeL
     one.stop_workers()
     waits = publish(one, "in", {"text": "b"})
     one.advance(1)
-    assert [(step.error, step.outputs, step.route) for step in one.run(waits.steps())] == [(None, None, None)]
+    assert [(step.error, step.outputs, step.route) for step in steps_of(one, waits)] == [(None, None, None)]
     assert one.run(waits.info()).status == "running"
+
+
+def test_steps_are_followed_until_the_run_has_ended(lab: MakeLab) -> None:
+    one = made(lab)
+    errors = [CallTimeout("slow"), None]
+
+    def answer(inputs: Any, work: Any) -> Any:
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return {"intent": "card"}
+
+    one.answers["classify"] = answer
+    run = publish(one, "in", {"text": "a"})
+    assert [(step.attempt, step.error) for step in steps_of(one, run, follow=True)] == [(1, "slow"), (2, None)]
+    assert one.run(run.info()).status == "done"
 
 
 def test_a_dead_letter_stands_where_its_event_failed_and_what_is_redriven_follows(lab: MakeLab) -> None:

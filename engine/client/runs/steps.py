@@ -39,6 +39,11 @@ class Step:
     call: str = ""
     attempt: int = 1
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has a record."""
+        return self.outputs is not None or self.error is not None
+
 
 def steps(stored: Iterable[Message], inputs: Mapping[str, Callable[[object], Any]] | None = None) -> list[Step]:
     """The records among stored messages, in their order. What is no record is left out.

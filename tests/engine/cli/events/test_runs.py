@@ -1,0 +1,75 @@
+"""`dspex runs ls`, `show` and `wait` as a shell sees them, on a real server with a running engine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_bench import Project
+
+INFO = ["id", "topology", "digest", "parent", "status", "started", "finished", "calls", "usage", "dead_letters"]
+TOLD = ["kind", "id", "cause", "node", "label", "time", "where", "data", "error", "attempts"]
+
+
+def publish(project: Project, *texts: str) -> list[str]:
+    """The runs of texts, when they have ended."""
+    found = project.publish("-", stdin="".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    return [one["run"] for one in found.objects()]
+
+
+def test_runs_are_listed_the_latest_first_for_people_and_machines(native: Project) -> None:
+    runs = publish(native, "abc", "x", "abcd")
+    infos = native.here("--json", "runs", "ls", "--limit", "3").objects()
+    assert [list(info) for info in infos] == [INFO] * 3
+    assert [info["id"] for info in infos] == runs[::-1]
+    assert [(info["status"], info["dead_letters"]) for info in infos] == [("done", 0), ("failed", 1), ("done", 0)]
+    (failed,) = native.here("--json", "runs", "ls", "--failed", "--limit", "1").objects()
+    assert failed["id"] == runs[1]
+    table = native.here("runs", "ls", "--limit", "3").out.splitlines()
+    assert table[0].split() == ["run", "topology", "status", "started", "took", "spent", "letters"]
+    assert [line.split()[0] for line in table[1:]] == runs[::-1]
+    assert native.here("runs", "ls", "--since", "0s").err == "no runs\n"
+    assert native.here("--json", "runs", "ls", "--topology", "nativ").error()["code"] == "DX235"
+
+
+def test_a_run_is_shown_with_what_came_of_it(native: Project) -> None:
+    good, bad = publish(native, "abc", "x")
+    info, source, output = native.here("--json", "runs", "show", good).objects()
+    assert (list(info), info["status"]) == (INFO, "done")
+    assert [list(one) for one in (source, output)] == [TOLD] * 2
+    assert (source["kind"], source["data"], source["cause"]) == ("source", {"text": "abc"}, "")
+    assert (output["kind"], output["cause"], output["data"]) == ("output", good, {"text": "abc", "size": 3})
+    human = native.here("runs", "show", good[-8:]).out.splitlines()
+    assert human[0].startswith(f"run {good}  native  done in ")
+    assert human[-1].startswith("└─ +")
+    assert human[-1].endswith('out  {"text":"abc","size":3}')
+    shown = native.here("runs", "show", "@last").out
+    assert bad in shown
+    assert "dead letter at check" in shown
+    assert "InvalidInput[DX502]" in shown
+
+
+def test_the_causes_of_a_step_are_explained_back_to_the_source(native: Project) -> None:
+    (run,) = publish(native, "abc")
+    chain = native.here("--json", "runs", "explain", run, native.output).objects()
+    assert [(one["step"], one["cause"], one["recorded"]) for one in chain] == [
+        (native.input, "", True),
+        (native.output, run, True),
+    ]
+    assert native.here("runs", "explain", run, native.output).out.splitlines()[1].startswith("└─ → ")
+    error = native.here("--json", "runs", "explain", run, "outt").error()
+    assert (error["code"], "no step" in error["message"]) == ("DX622", True)
+
+
+def test_who_waits_for_a_run_gets_its_end_and_an_exit_code(native: Project) -> None:
+    good, bad = publish(native, "abc", "x")
+    waited = native.here("--json", "runs", "wait", good)
+    assert (waited.code, [one["status"] for one in waited.objects()]) == (0, ["done"])
+    assert native.here("--json", "runs", "wait", bad).code == 1
+
+
+@pytest.mark.parametrize("run", ["nothing", "@last-9999999", "00000000-0000-7000-8000-000000000000", "@first"])
+def test_a_run_that_is_not_there_is_an_error(native: Project, run: str) -> None:
+    for verb in ("show", "wait"):
+        found = native.here("--json", "runs", verb, run)
+        assert (found.code, found.error()["code"]) == (1, "DX622")
