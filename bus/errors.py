@@ -503,7 +503,7 @@ class ReplayError(DspexError):
 
 
 class Divergence(ReplayError):
-    """A replay reached a call that the recording does not have."""
+    """A replay gives something else than what was stored, or reaches a call that the recording does not have."""
 
     code = "DX801"
     fix = "undo the change since the recording"

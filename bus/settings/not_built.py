@@ -65,20 +65,21 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "replay", "fork", "diff"),
+        *("gateway", "fork", "diff"),
         *("eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
+    "replay": frozenset({"--explain", "--at", "--pdb", "--session", "--range", "--partition", "--file", "--to", "--to-sinks"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
 }
 """Options by their verb."""
-VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
+VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"}), "replay": frozenset({"hybrid", "live"})}
 """Values of options that are a choice of words, by their verb."""
 
 

@@ -51,7 +51,11 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "call": "events.call:call",
         "optimize": "workers.optimize:optimize",
         "watch": "events.watch:watch",
-        "runs": _Noun("Runs: what source events caused.", ("runs:ls", "runs:show", "runs:explain", "runs:wait", "runs:forget")),
+        "runs": _Noun(
+            "Runs: what source events caused.",
+            tuple(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
+        ),
+        "replay": "runs.replaying:replay",
         "dlq": _Noun(
             "Dead letters: events that could not be processed.",
             ("events.dlq:ls", "events.dlq:show", "events.dlq:redrive", "events.dlq:drop"),

@@ -21,13 +21,14 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, requests_in, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, WITHIN, Place, Position, Timer
+from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, Timer
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Gap, Mark, Reset, digest
+from dspex.engine.replay.marks import marked
+from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
 from dspex.engine.runtime.inputs.events import EventsInput
 from dspex.engine.runtime.inputs.input import Input
-from dspex.engine.runtime.inputs.records import RecordsInput, without_payload
+from dspex.engine.runtime.inputs.records import RecordsInput
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
@@ -57,6 +58,7 @@ class Replay:
     Attributes:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
+        taken: how many arrivals were taken again, by input. build: what the last claim says of the build.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -76,12 +78,14 @@ class Replay:
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
+        self.taken, self.build = Counter[str](), dict[str, str]()
         self._dead = subjects.dead_pattern(app)
 
-    async def differences(self, snapshot: int = 0) -> AsyncIterator[Difference]:
+    async def differences(self, snapshot: int = 0, until: int = NONE) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
 
-        `snapshot`: the entry that names the snapshot to begin at; 0: with nothing, at the first entry. Raises BusError.
+        `snapshot`: the entry that names the snapshot to begin at; 0: with nothing, at the first entry. `until`: the last
+        sequence. Raises BusError.
         """
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
@@ -94,12 +98,13 @@ class Replay:
         self._own(tables, "")
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
-        for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=end.at):
+        stop = min(end.at, until)
+        for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=stop):
             entry = readable(message.data)
             if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
                 continue  # what no engine wrote
             if entry["kind"] == "claim":
-                claim, begun = message.sequence, begun or entry["epoch"] == 1
+                claim, begun, self.build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
                 self._own(self._p.tables, entry["nonce"])
                 continue
             changed = await changes(self.bus, self.log, message, entry)
@@ -110,7 +115,7 @@ class Replay:
             told.apply(changed, message.sequence)
             async for what in self._entry(message.sequence, entry, changed):
                 yield Difference(message.sequence, what)
-        if packed(told.snapshot()) != packed(self._p.tables.snapshot()):
+        if stop >= end.at and packed(told.snapshot()) != packed(self._p.tables.snapshot()):
             yield Difference(end.at, "the tables are not those that the log tells")
 
     def _own(self, tables: Tables, nonce: str) -> None:
@@ -131,6 +136,7 @@ class Replay:
             async for arrival in self._arrivals(*run):
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
+            self.taken[run[0]] += count
             if count != run[3]:
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
@@ -192,7 +198,7 @@ class Replay:
             for arrival in await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
-                    yield _marked(arrival, mark or ())
+                    yield marked(arrival, mark or ())
 
     async def _stored(self, input: str, first: int, last: int) -> list[Message]:
         """What lies in an input's log from one sequence to another."""
@@ -251,26 +257,6 @@ class Replay:
         for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, sequence if within else first + index)
-
-
-def _marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
-    """The arrival, with what only the runtime knew of it."""
-    kind, what = mark[0] if mark else "", arrival.what
-    if kind == "refused":
-        return arrival._replace(refused=mark[1])
-    if kind == "payload_gone":
-        return arrival._replace(gone=True)
-    if kind == "record_gone" and isinstance(what, Answered):
-        return arrival._replace(what=without_payload(what))
-    if kind == "record_gone" and isinstance(what, Due) and isinstance(what.what, Answered):
-        return arrival._replace(what=what._replace(what=without_payload(what.what)))
-    if kind == "gone" and isinstance(what, Due):
-        return arrival._replace(what=what._replace(what=None))
-    if kind == "again" and isinstance(what, Due):
-        return arrival._replace(what=what._replace(timer=what.timer._replace(kind="again")))
-    if kind == "gone" and isinstance(what, Answered):
-        return arrival._replace(what=what._replace(event=None))
-    return arrival
 
 
 def _summary(messages: Sequence[NewMessage | Message]) -> str:

@@ -14,7 +14,7 @@ from dspex.engine.cli.app import main
     [
         (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
-        (["replay"], "DX108", "dspex replay"),
+        (["fork"], "DX108", "dspex fork"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["runs", "export"], "DX108", "dspex runs"),
         (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),

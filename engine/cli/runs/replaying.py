@@ -1,0 +1,107 @@
+"""`dspex replay`: whether the code of today gives what was given, with every call answered by its record."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dspex.bus.errors import ConfigError, Divergence, TopologyError
+from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+if TYPE_CHECKING:
+    from dspex.engine.graph.graph import Graph
+    from dspex.engine.replay.topology import Diverged, ReplayedTopology
+
+MOST = 10  # differences that are printed
+
+
+def replay(
+    context: typer.Context,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", hidden=True)] = None,
+    topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All that it has done.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
+    mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
+) -> None:
+    """Replay what a topology did with the code of today; no call is made. Exit 6 where something else comes of it."""
+    t = terminal(context)
+    if mode != "strict":
+        raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
+    if run is not None or topology is None:
+        fix = "dspex replay --topology NAME"
+        raise ConfigError("to replay one run is not built yet: a whole topology is replayed", code="DX108", fix=fix)
+    found, seconds = t.run(_replayed(t, topology, target, since, until))
+    _print(t, topology, found, seconds)
+    if not found.same:
+        first = found.diverged[0]
+        raise Divergence(f"the replay of {topology} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+
+
+def _graph(t: Terminal, topology: str, target: str | None) -> Graph:
+    from dspex.engine.cli.topology.targets import load
+    from dspex.engine.graph.defaults import with_defaults
+
+    settings = t.settings()
+    defaults, timeouts = settings.defaults.call.options(), settings.timeouts
+    graphs = {one.graph.name: one.graph for one in load(t, [target] if target is not None else None)}
+    if topology not in graphs:
+        fix = did_you_mean(topology, sorted(graphs), "name it: --with module:attr")
+        raise TopologyError(f"there is no topology {topology!r} in the code", code="DX235", fix=fix)
+    return with_defaults(graphs[topology], defaults, timeouts)
+
+
+async def _replayed(
+    t: Terminal, topology: str, target: str | None, since: str | None, until: str | None
+) -> tuple[ReplayedTopology, float]:
+    from dspex.bus.codecs.times import moment
+    from dspex.bus.settings.duration import seconds
+    from dspex.engine.log.build import build
+    from dspex.engine.replay.topology import replayed
+
+    graph = _graph(t, topology, target)
+    begin = time.time() - seconds(since) if since is not None else 0.0
+    end = moment(until).timestamp() if until is not None else None
+    async with client(t, "replay") as c:
+        applied = (await c.manifests()).get(topology)
+        if applied is None:
+            raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
+        with t.progress("replay", sum(applied.partitions.values())) as bar:
+
+            def told(so_far: ReplayedTopology) -> None:
+                bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
+
+            began = time.monotonic()
+            of = build(graph.digest, graph.functions)
+            found = await replayed(c.bus, c.app, graph, applied, of, since=begin, until=end, told=told)
+            return found, time.monotonic() - began
+
+
+def _print(t: Terminal, topology: str, found: ReplayedTopology, seconds: float) -> None:
+    events, served = found.taken["source"] or found.taken["events"], found.taken["records"]
+    first = found.diverged[0] if found.diverged else None
+    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": events, "served": served, "live": 0, "tokens": 0}
+    said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
+    said |= {"topology": topology, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
+    lines = [f"{topology}  {count(events, 'event')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
+    for name, (then, now) in sorted(found.builds.items()):
+        lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
+    lines += [f"differs {_said(one)}" for one in found.diverged[:MOST]]
+    if len(found.diverged) > MOST:
+        lines.append(f"… and {len(found.diverged) - MOST:,} more")
+    t.emit(said, *lines, *(["same"] if found.same else []))
+
+
+def _place(one: Diverged) -> str:
+    return f"{one.stage}.{one.partition}@{one.entry}"
+
+
+def _said(one: Diverged) -> str:
+    excuse = " (something failed there, or is not kept any more)" if one.excused else ""
+    return f"at {_place(one)}: {one.what}{excuse}"

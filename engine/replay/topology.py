@@ -1,0 +1,113 @@
+"""The replay of a topology: every partition of its stages again, from a kept snapshot on, with the code of today.
+
+Nothing is asked: each call is answered by its record, and nothing is written. Where the messages of a commit or the changes of
+tables are others than those that were stored, the replay differs there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dspex.bus import subjects
+from dspex.bus.port import Bus
+from dspex.bus.serving import payloads
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.entries import LogAddress, bases, readable
+from dspex.engine.log.latest import latest
+from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.reading import is_first
+from dspex.engine.log.rows import NONE
+from dspex.engine.replay.partition import Replay
+from dspex.engine.runtime.walk.compile import Stage, compile_graph
+
+
+class Diverged(NamedTuple):
+    """Where a replay differs. `entry`: of the log of the partition. `excused`: see `Replay`."""
+
+    stage: str
+    partition: int
+    entry: int
+    what: str
+    excused: bool
+
+
+@dataclass
+class ReplayedTopology:
+    """What came of it.
+
+    Attributes:
+        partitions: that have a log. taken: arrivals by input: "source" are runs that began, "records" calls that were served.
+        builds: what is another one than when the logs were written: name → (then, now).
+        diverged: where it differs, in the order of the partitions.
+    """
+
+    partitions: int = 0
+    taken: Counter[str] = field(default_factory=Counter[str])
+    builds: dict[str, tuple[str, str]] = field(default_factory=dict)
+    diverged: list[Diverged] = field(default_factory=list)
+
+    @property
+    def same(self) -> bool:
+        """Nothing differs."""
+        return not self.diverged
+
+
+async def replayed(
+    bus: Bus,
+    app: str,
+    graph: Graph,
+    applied: Manifest,
+    build: Mapping[str, str],
+    *,
+    since: float = 0.0,
+    until: float | None = None,
+    told: Callable[[ReplayedTopology], None] = lambda found: None,
+) -> ReplayedTopology:
+    """Replay a topology. Raises BusError.
+
+    Args:
+        graph: of the topology, with the functions that are to run. applied: what the logs were written by.
+        build: that of today, see `build`.
+        since, until: only what was committed in between counts, in seconds since the epoch.
+        told: called after each partition.
+    """
+    found, limit = ReplayedTopology(), payloads.most(bus)
+    if (info := await bus.stream(subjects.stream(app))) is None:
+        return found
+    first = await sequence_before(bus, info, since) + 1 if since else 0
+    last = await sequence_before(bus, info, until) if until is not None else NONE
+    async for stage, index, count in _partitions(bus, app, graph, applied):
+        stream = applied.streams[stage.name] if stage.source is not None else ""
+        replay = Replay(bus, app, stage, stream, index, count, limit)
+        found.partitions += 1
+        async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last):
+            if entry >= first:
+                found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
+        found.taken += replay.taken
+        found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
+        told(found)
+    return found
+
+
+async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> AsyncIterator[tuple[Stage, int, int]]:
+    """The partitions that have a log, with how many their stage has."""
+    for stage, count in compile_graph(graph, applied.stages, applied.hops, applied.renamed):
+        logs = {subjects.log(app, graph.name, stage.id, index): index for index in range(count)}
+        there: Mapping[str, Any] = await bus.multi_last(subjects.stream(app), list(logs))
+        for log in sorted(there, key=lambda name: logs[name]):
+            yield stage, logs[log], count
+
+
+async def _snapshot(bus: Bus, log: LogAddress, first: int) -> int:
+    """The entry that names the snapshot to begin at, the last one before `first`; 0: the log's begin, where that is there."""
+    end = await latest(bus, log)
+    kept = [at for at in (bases(end.at, end.entry) if end.at else ()) if at]
+    if before := [at for at in kept if at <= first]:
+        return max(before)
+    message = await bus.next(log.stream, log.subject, 1)
+    entry = readable(message.data) if message is not None else None
+    return 0 if entry is not None and is_first(entry) else min(kept, default=0)
