@@ -122,7 +122,7 @@ def requests_in(entry: Mapping[str, Any]) -> dict[int, NewMessage]:
 
 def is_request(message: NewMessage) -> bool:
     """Whether a message can be a request that an entry holds: one that no server would take must not be in an entry either."""
-    headers = message.headers or {}
+    headers: Mapping[Any, Any] = message.headers or {}  # of what lies in a log they may be anything
     named = headers.keys() <= _OF_A_REQUEST and all(isinstance(v, str) and not set("\r\n") & set(v) for v in headers.values())
     return named and subjects.is_work(message.subject)
 
