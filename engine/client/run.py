@@ -18,7 +18,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
-from dspex.engine.client.runs.history import history
+from dspex.engine.client.runs.history import History, history
 from dspex.engine.client.runs.listing import named
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening, Tree
@@ -159,8 +159,12 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
+        return Tree(*await self.history()).root
+
+    async def history(self) -> tuple[History, Mapping[str, Manifest]]:
+        """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         id, applied = await self._known()
-        return Tree(await history(self._bus, self._app, applied, id), applied).root
+        return await history(self._bus, self._app, applied, id), applied
 
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""

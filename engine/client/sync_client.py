@@ -26,6 +26,7 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.client.status.approvals import Approval
@@ -99,6 +100,10 @@ class Run(Planned, names=METHODS["Run"]):
     def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
         return background.run(self._of.tree())
+
+    def history(self) -> tuple[History, Mapping[str, Manifest]]:
+        """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
+        return background.run(self._of.history())
 
     def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -81,11 +81,15 @@ class Replay:
         self.taken, self.build = Counter[str](), dict[str, str]()
         self._dead = subjects.dead_pattern(app)
 
-    async def differences(self, snapshot: int = 0, until: int = NONE) -> AsyncIterator[Difference]:
-        """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds.
+    async def differences(
+        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None
+    ) -> AsyncIterator[Difference]:
+        """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds. Raises BusError.
 
-        `snapshot`: the entry that names the snapshot to begin at; 0: with nothing, at the first entry. `until`: the last
-        sequence. Raises BusError.
+        Args:
+            snapshot: the entry that names the snapshot to begin at; 0: with nothing, at the first entry.
+            until: the last sequence.
+            only: the entries whose arrivals are handled; of others what they changed is taken from the log. None: all.
         """
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
@@ -113,6 +117,9 @@ class Replay:
             self.excused = not begun  # what was before is not there any more
             claim, commit = entry["claim"], message.sequence
             told.apply(changed, message.sequence)
+            if only is not None and message.sequence not in only:
+                self._p.tables.apply(changed, message.sequence)
+                continue
             async for what in self._entry(message.sequence, entry, changed):
                 yield Difference(message.sequence, what)
         if stop >= end.at and packed(told.snapshot()) != packed(self._p.tables.snapshot()):

@@ -1,4 +1,5 @@
-"""The replay of a topology: every partition of its stages again, from a kept snapshot on, with the code of today.
+"""The replay of a topology: every partition of its stages again, from a kept snapshot on, with the code of today. And that of
+one run: the commits that took something of it, with the state that there was then.
 
 Nothing is asked: each call is answered by its record, and nothing is written. Where the messages of a commit or the changes of
 tables are others than those that were stored, the replay differs there.
@@ -7,7 +8,7 @@ tables are others than those that were stored, the replay differs there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class Diverged(NamedTuple):
 
 
 @dataclass
-class ReplayedTopology:
+class Replayed:
     """What came of it.
 
     Attributes:
@@ -55,6 +56,13 @@ class ReplayedTopology:
         """Nothing differs."""
         return not self.diverged
 
+    def add(self, other: Replayed) -> None:
+        """What came of another topology, too."""
+        self.partitions += other.partitions
+        self.taken += other.taken
+        self.builds |= other.builds
+        self.diverged += other.diverged
+
 
 async def replayed(
     bus: Bus,
@@ -65,8 +73,8 @@ async def replayed(
     *,
     since: float = 0.0,
     until: float | None = None,
-    told: Callable[[ReplayedTopology], None] = lambda found: None,
-) -> ReplayedTopology:
+    told: Callable[[Replayed], None] = lambda found: None,
+) -> Replayed:
     """Replay a topology. Raises BusError.
 
     Args:
@@ -75,22 +83,58 @@ async def replayed(
         since, until: only what was committed in between counts, in seconds since the epoch.
         told: called after each partition.
     """
-    found, limit = ReplayedTopology(), payloads.most(bus)
+    found = Replayed()
     if (info := await bus.stream(subjects.stream(app))) is None:
         return found
     first = await sequence_before(bus, info, since) + 1 if since else 0
     last = await sequence_before(bus, info, until) if until is not None else NONE
     async for stage, index, count in _partitions(bus, app, graph, applied):
-        stream = applied.streams[stage.name] if stage.source is not None else ""
-        replay = Replay(bus, app, stage, stream, index, count, limit)
-        found.partitions += 1
-        async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last):
-            if entry >= first:
-                found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
-        found.taken += replay.taken
-        found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
+        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None))
         told(found)
     return found
+
+
+async def replayed_run(
+    bus: Bus,
+    app: str,
+    graph: Graph,
+    applied: Manifest,
+    build: Mapping[str, str],
+    taken: Mapping[tuple[str, int], Collection[int]],
+) -> Replayed:
+    """Replay one run, as far as a topology took it. Raises BusError.
+
+    `taken`: stage and partition → the entries that took something of it. What else they took is taken again with it: it may
+    have changed the same state before.
+    """
+    found = Replayed()
+    async for stage, index, count in _partitions(bus, app, graph, applied):
+        if entries := taken.get((stage.id, index)):
+            span = (min(entries), max(entries), entries)
+            await _one(bus, app, applied, stage, index, count, found, build, span)
+    return found
+
+
+async def _one(
+    bus: Bus,
+    app: str,
+    applied: Manifest,
+    stage: Stage,
+    index: int,
+    count: int,
+    found: Replayed,
+    build: Mapping[str, str],
+    span: tuple[int, int, Collection[int] | None],
+) -> None:
+    """Replay one partition. `span`: the first and the last sequence that count, and the entries; None: all."""
+    stream = applied.streams[stage.name] if stage.source is not None else ""
+    replay, (first, last, only) = Replay(bus, app, stage, stream, index, count, payloads.most(bus)), span
+    found.partitions += 1
+    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only):
+        if entry >= first:
+            found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
+    found.taken += replay.taken
+    found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
 
 
 async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> AsyncIterator[tuple[Stage, int, int]]:
@@ -106,7 +150,7 @@ async def _snapshot(bus: Bus, log: LogAddress, first: int) -> int:
     """The entry that names the snapshot to begin at, the last one before `first`; 0: the log's begin, where that is there."""
     end = await latest(bus, log)
     kept = [at for at in (bases(end.at, end.entry) if end.at else ()) if at]
-    if before := [at for at in kept if at <= first]:
+    if before := [at for at in kept if at < first]:
         return max(before)
     message = await bus.next(log.stream, log.subject, 1)
     entry = readable(message.data) if message is not None else None

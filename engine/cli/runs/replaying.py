@@ -14,14 +14,14 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.engine.graph.graph import Graph
-    from dspex.engine.replay.topology import Diverged, ReplayedTopology
+    from dspex.engine.replay.topology import Diverged, Replayed
 
 MOST = 10  # differences that are printed
 
 
 def replay(
     context: typer.Context,
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", hidden=True)] = None,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last.")] = None,
     topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All that it has done.")] = None,
     target: Annotated[
         str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
@@ -30,18 +30,39 @@ def replay(
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
 ) -> None:
-    """Replay what a topology did with the code of today; no call is made. Exit 6 where something else comes of it."""
+    """Replay a run, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
     t = terminal(context)
     if mode != "strict":
         raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
-    if run is not None or topology is None:
-        fix = "dspex replay --topology NAME"
-        raise ConfigError("to replay one run is not built yet: a whole topology is replayed", code="DX108", fix=fix)
-    found, seconds = t.run(_replayed(t, topology, target, since, until))
-    _print(t, topology, found, seconds)
+    if (run is None) == (topology is None) or (run is not None and (since or until)):
+        fix = "dspex replay RUN, or dspex replay --topology NAME --since 1d"
+        raise ConfigError("what is replayed is a run, or a topology with a time", code="DX105", fix=fix)
+    began = time.monotonic()
+    if run is not None:
+        what, found = t.run(_replayed_run(t, run, target))
+    else:
+        what, found = t.run(_replayed(t, str(topology), target, since, until))
+    _print(t, what, found, 1 if run is not None else None, time.monotonic() - began)
     if not found.same:
         first = found.diverged[0]
-        raise Divergence(f"the replay of {topology} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+        raise Divergence(f"the replay of {what} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+
+
+async def _replayed_run(t: Terminal, run: str, target: str | None) -> tuple[str, Replayed]:
+    from dspex.engine.log.build import build
+    from dspex.engine.replay.topology import Replayed, replayed_run
+
+    async with client(t, "replay") as c:
+        past, applied = await c.run(run).history()
+        found = Replayed()
+        for topology in dict.fromkeys(one.partition[0] for one in past.taken):
+            graph, taken = _graph(t, topology, target), dict[tuple[str, int], set[int]]()
+            for one in past.taken:
+                if one.partition[0] == topology:
+                    taken.setdefault(one.partition[1:], set()).add(one.sequence)
+            of = build(graph.digest, graph.functions)
+            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken))
+        return past.run, found
 
 
 def _graph(t: Terminal, topology: str, target: str | None) -> Graph:
@@ -59,7 +80,7 @@ def _graph(t: Terminal, topology: str, target: str | None) -> Graph:
 
 async def _replayed(
     t: Terminal, topology: str, target: str | None, since: str | None, until: str | None
-) -> tuple[ReplayedTopology, float]:
+) -> tuple[str, Replayed]:
     from dspex.bus.codecs.times import moment
     from dspex.bus.settings.duration import seconds
     from dspex.engine.log.build import build
@@ -74,22 +95,21 @@ async def _replayed(
             raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
         with t.progress("replay", sum(applied.partitions.values())) as bar:
 
-            def told(so_far: ReplayedTopology) -> None:
+            def told(so_far: Replayed) -> None:
                 bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
 
-            began = time.monotonic()
             of = build(graph.digest, graph.functions)
-            found = await replayed(c.bus, c.app, graph, applied, of, since=begin, until=end, told=told)
-            return found, time.monotonic() - began
+            return topology, await replayed(c.bus, c.app, graph, applied, of, since=begin, until=end, told=told)
 
 
-def _print(t: Terminal, topology: str, found: ReplayedTopology, seconds: float) -> None:
-    events, served = found.taken["source"] or found.taken["events"], found.taken["records"]
+def _print(t: Terminal, what: str, found: Replayed, runs: int | None, seconds: float) -> None:
+    """`runs`: how many it were, where that is known: of a topology, events of sources; where there are none, over hops."""
+    events, served = runs or found.taken["source"] or found.taken["events"], found.taken["records"]
     first = found.diverged[0] if found.diverged else None
     said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": events, "served": served, "live": 0, "tokens": 0}
     said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
-    said |= {"topology": topology, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
-    lines = [f"{topology}  {count(events, 'event')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
+    said |= {"what": what, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
+    lines = [f"{what}  {count(events, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
     for name, (then, now) in sorted(found.builds.items()):
         lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
     lines += [f"differs {_said(one)}" for one in found.diverged[:MOST]]

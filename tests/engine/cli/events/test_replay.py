@@ -33,6 +33,19 @@ def test_code_that_gives_something_else_is_told_with_where_and_what(native: Proj
 
 def test_what_cannot_be_replayed_says_so(native: Project) -> None:
     assert native.here("--json", "replay", "--topology", "nativ").error()["code"] == "DX235"
-    assert native.here("--json", "replay", "@last").error()["code"] == "DX108"
+    assert native.here("--json", "replay").error()["code"] == "DX105"
+    assert native.here("--json", "replay", "@last", "--since", "1d").error()["code"] == "DX105"
     assert native.here("--json", "replay", "--topology", "native", "--mode", "live").error()["code"] == "DX108"
     assert native.here("--json", "replay", "--topology", "native", "--pdb").error()["code"] == "DX108"
+
+
+def test_one_run_is_replayed_and_others_are_not_looked_at(native: Project) -> None:
+    first, second = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n{"text":"abcd"}\n').objects())
+    (said,) = native.here("--json", "replay", first).objects()
+    assert (said["same"], said["runs"], said["what"]) == (True, 1, first)
+    changed = NATIVE.format(u=native.input.removesuffix(".in")).replace('"len(text)"', '"min(len(text), 3)"')
+    other = str(native.write("least.yaml", changed))
+    assert native.here("replay", first, "--with", other).code == 0
+    found = native.here("--json", "replay", second, "--with", other)
+    assert (found.code, found.error()["code"]) == (6, "DX801")
+    assert '"size":4' in found.objects()[0]["diverged"]["b"]

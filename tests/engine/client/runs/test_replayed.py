@@ -1,0 +1,87 @@
+"""Runs and topologies are replayed with the code of today: every call answered by its record, with the state of then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import APP, Lab
+
+from dspex.engine.replay.topology import Replayed, replayed, replayed_run
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def totals(step: int = 1, *, from_: int = 0) -> Topology:
+    """Counts what a model says. `step`: by how much, where there are more than `from_` already."""
+
+    def total(state: int, data: dict[str, Any], ctx: object) -> tuple[int, list[dict[str, Any]]]:
+        now = state + (step if state >= from_ else 1)
+        return now, [{"intent": data["intent"], "n": now}]
+
+    topology = Topology("totals")
+    asked = topology.source("in").predict("text -> intent", name="classify")
+    by_intent = asked.key_by("intent", name="by_intent")
+    by_intent.stateful(total, init=int, name="total").sink("sums")
+    by_intent.window("10s").count(name="counted").sink("windows")
+    return topology
+
+
+@pytest.fixture
+def past(lab: MakeLab) -> tuple[Lab, list[str]]:
+    """What happened, through a kill of engine and workers; and its runs."""
+    one = lab(totals())
+    one.answers["classify"] = lambda inputs, work: {"intent": str(inputs["text"]).split()[0]}
+    one.start()
+    one.work()
+    runs = []
+    for n in range(20):
+        runs.append(one.publish("in", {"text": f"{'card' if n % 3 else 'rate'} {n}"}))
+        one.advance(2)
+        if n == 9:
+            one.kill()
+            one.kill_workers()
+            one.start("b")
+            one.work()
+    one.advance(60)
+    return one, runs
+
+
+def again(one: Lab, topology: Topology, run: str | None = None) -> Replayed:
+    async def found() -> Replayed:
+        applied = (await one.client.manifests())["totals"]
+        if run is None:
+            return await replayed(one.client.bus, APP, topology.graph, applied, {})
+        history, _ = await one.client.run(run).history()
+        taken: dict[tuple[str, int], set[int]] = {}
+        for commit in history.taken:
+            taken.setdefault(commit.partition[1:], set()).add(commit.sequence)
+        return await replayed_run(one.client.bus, APP, topology.graph, applied, {}, taken)
+
+    result: Replayed = one.run(found())
+    return result
+
+
+def test_all_that_a_topology_did_is_the_same_and_asks_nobody(past: tuple[Lab, list[str]]) -> None:
+    one, _ = past
+    asked, last = len(one.asked), one.run(one.client.bus.stream("DSPEX_lab")).last
+    found = again(one, totals())
+    assert (found.same, found.taken["source"], found.taken["records"]) == (True, 20, 20)
+    assert (len(one.asked), one.run(one.client.bus.stream("DSPEX_lab")).last) == (asked, last)
+    assert len(one.outputs("windows")) > 4
+
+
+def test_each_run_is_the_same_by_itself_with_the_state_that_there_was(past: tuple[Lab, list[str]]) -> None:
+    one, runs = past
+    assert [again(one, totals(), run).diverged for run in runs] == [[]] * 20
+
+
+def test_only_the_runs_that_a_change_touches_differ(past: tuple[Lab, list[str]]) -> None:
+    one, runs = past
+    changed = totals(2, from_=10)  # of "card", from the eleventh on
+    differ = [run for run in runs if not again(one, changed, run).same]
+    cards = [run for n, run in enumerate(runs) if n % 3]
+    assert differ == cards[10:]
+    assert not again(one, changed).same
