@@ -25,7 +25,7 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
-        *("replay", "fork", "diff"),
+        *("replay", "fork"),
         *("score", "evaluate"),
     ),
     "Run": ("cancel", "export"),
@@ -65,7 +65,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "fork", "diff"),
+        *("gateway", "fork"),
         *("eval", "shadow", "ui", "mcp", "skills"),
         *(f"runs {verb}" for verb in ("cancel", "export", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),

@@ -56,6 +56,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             tuple(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
         ),
         "replay": "runs.replaying:replay",
+        "diff": "runs.comparing:diff",
         "dlq": _Noun(
             "Dead letters: events that could not be processed.",
             ("events.dlq:ls", "events.dlq:show", "events.dlq:redrive", "events.dlq:drop"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
@@ -36,6 +36,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids, outputs
+from dspex.engine.client.runs.diff import Diff, NamedRun, compare
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.status import approvals, programs, scaling, state, status
@@ -306,6 +307,12 @@ class Client(Planned, names=METHODS["Client"]):
             self.bus, self.app, await self.manifests(), topology=topology, status=status, since=moment_of(since), limit=limit
         ):
             yield info
+
+    async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
+        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
+        one, other = (self.run(run if isinstance(run, str) else run.id) for run in (a, b))
+        infos = await one.info(), await other.info()
+        return compare(await one.tree(), await other.tree(), infos, fields)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
@@ -26,6 +26,7 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
+from dspex.engine.client.runs.diff import Diff, NamedRun
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
@@ -430,6 +431,10 @@ class Client(Planned, names=METHODS["Client"]):
             limit: so many at most.
         """
         return background.each(self._of.runs(topology, status=status, since=since, limit=limit))
+
+    def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
+        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
+        return background.run(self._of.diff(a, b, fields=fields))
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -1,0 +1,208 @@
+"""Two runs side by side: what the second one did otherwise.
+
+They are aligned by step id, so another order is no difference. A call is compared by what went in, who answered, and what came
+out; an output by its data; a dead letter by its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any, Final, Protocol
+
+from dspex.bus.records import Usage
+from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.runs.tree import Happening
+
+NOTHING: Final = "nothing"
+"""Stands for a step, or a field, that one of the two has not got."""
+_WIDE: Final = 40  # characters of a value in a line; of a longer text the words that differ are shown
+_AROUND: Final = 3  # words of what is the same on each side
+
+
+class NamedRun(Protocol):
+    """A run, as a client holds it."""
+
+    @property
+    def id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class StepDiff:
+    """One difference.
+
+    Attributes:
+        step: its id: `node#ordinal`; of a sink `subject#ordinal`.
+        field: of the inputs `in.name`, of the outputs or of data the name; "lm", "program" or "error"; None: one of the runs
+            has no such step.
+        a, b: what the two runs have there; `NOTHING` where that is not there.
+    """
+
+    step: str
+    field: str | None
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What came of comparing two runs.
+
+    Attributes:
+        same: nothing differs. first: the first difference, in the order in which the first run did things. steps: all of them.
+        tokens, cost: of both.
+        equal: ids of the steps that are the same. runs: what is known of both.
+    """
+
+    same: bool
+    first: StepDiff | None
+    steps: list[StepDiff]
+    tokens: tuple[int, int]
+    cost: tuple[float, float]
+    equal: list[str] = field(default_factory=list)
+    runs: tuple[RunInfo, RunInfo] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the CLI prints it."""
+        steps = [vars(step) for step in self.steps]
+        return {
+            "same": self.same,
+            "first": steps[0] if steps else None,
+            "steps": steps,
+            "tokens": list(self.tokens),
+            "cost": list(self.cost),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self, *, every: bool = False) -> Iterator[str]:
+        """As people read it. `every`: with the steps that are the same, one by one."""
+        for name, info in zip("ab", self.runs or ()):
+            yield f"{name}  …{info.id[-8:]}  {info.topology} {info.digest[:8]}  {info.status:<8} {_spent(info)}"
+        if self.equal:
+            yield from (f"=  {step}" for step in self.equal) if every else [f"=  {_list(self.equal)}"]
+        before = ""
+        for one in self.steps:
+            mark = "    ← first difference" if one is self.first else ""
+            if one.field is None:
+                sign, data = ("+", one.b) if one.a is NOTHING else ("-", one.a)
+                yield f"{sign}  {one.step:<18} {_short(data)}{mark}"
+                continue
+            if one.step != before:
+                yield f"!  {one.step}"
+            before = one.step
+            yield f"     {one.field:<16} {_change(one.a, one.b)}{mark}"
+
+    def markdown(self) -> str:
+        """As a table, for a review."""
+        rows = [f"| `{s.step}` | {s.field or ''} | {_cell(s.a)} | {_cell(s.b)} |" for s in self.steps]
+        tokens, cost = f"{self.tokens[0]:,} → {self.tokens[1]:,} tokens", f"${self.cost[0]:.4f} → ${self.cost[1]:.4f}"
+        head = f"**{'same' if self.same else f'{len(self.steps)} differences'}**, {tokens}, {cost}"
+        return "\n".join([head, "", "| step | field | a | b |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def compare(a: Happening, b: Happening, infos: tuple[RunInfo, RunInfo], fields: Collection[str] | None = None) -> Diff:
+    """What the second of two runs did otherwise. `fields`: only these count, by name; None: all."""
+    one, other = _steps(a), _steps(b)
+    found, equal = list[StepDiff](), list[str]()
+    for step, x in one.items():
+        if (y := other.get(step)) is None:
+            found.append(StepDiff(step, None, _main(x), NOTHING))
+        elif differ := [d for d in _fields(step, x, y) if fields is None or d.field in fields]:
+            found += differ
+        else:
+            equal.append(step)
+    found += [StepDiff(step, None, NOTHING, _main(y)) for step, y in other.items() if step not in one]
+    used = [info.usage for info in infos]
+    tokens, cost = [u.input_tokens + u.output_tokens for u in used], [u.cost or 0.0 for u in used]
+    first = found[0] if found else None
+    return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
+
+
+def _steps(root: Happening) -> dict[str, Happening]:
+    """All that a run did, by step id; what its calls have one by themselves."""
+    found: dict[str, Happening] = {}
+    counts: dict[str, int] = {}
+    for one in root:
+        name = {"source": one.label, "letter": f"letter at {one.label}"}.get(one.kind, one.label)
+        if one.kind == "call":
+            found[one.label] = one
+            continue
+        counts[name] = ordinal = counts.get(name, -1) + 1
+        found[f"{name}#{ordinal}"] = one
+    return found
+
+
+def _main(one: Happening) -> Any:
+    """What a step is about, where the other run has not got it."""
+    if one.kind == "call":
+        return one.attempts[-1].outputs if one.attempts[-1].outputs is not None else one.data
+    return one.error if one.error is not None else one.data
+
+
+def _fields(step: str, a: Happening, b: Happening) -> Iterator[StepDiff]:
+    if a.kind == "call" and b.kind == "call":
+        x, y = a.attempts[-1], b.attempts[-1]
+        yield from _values(step, "in.", x.inputs, y.inputs)
+        for name in ("lm", "program", "error"):
+            if getattr(x, name) != getattr(y, name):
+                yield StepDiff(step, name, getattr(x, name), getattr(y, name))
+        yield from _values(step, "", x.outputs, y.outputs)
+        return
+    yield from _values(step, "", a.data, b.data)
+    if a.error is not None or b.error is not None:
+        yield from _values(step, "error.", _error(a), _error(b))
+
+
+def _error(one: Happening) -> Mapping[str, Any]:
+    return {name: (one.error or {}).get(name) for name in ("type", "message")}
+
+
+def _values(step: str, before: str, a: Any, b: Any) -> Iterator[StepDiff]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for name in dict.fromkeys((*a, *b)):
+            x, y = a.get(name, NOTHING), b.get(name, NOTHING)
+            if x != y:
+                yield StepDiff(step, f"{before}{name}", x, y)
+    elif a != b:
+        yield StepDiff(step, before.rstrip(".") or "data", a, b)
+
+
+# -- for people ------------------------------------------------------------------------------------------------------------
+def _spent(info: RunInfo) -> str:
+    used: Usage = info.usage
+    price = "" if used.cost is None else f"  ${used.cost:.4f}"
+    return f"{info.calls} calls  {used.input_tokens + used.output_tokens:,} tokens{price}"
+
+
+def _list(steps: Sequence[str]) -> str:
+    return ", ".join(steps) if len(steps) <= 6 else f"{', '.join(steps[:5])}, and {len(steps) - 5} more"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 2 * _WIDE else f"{text[: 2 * _WIDE - 1]}…"
+
+
+def _change(a: Any, b: Any) -> str:
+    if isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > _WIDE and NOTHING not in (a, b):
+        return _words(a.split(), b.split())
+    return f"{_short(a)} → {_short(b)}"
+
+
+def _words(a: Sequence[str], b: Sequence[str]) -> str:
+    """The words that differ, with a few on each side: [-gone-] and {+new+}."""
+    said: list[str] = []
+    for what, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if what == "equal":
+            same = a[i:j]
+            said += same if len(same) <= 2 * _AROUND else [*same[:_AROUND], "…", *same[-_AROUND:]]
+            continue
+        said += [f"[-{' '.join(a[i:j])}-]"] * (j > i) + [f"{{+{' '.join(b[k:m])}+}}"] * (m > k)
+    return " ".join(said)
+
+
+def _cell(value: Any) -> str:
+    return _short(value).replace("|", "\\|").replace("\n", " ")
