@@ -28,8 +28,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         *("replay", "fork"),
         *("score", "evaluate"),
     ),
-    "Run": ("cancel", "export"),
-    "Driver": ("replay",),
+    "Run": ("cancel",),
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -67,7 +66,7 @@ VERBS = frozenset(
     {
         *("gateway", "fork"),
         *("eval", "shadow", "ui", "mcp", "skills"),
-        *(f"runs {verb}" for verb in ("cancel", "export", "import", "score")),
+        *(f"runs {verb}" for verb in ("cancel", "import", "score")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

@@ -53,7 +53,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "watch": "events.watch:watch",
         "runs": _Noun(
             "Runs: what source events caused.",
-            tuple(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
+            (*(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")), "runs.comparing:export"),
         ),
         "replay": "runs.replaying:replay",
         "diff": "runs.comparing:diff",

@@ -35,10 +35,11 @@ from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
-from dspex.engine.client.run import Run, finishing, full_ids, outputs
+from dspex.engine.client.run import Run, finishing, full_ids
 from dspex.engine.client.runs.diff import Diff, NamedRun, compare
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
+from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo

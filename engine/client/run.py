@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from dspex.bus import codecs, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import Event, Message, content_type, new_id, plain, run_of, to_event
+from dspex.bus.message import Event, new_id, run_of
 from dspex.bus.port import Bus, Reader
-from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client.call import Result
 from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
+from dspex.engine.client.runs.export import lines
 from dspex.engine.client.runs.history import History, history
 from dspex.engine.client.runs.listing import named
+from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
@@ -27,7 +30,6 @@ from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages
 
 FULL_ID = 36  # characters; what is shorter is the end of one
-FEW = 4  # messages of a sink, and sinks, that are asked for one by one where they are known to be near
 AGAIN = 0.2  # seconds between two looks at a run that is followed
 MANY = 5000  # entries of all logs that are passed over in between
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
@@ -161,6 +163,12 @@ class Run(Planned, names=METHODS["Run"]):
         """Its source event, with all that it caused below it. Raises RunNotFound."""
         return Tree(*await self.history()).root
 
+    async def export(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
+        (past, applied), info = await self.history(), await self.info()
+        text = b"".join(lines(info, Tree(past, applied).root, past.source))
+        await asyncio.to_thread(Path(path).write_bytes, text)
+
     async def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         id, applied = await self._known()
@@ -248,53 +256,3 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
         how = "no run ends with" if not found else f"{len(found)} runs end with"
         raise RunNotFound(f"{how} {suffix!r}")
     return found.pop()
-
-
-async def outputs(
-    bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: Iterable[str], *, after: int | None = None
-) -> dict[str, list[Event[Any]]]:
-    """What each run sent to sinks so far, in order. `after`: all of it lies behind this sequence, where that is known."""
-    follower = Follower(bus, app, manifests, ids)
-    found: dict[str, list[Event[Any]]] = {id: [] for id in follower.runs}
-    if not (sinks := sorted({s for m in manifests.values() for s in m.sinks})):
-        return found
-    start, stored = 1 + (await follower.begin() if after is None else after), dict[int, Message]()
-    near = after is not None and len(sinks) <= FEW
-
-    async def read(patterns: Sequence[str]) -> None:
-        async for page in _pages(bus, subjects.stream(app), patterns, start, FEW if near else 0):
-            stored.update({m.sequence: m for m in page if m.headers.get(subjects.RUN, "") in found})  # most are of other runs
-
-    await asyncio.gather(*map(read, [[sink] for sink in sinks] if near else _apart(sinks)))
-    for _, m in sorted(stored.items()):
-        found[m.headers[subjects.RUN]].append(read_event(await payloads.required(bus, app, m)))
-    return found
-
-
-async def _pages(bus: Bus, stream: str, patterns: Sequence[str], start: int, few: int) -> AsyncIterator[list[Message]]:
-    """The messages that are stored now; the first few of them, of one pattern, one by one, which costs no consumer."""
-    for _ in range(few):
-        if (message := await bus.next(stream, patterns[0], start)) is None:
-            return
-        yield [message]
-        start = message.sequence + 1
-    async for page in pages(bus, stream, patterns, start=start):
-        yield page
-
-
-def _apart(patterns: Iterable[str]) -> list[list[str]]:
-    """Patterns that can be asked for together, as those can that no subject has in common."""
-    groups: list[list[str]] = []
-    for pattern in patterns:
-        group = next((g for g in groups if not any(subjects.overlap(pattern, other) for other in g)), None)
-        if group is None:
-            groups.append([pattern])
-        else:
-            group.append(pattern)
-    return groups
-
-
-def read_event(m: Message) -> Event[Any]:
-    """A stored message with its body as a user sees it."""
-    m = plain(m)
-    return to_event(m, codecs.decode(m.data, content_type(m.headers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from os import PathLike
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
 
@@ -101,6 +102,10 @@ class Run(Planned, names=METHODS["Run"]):
     def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
         return background.run(self._of.tree())
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
+        background.run(self._of.export(path))
 
     def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""

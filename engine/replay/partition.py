@@ -47,7 +47,7 @@ class Difference(NamedTuple):
     what: str
 
 
-class Replay:
+class PartitionReplay:
     """Replays one partition of a stage.
 
     Args:

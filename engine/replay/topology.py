@@ -22,7 +22,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.reading import is_first
 from dspex.engine.log.rows import NONE
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import Stage, compile_graph
 
 
@@ -128,7 +128,7 @@ async def _one(
 ) -> None:
     """Replay one partition. `span`: the first and the last sequence that count, and the entries; None: all."""
     stream = applied.streams[stage.name] if stage.source is not None else ""
-    replay, (first, last, only) = Replay(bus, app, stage, stream, index, count, payloads.most(bus)), span
+    replay, (first, last, only) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
     async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only):
         if entry >= first:

@@ -13,32 +13,33 @@ answers that the test gives. It has a thread and a loop of its own, so it also w
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import ExitStack
 from datetime import datetime
+from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError
 from dspex.bus.memory.faults import Faults, Luck
 from dspex.bus.message import Event, Message, derived_id
 from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import at_place, read_event
+from dspex.engine.client.run import at_place
+from dspex.engine.client.runs.diff import Replay
+from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.client.runs.steps import Step, steps
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.graph.approvals import AcceptOrReject
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
-from dspex.engine.testing.engines import AGAIN, Engines
+from dspex.engine.testing.engines import Engines
+from dspex.engine.testing.exported import replayed
 from dspex.engine.testing.names import TestedNames, refuse_arguments
 from dspex.engine.testing.places import Ground, InMemory
-from dspex.engine.testing.thread import OwnThread
+from dspex.engine.testing.thread import OwnThread, insist
 from dspex.engine.testing.workers import Answers, Workers
 
 __all__ = ["Driver", "Faults"]
@@ -48,18 +49,7 @@ APP = "test"
 FIRST = "019b76da-a800-7000-8000-000000000000"  # ids are derived from it: of that time, and nothing in them is random
 
 
-async def _insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Do it again until the bus lets it pass: the engine has to cope with faults, not the test."""
-    while True:
-        try:
-            return await make()
-        except BusError as e:
-            if not e.retryable:
-                raise
-        await asyncio.sleep(AGAIN)
-
-
-class Driver(Planned, names=METHODS["Driver"]):
+class Driver:
     """Runs topologies for a test.
 
     Args:
@@ -130,7 +120,7 @@ class Driver(Planned, names=METHODS["Driver"]):
     def _check_end(self) -> None:
         __tracebackhide__ = True
         self._check()
-        unseen = [] if self._letters_seen else self._thread.do(lambda: self._run(_insist(self._letters)))
+        unseen = [] if self._letters_seen else self._thread.do(lambda: self._run(insist(self._letters)))
         if unseen:
             first = unseen[0]
             raise AssertionError(
@@ -150,7 +140,7 @@ class Driver(Planned, names=METHODS["Driver"]):
         __tracebackhide__ = True
 
         def go() -> T:
-            result: T = self._run(_insist(make))
+            result: T = self._run(insist(make))
             self._loop.settle()
             return result
 
@@ -224,6 +214,16 @@ class Driver(Planned, names=METHODS["Driver"]):
         self._thread.do(go)
         self._check()
 
+    def replay(self, path: str | PathLike[str], *, ignore: Collection[str] = ()) -> Replay:
+        """Do a run again that was exported (`Run.export`): its event is published, and its calls are answered as they were.
+
+        `ignore`: fields that may differ. Raises Divergence where a call is made that was not made then; ConfigError for a run
+        of a topology that the driver does not run.
+        """
+        __tracebackhide__ = True
+        self._letters_seen = True  # they are compared
+        return replayed(self, [g.name for g in self._graphs], lambda use: self._do(lambda: use(self._client)), path, ignore)
+
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:
         """The data of all events of a sink, in order. Raises ConfigError for a subject of no sink or source."""
@@ -290,5 +290,5 @@ class Driver(Planned, names=METHODS["Driver"]):
         return self._do(lambda: self._redrive(time))
 
     async def _redrive(self, time: datetime | Literal["now"] | None) -> int:
-        found = await _insist(self._letters)
-        return await _insist(lambda: self._client.redrive(found, time=time))  # again from the first: none runs twice
+        found = await insist(self._letters)
+        return await insist(lambda: self._client.redrive(found, time=time))  # again from the first: none runs twice

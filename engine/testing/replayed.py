@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dspex.bus.port import Bus
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.walk.compile import Stage
 
@@ -43,7 +43,7 @@ async def first_difference(bus: Bus, app: str, logs: Iterable[Log]) -> str | Non
     A function that failed, then or now, need not be one that is not the same: tests let functions fail once, and redrive.
     """
     for log in logs:
-        replay = Replay(bus, app, log.stage, log.source_stream, log.index, log.count, log.limit)
+        replay = PartitionReplay(bus, app, log.stage, log.source_stream, log.index, log.count, log.limit)
         async for difference in replay.differences():
             if replay.excused:
                 break  # all that follows may differ because of it

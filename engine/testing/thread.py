@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import BusError, ConfigError
+from dspex.engine.testing.engines import AGAIN
 
 T = TypeVar("T")
 
@@ -55,3 +57,14 @@ class OwnThread:
     def _end(self) -> None:
         self._ended = True
         self._pool.shutdown()
+
+
+async def insist(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do it again until the bus lets it pass: the engine has to cope with faults, not the test."""
+    while True:
+        try:
+            return await make()
+        except BusError as e:
+            if not e.retryable:
+                raise
+        await asyncio.sleep(AGAIN)

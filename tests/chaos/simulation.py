@@ -48,7 +48,7 @@ from dspex.engine.graph.nodes import KEYED_PARTITIONS, OnGap
 from dspex.engine.hosting.host import Host
 from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
 
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
@@ -226,7 +226,7 @@ class Simulation:
         if (stream := self.server.stream_of(SOURCE)) is not None and self.fate not in GAPS:
             parts += [(before, stream.config.name, index, count) for index in range(count)]
         for stage, source, index, of in parts:
-            replay = Replay(self.bus, APP, stage, source, index, of, payloads.most(self.bus))
+            replay = PartitionReplay(self.bus, APP, stage, source, index, of, payloads.most(self.bus))
             end = await latest(self.bus, replay.log)
             base = bases(end.at, end.entry)[0] if end.at else 0
             for snapshot in {0, base} if end.at else ():

@@ -41,7 +41,7 @@ from dspex.engine.graph import hops
 from dspex.engine.graph.nodes import KEYED_PARTITIONS
 from dspex.engine.log.entries import bases
 from dspex.engine.log.latest import latest
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_graph
 
 
@@ -271,7 +271,7 @@ class TimedSimulation(Simulation):
             stream = self.server.stream_of(stage.source.subject) if stage.source is not None else None
             name = stream.config.name if stream is not None else ""
             for index in range(partitions):
-                replay = Replay(self.bus, APP, stage, name, index, partitions, payloads.most(self.bus))
+                replay = PartitionReplay(self.bus, APP, stage, name, index, partitions, payloads.most(self.bus))
                 end = await latest(self.bus, replay.log)
                 base = bases(end.at, end.entry)[0] if end.at else 0
                 for snapshot in {0, base} if end.at else ():

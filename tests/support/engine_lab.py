@@ -22,13 +22,14 @@ from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import at_place, read_event
+from dspex.engine.client.run import at_place
+from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.hosting.host import Host
 from dspex.engine.log.rows import Place, Position
 from dspex.engine.log.tables import Tables
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.arrival import Arrival, Due, Woken
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
@@ -259,14 +260,16 @@ class Lab:
         """
         counts = self.run(self._counts())
 
-        async def found(replay: Replay) -> list[Any]:
+        async def found(replay: PartitionReplay) -> list[Any]:
             return [d async for d in replay.differences()]
 
         all: list[Any] = []
         for runner, p in self.partitions():
             if p.tables.positions.rows and runner.stage.name.startswith(begins):
                 many = counts[runner.topology][runner.stage.id]
-                replay = Replay(self.client.bus, APP, runner.stage, runner.source_stream, p.index, many, runner.s.limit)
+                replay = PartitionReplay(
+                    self.client.bus, APP, runner.stage, runner.source_stream, p.index, many, runner.s.limit
+                )
                 all += self.run(found(replay))
         return all
 

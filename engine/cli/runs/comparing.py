@@ -1,13 +1,14 @@
-"""`dspex diff`: what one run did otherwise than another."""
+"""`dspex diff`: what one run did otherwise than another. `dspex runs export`: a run as a file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dspex.engine.cli.runs.verbs import RUN
-from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.client import client, shown
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -36,3 +37,19 @@ def diff(
 async def _compared(t: Terminal, a: str, b: str, fields: list[str] | None) -> Diff:
     async with client(t, "diff") as c:
         return await c.diff(a, b, fields=fields)
+
+
+def export(
+    context: typer.Context,
+    run: RUN,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it is written.")],
+) -> None:
+    """Write a run to a file, with its calls and what they were answered: for a test (`Driver.replay`), and for a colleague."""
+    t = terminal(context)
+    t.run(_exported(t, run, out))
+    t.emit({"file": str(out), "bytes": out.stat().st_size}, f"{shown(out)}  {out.stat().st_size:,} bytes")
+
+
+async def _exported(t: Terminal, run: str, out: Path) -> None:
+    async with client(t, "runs") as c:
+        await c.run(run).export(out)

@@ -103,14 +103,22 @@ class Diff:
         return "\n".join([head, "", "| step | field | a | b |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def compare(a: Happening, b: Happening, infos: tuple[RunInfo, RunInfo], fields: Collection[str] | None = None) -> Diff:
-    """What the second of two runs did otherwise. `fields`: only these count, by name; None: all."""
+def compare(
+    a: Happening,
+    b: Happening,
+    infos: tuple[RunInfo, RunInfo],
+    fields: Collection[str] | None = None,
+    harmless: Collection[str] = (),
+) -> Diff:
+    """What the second of two runs did otherwise. `fields`: only these count; None: all. `harmless`: those that never do."""
     one, other = _steps(a), _steps(b)
     found, equal = list[StepDiff](), list[str]()
     for step, x in one.items():
         if (y := other.get(step)) is None:
             found.append(StepDiff(step, None, _main(x), NOTHING))
-        elif differ := [d for d in _fields(step, x, y) if fields is None or d.field in fields]:
+        elif differ := [
+            d for d in _fields(step, x, y) if (d.field in fields if fields is not None else d.field not in harmless)
+        ]:
             found += differ
         else:
             equal.append(step)
@@ -168,6 +176,25 @@ def _values(step: str, before: str, a: Any, b: Any) -> Iterator[StepDiff]:
                 yield StepDiff(step, f"{before}{name}", x, y)
     elif a != b:
         yield StepDiff(step, before.rstrip(".") or "data", a, b)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of doing a run again.
+
+    Attributes:
+        same: nothing differs. runs: how many were replayed. served: calls that were answered from what was recorded.
+        live, tokens: calls that were made, and what they have cost: none.
+        diverged: the first difference. diff: all of them.
+    """
+
+    same: bool
+    runs: int
+    served: int
+    live: int
+    tokens: int
+    diverged: StepDiff | None
+    diff: Diff
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
@@ -97,7 +98,7 @@ class _Reader:
 
     def __init__(self, bus: Bus, app: str, run: str, *, edges: bool) -> None:
         self._bus, self._app, self._run, self._edges = bus, app, run, edges
-        self._waiting: dict[tuple[PartitionId, str], list[int]] = {}  # input of a partition → what is to be taken of it
+        self._waiting: dict[tuple[PartitionId, str], dict[int, int]] = {}  # input of a partition → message → its last event
         self._open: dict[tuple[PartitionId, str], set[int]] = {}  # table of a partition → numbers of rows that are open
         self._stream = subjects.stream(app)
         self.lacks = False  # what came of it in a commit is not there any more: letters that were redriven, or dropped
@@ -114,7 +115,7 @@ class _Reader:
                 continue
             for topology, (stage, count) in readers:
                 partition = partition_of(spread_of(message), count) if count > 1 else 0
-                self._waiting[(topology, stage, partition), "source"] = [message.sequence]
+                self._waiting[(topology, stage, partition), "source"] = {message.sequence: 0}
             whole = await payloads.checked_out(self._bus, self._app, message) or message
             return History(self._run, stream, whole, [topology for topology, _ in readers])
         fix = "its stream does not keep it any more; dspex runs ls shows those there are"
@@ -141,8 +142,8 @@ class _Reader:
             for message in await self._bus.scan(self._stream, patterns, start=start, stop=stop):
                 if (to := _edge(self._app, message.subject)) is None:
                     await self._entry(message)
-                elif await self._has_event(message):
-                    self._waiting.setdefault((to, "events"), []).append(message.sequence)
+                elif (last := await self._last_event(message)) is not None:
+                    self._waiting.setdefault((to, "events"), {})[message.sequence] = last
             start, size = stop + 1, min(2 * size, _MANY)
         self._history.done = self._idle
         return self._history
@@ -168,8 +169,9 @@ class _Reader:
         found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
         self._history.taken.append(found)
         for message in messages if not self._edges else ():
-            if (to := _edge(self._app, message.subject)) is not None:
-                self._waiting.setdefault((to, "events"), []).append(message.sequence)
+            to = _edge(self._app, message.subject)
+            if to is not None and (last := await self._last_event(message)) is not None:
+                self._waiting.setdefault((to, "events"), {})[message.sequence] = last
 
     def _taken(self, where: PartitionId, entry: Mapping[str, Any], timers: set[int]) -> Iterator[tuple[str, int]]:
         """What an entry has taken of what is waited for. What it took in part is taken again by the next one.
@@ -177,13 +179,14 @@ class _Reader:
         `timers`: those that were open.
         """
         for input, first, last, _, _, *mark in entry["taken"]:
-            begin, (end, whole) = _sequence(first)[0], _sequence(last)
+            begin, (end, item) = _place(first)[0], _place(last)
             if input == "timers":
                 yield from ((input, number) for number in sorted(timers) if begin <= number <= end)
-            for sequence in [n for n in self._waiting.get((where, input), ()) if begin <= n <= end]:
+            waiting = self._waiting.get((where, input), {})
+            for sequence, event in [one for one in waiting.items() if begin <= one[0] <= end]:
                 yield input, sequence
-                part = (mark and mark[0] and mark[0][0] == "part") or (sequence == end and not whole)
-                if not part:
+                part = mark and mark[0] and mark[0][0] == "part"
+                if not part and (sequence < end or event <= item):
                     self._drop(self._waiting, (where, input), sequence)
 
     def _rows(self, where: PartitionId, changed: Mapping[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -207,7 +210,7 @@ class _Reader:
         for input, first, last, *_ in entry["taken"]:
             if input != "records":
                 continue
-            for message in await self._bus.scan(self._stream, filters, start=_sequence(first)[0], stop=_sequence(last)[0]):
+            for message in await self._bus.scan(self._stream, filters, start=_place(first)[0], stop=_place(last)[0]):
                 if message.headers.get(subjects.RUN) == self._run:
                     self._history.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
                     found.append((input, message.sequence))
@@ -224,23 +227,25 @@ class _Reader:
         before = await self._bus.scan(self._stream, [">"], start=m.sequence - count, stop=m.sequence - 1) if count else []
         self.lacks = self.lacks or len(before) < count
         for message in before:
-            if message.headers.get(subjects.RUN) == self._run or await self._has_event(message):
+            if message.headers.get(subjects.RUN) == self._run or await self._last_event(message) is not None:
                 found.append(await payloads.checked_out(self._bus, self._app, message) or message)
         return found
 
-    async def _has_event(self, message: Message) -> bool:
-        """Whether it is a frame with an event of the run."""
+    async def _last_event(self, message: Message) -> int | None:
+        """Which event of a frame is the last one of the run; None where it has none, and for what is no frame."""
         if _edge(self._app, message.subject) is None:
-            return False
+            return None
         whole = await payloads.checked_out(self._bus, self._app, message)
         try:
-            return whole is not None and any(event.origin.run == self._run for event in unpack_frame(whole.data))
+            events = unpack_frame(whole.data) if whole is not None else []
         except DecodeError:
-            return False  # no engine wrote it
+            return None  # no engine wrote it
+        return max((index for index, event in enumerate(events) if event.origin.run == self._run), default=None)
 
     @staticmethod
     def _drop(table: dict[Any, Any], key: Any, one: int) -> None:
-        table[key].remove(one)
+        kept = table[key]
+        kept.pop(one) if isinstance(kept, dict) else kept.remove(one)
         if not table[key]:
             del table[key]
 
@@ -254,9 +259,9 @@ def _sources(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, str, list
     return ((*where, readers) for where, readers in found.items())
 
 
-def _sequence(at: int | tuple[int, int]) -> tuple[int, bool]:
-    """The sequence of what was taken first or last, and whether the whole message was."""
-    return (at, True) if isinstance(at, int) else (at[0], False)
+def _place(at: int | tuple[int, int]) -> tuple[int, float]:
+    """The sequence of what was taken first or last, and up to which event of it."""
+    return (at, inf) if isinstance(at, int) else at
 
 
 def _partition(m: Message) -> PartitionId:

@@ -28,7 +28,7 @@ class Happening:
         time: when it was stored. where: the partition, as `stage.partition`.
         data: of the event; of a call, its inputs.
         attempts: of a call, one step each; the last one has no record yet where it has neither outputs nor an error.
-        error: of a letter.
+        error: of a letter. failures: of each attempt its error, as its record has it; None where it gave outputs, or runs.
     """
 
     kind: Kind
@@ -41,6 +41,7 @@ class Happening:
     data: Any
     attempts: list[Step] = field(default_factory=list)
     error: Mapping[str, Any] | None = None
+    failures: list[Mapping[str, Any] | None] = field(default_factory=list)
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +109,7 @@ class Tree:
             told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
+        told.failures.append(record.error if record is not None else None)
         told.attempts.append(_step(told, asked, record, event.origin.id if event is not None else ""))
 
     def _label(self, taken: Taken, node: str, event: NodeEvent | None) -> str:

@@ -19,7 +19,7 @@ from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.new_leader import NEW, PAUSES
 from dspex.engine.client import letters, watch
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_stage
 from dspex.operators.topology import Topology
 
@@ -46,7 +46,7 @@ def checked(lab: MakeLab) -> Iterator[Callable[..., Lab]]:
 async def differences(one: Lab, topology: Topology) -> list[str]:
     (source,) = topology.graph.sources
     stage, bus = compile_stage(topology.graph, source, "s1"), one.client.bus
-    replay = Replay(bus, APP, stage, SOURCES, 0, 1, payloads.most(bus))
+    replay = PartitionReplay(bus, APP, stage, SOURCES, 0, 1, payloads.most(bus))
     return [d.what async for d in replay.differences()]
 
 

@@ -15,7 +15,7 @@ from dspex.bus.errors import ConfigError, DspexError, RetryLater
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import payloads
 from dspex.engine.client.status.health import faults
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_stage
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -95,7 +95,7 @@ def test_a_run_that_waits_is_not_done_and_an_engine_that_dies_meanwhile_forgets_
     assert status(one, run) == "done"
     (source,) = topology.graph.sources
     stage, bus = compile_stage(topology.graph, source, "s1"), one.client.bus
-    replay = Replay(bus, APP, stage, SOURCES, 0, 1, payloads.most(bus))
+    replay = PartitionReplay(bus, APP, stage, SOURCES, 0, 1, payloads.most(bus))
 
     async def differences() -> list[Any]:
         return [d async for d in replay.differences()]

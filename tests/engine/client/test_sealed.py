@@ -24,7 +24,7 @@ from dspex.bus.serving import payloads
 from dspex.engine.client.client import Client
 from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.host import Host
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_stage
 
 
@@ -137,7 +137,7 @@ async def test_a_replay_gives_what_was_sealed(app: Sealed) -> None:
     await engine.drain()
     graph = app.topology().graph
     stage = compile_stage(graph, graph.sources[0], "s1")
-    replay = Replay(client.bus, app.app, stage, subjects.sources(app.app), 0, 1, payloads.most(client.bus))
+    replay = PartitionReplay(client.bus, app.app, stage, subjects.sources(app.app), 0, 1, payloads.most(client.bus))
     assert [difference async for difference in replay.differences()] == []
 
 

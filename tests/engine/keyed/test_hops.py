@@ -18,7 +18,7 @@ from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import partition_of
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.records import NodeEvent, Origin, pack_frame
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -183,13 +183,13 @@ def test_the_log_of_a_stage_behind_a_hop_and_of_the_one_before_replay_as_they_we
     before = compile_stage(graph, graph.sources[0], "s1", hops=hops)
     behind = compile_behind(graph, graph.hops, "s2", hops=hops)
 
-    async def differences(replay: Replay) -> list[Any]:
+    async def differences(replay: PartitionReplay) -> list[Any]:
         return [d async for d in replay.differences()]
 
     bus, limit = one.client.bus, next(iter(one.hosts.values()))[0].runners[0].s.limit
-    assert one.run(differences(Replay(bus, APP, before, subjects.sources(APP), 0, 1, limit))) == []
+    assert one.run(differences(PartitionReplay(bus, APP, before, subjects.sources(APP), 0, 1, limit))) == []
     for index in {partition_of(f"k{n}", 64) for n in range(3)}:
-        replay = Replay(bus, APP, behind, "", index, 64, limit)
+        replay = PartitionReplay(bus, APP, behind, "", index, 64, limit)
         assert one.run(differences(replay)) == []
 
 

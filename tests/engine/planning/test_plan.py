@@ -23,7 +23,7 @@ from dspex.engine.hosting.apply import apply
 from dspex.engine.hosting.planning.plan import ApplyPlan, plan
 from dspex.engine.hosting.planning.remarks import late
 from dspex.engine.hosting.planning.there import There, look
-from dspex.engine.replay.partition import Replay
+from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
 from dspex.operators.topology import Topology
 
@@ -275,7 +275,7 @@ def differences(one: Lab, topology: Topology) -> list[Any]:
         (source,) = graph.sources
         stages = [(compile_stage(graph, source, m.stages["in"][0], {}, m.hops), m.streams["in"], 1)]
         stages += [(compile_behind(graph, g, m.hops[g[0].name][0], {}, m.hops), "", 64) for g in groups(graph)]
-        replays = [Replay(bus, APP, s, stream, i, n, 1 << 20) for s, stream, n in stages for i in range(n)]
+        replays = [PartitionReplay(bus, APP, s, stream, i, n, 1 << 20) for s, stream, n in stages for i in range(n)]
         return [d for replay in replays async for d in replay.differences()]
 
     found: list[Any] = one.run(go())

@@ -25,7 +25,7 @@ from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import Client
-from dspex.engine.client.run import read_event
+from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 from dspex.workers.config import child_environment, resolve

@@ -1,6 +1,9 @@
-"""`dspex diff` as a shell sees it."""
+"""`dspex diff` and `dspex runs export` as a shell sees them."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 from cli_bench import Project
 
@@ -25,3 +28,13 @@ def test_two_runs_are_compared_with_an_exit_code_for_continuous_integration(nati
     assert native.here("diff", runs[0], runs[2]).out.splitlines()[-1] == "same"
     assert f"| `{native.output}#0` | size | 3 | 4 |" in native.here("diff", runs[0], runs[1], "--as", "markdown").out
     assert native.here("diff", runs[0], runs[1], "--fields", "urgency").code == 0
+
+
+def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_path: Path) -> None:
+    (run,) = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n').objects())
+    file = tmp_path / "run.jsonl"
+    (said,) = native.here("--json", "runs", "export", run, "-o", str(file)).objects()
+    assert (said["file"], said["bytes"]) == (str(file), file.stat().st_size)
+    head, *rows = (json.loads(line) for line in file.read_text().splitlines())
+    assert (head["v"], head["kind"], head["id"], head["topology"]) == (1, "run", run, "native")
+    assert [(row["kind"], row["data"]) for row in rows] == [("source", {"text": "abc"}), ("output", {"text": "abc", "size": 3})]

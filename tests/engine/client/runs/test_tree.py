@@ -82,6 +82,7 @@ def test_each_thing_stands_below_what_caused_it(lab: MakeLab) -> None:
     assert call.attempts[0].outputs == {"intent": "card"}
     assert out.data == {"text": "card arrived", "intent": "card"}
     assert hop.below[0].data == {"intent": "card", "n": 2}
+    assert one.run(run.history())[0].done
     assert tree(one, other).below[0].below[1].below[0].data == {"intent": "card", "n": 1}
 
 

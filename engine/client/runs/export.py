@@ -1,0 +1,125 @@
+"""A run as a file of JSON lines: what `runs show --json` prints, with all that is needed to do it again without a server.
+
+The first line says which run it is, the second one is its source event, and the others what came of it, each with the id of
+what caused it. Calls have what they were asked and answered. Nothing of other runs is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from dspex.bus import subjects
+from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.json import json_bytes, load_json
+from dspex.bus.errors import DecodeError, RecordingIncomplete
+from dspex.bus.message import Message
+from dspex.bus.records import Usage
+from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.tree import Happening
+
+VERSION: Final = 1
+_MAKE: Final = "make one: dspex runs export RUN -o FILE"
+_BYTES: Final = "base64"  # the key under which data stand that could not be decoded
+_OURS: Final = (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE, subjects.MESSAGE_ID)
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What such a file says.
+
+    Attributes:
+        info: of the run. root: its source event, with what came of it. key, session, headers: of its source event.
+    """
+
+    info: RunInfo
+    root: Happening
+    key: str | None
+    session: str | None
+    headers: Mapping[str, str]
+
+    @property
+    def calls(self) -> list[Happening]:
+        """Its calls, in the order in which they were asked for."""
+        return sorted((one for one in self.root if one.kind == "call"), key=lambda one: one.time)
+
+
+def lines(info: RunInfo, root: Happening, source: Message) -> Iterator[bytes]:
+    """The lines of a run's file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
+    head = {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage)}
+    yield json_bytes(head) + b"\n"
+    for one in root:
+        if open_ := next((step for step in one.attempts if not step.ended), None):
+            fix = "wait for its end: dspex runs wait; or see what it is about: dspex runs show"
+            raise RecordingIncomplete(f"the call {open_.id} of run {info.id} has no record", run=info.id, fix=fix)
+        row = {name: value for name, value in one.as_dict().items() if name != "attempts"}
+        row |= {"data": _plain(one.data), "attempts": [*map(_attempt, one.attempts, one.failures)]}
+        if one.kind == "source":
+            h = source.headers
+            own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith("Nats-")}
+            row |= {"key": h.get(subjects.KEY), "session": h.get(subjects.SESSION), "headers": own}
+        yield json_bytes(row) + b"\n"
+
+
+def _plain(data: Any) -> Any:
+    return {_BYTES: base64.b64encode(data).decode()} if isinstance(data, bytes) else data
+
+
+def _attempt(step: Step, error: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**vars(step), "elapsed": step.elapsed.total_seconds(), "usage": vars(step.usage), "failure": error}
+
+
+def load(path: str | PathLike[str]) -> RunFile:
+    """Read the file of a run. Raises DecodeError where it is none."""
+    known: dict[str, Happening] = {}
+    head: dict[str, Any] | None = None
+    first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            row = checked(dict[str, Any], "a line of a run's file", load_json(line))
+            if head is None:
+                head = _head(row)
+                continue
+            one = _happening(row)
+        except (DecodeError, KeyError, TypeError, ValueError) as error:
+            raise DecodeError(f"{path}, line {number}: not the file of a run: {error}", fix=_MAKE) from None
+        if not known:
+            first, root = row, one
+        else:
+            known.get(one.cause, root).below.append(one)  # what several events made has a cause of its own
+        known[one.id] = one
+    if head is None or not first:
+        raise DecodeError(f"{path}: not the file of a run: it has no event", fix=_MAKE)
+    info = RunInfo(**{name: head[name] for name in RunInfo.__dataclass_fields__})
+    return RunFile(info, root, first.get("key"), first.get("session"), first.get("headers") or {})
+
+
+def _head(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("v") != VERSION or row.get("kind") != "run":
+        raise DecodeError("it does not begin as one of this version")
+    finished = _time(row["finished"]) if row["finished"] is not None else None
+    return {**row, "usage": Usage(**row["usage"]), "started": _time(row["started"]), "finished": finished}
+
+
+def _happening(row: Mapping[str, Any]) -> Happening:
+    made = {name: row[name] for name in ("kind", "id", "cause", "node", "label", "where", "data", "error")}
+    if isinstance(made["data"], dict) and [*made["data"]] == [_BYTES]:
+        made["data"] = base64.b64decode(made["data"][_BYTES])
+    attempts = [_step(attempt) for attempt in row["attempts"]]
+    return Happening(**made, time=_time(row["time"]), attempts=attempts, failures=[a["failure"] for a in row["attempts"]])
+
+
+def _step(row: Mapping[str, Any]) -> Step:
+    plain = {name: value for name, value in row.items() if name != "failure"}
+    plain |= {"usage": Usage(**row["usage"]), "elapsed": timedelta(seconds=row["elapsed"]), "started": _time(row["started"])}
+    return Step(**plain)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
