@@ -1,9 +1,12 @@
-"""The fixture `dspex_driver`: pytest finds it wherever dspex is installed, and dspex is imported only when a test uses it."""
+"""The fixture `dspex_driver`, and histories as tests: pytest finds them wherever dspex is installed, and dspex is imported only
+when a test uses it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,3 +40,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     with stack:
         return (yield)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The settings of histories."""
+    from dspex.engine.testing.histories import add_options
+
+    add_options(parser)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Exported runs, where the project has folders of them."""
+    from dspex.engine.testing.histories import collected
+
+    return collected(file_path, parent)

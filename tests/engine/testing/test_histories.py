@@ -1,0 +1,63 @@
+"""Exported runs as tests, in a pytest of its own, as a project has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine_lab import Lab
+
+from dspex.engine.testing import plugin
+
+MakeLab = Callable[..., Lab]
+
+MODULE = """
+from dspex import Topology
+
+topology = Topology("sized")
+topology.source("in").map(lambda d: {{**d, "size": len(d["text"]){more}}}, name="size").sink("out")
+"""
+CONFIG = "[pytest]\ndspex_histories = runs\ndspex_topologies = sized:topology\npythonpath = .\n"
+
+
+def pytest_of(folder: Path, *more: str, config: str = CONFIG) -> subprocess.CompletedProcess[str]:
+    (folder / "sized.py").write_text(MODULE.format(more="".join(more)))
+    (folder / "pytest.ini").write_text(config)
+    command = [sys.executable, "-B", "-m", "pytest", "-p", plugin.__name__, "-p", "no:cacheprovider", "--no-header"]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_each_run_of_a_folder_is_a_test_that_fails_with_the_diff(lab: MakeLab, tmp_path: Path) -> None:
+    space: dict[str, Any] = {}
+    exec(MODULE.format(more=""), space)
+    one = lab(space["topology"])
+    one.start()
+    (tmp_path / "runs").mkdir()
+    for text in ("ab", "abcd"):
+        run = one.client.run(one.publish("in", {"text": text}))
+        one.advance(1)
+        one.run(run.export(tmp_path / "runs" / f"{text}.jsonl"))
+    (tmp_path / "other.jsonl").write_text("no run, and in no folder of runs")
+    good = pytest_of(tmp_path)
+    assert "2 passed" in good.stdout, good.stdout
+    changed = pytest_of(tmp_path, ' + (d["text"] == "abcd")')
+    assert "1 failed, 1 passed" in changed.stdout, changed.stdout
+    assert "!  out#0" in changed.stdout
+    assert "size             4 → 5" in changed.stdout
+    assert "Traceback" not in changed.stdout
+    harmless = pytest_of(tmp_path, " + 1", config=f"{CONFIG}dspex_harmless = size\n")
+    assert "2 passed" in harmless.stdout, harmless.stdout
+    nothing = pytest_of(tmp_path, config=CONFIG.replace("sized:topology", "sized:topologie"))
+    assert "give module:attr" in nothing.stdout + nothing.stderr
+
+
+def test_a_topology_is_needed_to_replay_with(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one.jsonl").write_text("{}")
+    found = pytest_of(tmp_path, config=CONFIG.replace("dspex_topologies = sized:topology\n", ""))
+    assert 'dspex_topologies = ["module:attr"]' in found.stdout + found.stderr
