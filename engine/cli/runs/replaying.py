@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,15 +29,19 @@ def replay(
     ] = None,
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
 ) -> None:
     """Replay a run, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
     t = terminal(context)
     if mode != "strict":
         raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
-    if (run is None) == (topology is None) or (run is not None and (since or until)):
-        fix = "dspex replay RUN, or dspex replay --topology NAME --since 1d"
-        raise ConfigError("what is replayed is a run, or a topology with a time", code="DX105", fix=fix)
+    if [run, topology, file].count(None) != 2 or (topology is None and (since or until)):
+        fix = "dspex replay RUN, dspex replay --topology NAME --since 1d, or dspex replay --file FILE"
+        raise ConfigError("what is replayed is a run, a file of one, or a topology with a time", code="DX105", fix=fix)
+    if file is not None:
+        _replay_file(t, file, target)
+        return
     began = time.monotonic()
     if run is not None:
         what, found = t.run(_replayed_run(t, run, target))
@@ -46,6 +51,23 @@ def replay(
     if not found.same:
         first = found.diverged[0]
         raise Divergence(f"the replay of {what} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+
+
+def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
+    from dspex.engine.cli.topology.targets import load
+    from dspex.engine.client.runs.export import load as read
+    from dspex.engine.testing.driver import Driver
+
+    name = read(file).info.topology
+    with Driver(
+        *(one for one in load(t, [target] if target is not None else None) if one.name == name or target is not None)
+    ) as d:
+        found = d.replay(file)
+    said = {name: getattr(found, name) for name in ("same", "runs", "served", "live", "tokens")} | {"mode": "strict"}
+    first = vars(found.diverged) if found.diverged is not None else None
+    t.emit({**said, "diverged": first, "what": str(file)}, *found.diff.lines(), *(["same"] if found.same else []))
+    if not found.same:
+        raise Divergence(f"the replay of {file} differs {count(len(found.diff.steps), 'time')}")
 
 
 async def _replayed_run(t: Terminal, run: str, target: str | None) -> tuple[str, Replayed]:

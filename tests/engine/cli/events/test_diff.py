@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cli_bench import Project
+from cli_bench import NATIVE, Project
 
 KEYS = ["same", "first", "steps", "tokens", "cost"]
 
@@ -38,3 +38,8 @@ def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_pat
     head, *rows = (json.loads(line) for line in file.read_text().splitlines())
     assert (head["v"], head["kind"], head["id"], head["topology"]) == (1, "run", run, "native")
     assert [(row["kind"], row["data"]) for row in rows] == [("source", {"text": "abc"}), ("output", {"text": "abc", "size": 3})]
+    replayed = native.here("--json", "replay", "--file", str(file))
+    assert (replayed.code, replayed.objects()[0]["same"]) == (0, True)
+    changed = NATIVE.format(u=native.input.removesuffix(".in")).replace('"len(text)"', '"len(text) + 1"')
+    other = native.here("--json", "replay", "--file", str(file), "--with", str(native.write("more.yaml", changed)))
+    assert (other.code, other.objects()[0]["diverged"]["field"], other.error()["code"]) == (6, "size", "DX801")
