@@ -62,7 +62,7 @@ def lines(info: RunInfo, root: Happening, source: Message) -> Iterator[bytes]:
         row |= {"data": _plain(one.data), "attempts": [*map(_attempt, one.attempts, one.failures)]}
         if one.kind == "source":
             h = source.headers
-            own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith("Nats-")}
+            own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith(subjects.FROM_SERVER)}
             row |= {"key": h.get(subjects.KEY), "session": h.get(subjects.SESSION), "headers": own}
         yield json_bytes(row) + b"\n"
 

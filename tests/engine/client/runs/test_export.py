@@ -72,7 +72,7 @@ def test_a_call_that_was_not_made_then_ends_the_replay_and_is_named(file: Path) 
         d.replay(file)
 
 
-def test_what_cannot_be_replayed_says_so(file: Path, tmp_path: Path, lab: MakeLab) -> None:
+def test_a_file_that_no_driver_can_replay_says_so(file: Path, tmp_path: Path, lab: MakeLab) -> None:
     other = Topology("other")
     other.source("in").sink("out")
     with Driver(other) as d, pytest.raises(ConfigError, match="'words', and the driver runs other"):
