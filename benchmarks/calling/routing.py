@@ -36,6 +36,7 @@ class Call:
     hedge: Any = None
     routing: list[Tried] = field(default_factory=list[Tried])
     ran: float = 0.01
+    batch: bool = False
 
 
 def record(lm: str, error: Any = None, ms: float = 10.0) -> CallRecord:
