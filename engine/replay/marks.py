@@ -1,10 +1,18 @@
-"""What only the runtime knew of an arrival, as the log says it: put back on the arrival when that is replayed."""
+"""What only the runtime knew of an arrival, as the log says it: put back on the arrival when that is replayed. And which messages
+of a commit are of a run, and how they differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dspex.bus import subjects
+from dspex.bus.errors import DecodeError
+from dspex.bus.message import Message
+from dspex.bus.port import NewMessage
+from dspex.bus.records import unpack_frame
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.records import without_payload
 
@@ -27,3 +35,31 @@ def marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
     if kind == "gone" and isinstance(what, Answered):
         return arrival._replace(what=what._replace(event=None))
     return arrival
+
+
+def of_run(run: str, messages: Iterable[Message | NewMessage | None]) -> list[tuple[str, Any]]:
+    """What is of a run: messages that name it, and its events in frames. What is gone says nothing."""
+    found: list[tuple[str, Any]] = []
+    for m in messages:
+        if m is None:
+            continue
+        if (m.headers or {}).get(subjects.RUN) == run:
+            found.append((m.subject, m.data))
+            continue
+        try:
+            events = unpack_frame(m.data) if subjects.matches("dspex.*.edge.>", m.subject) else []
+        except DecodeError:  # in the object store, or sealed
+            events = []
+        found += [(m.subject, event) for event in events if event.origin.run == run]
+    return found
+
+
+def summary(messages: Sequence[NewMessage | Message]) -> str:
+    """How many went where."""
+    counts = Counter(m.subject for m in messages)
+    return ", ".join(f"{n} to {subject}" for subject, n in sorted(counts.items())) or "none"
+
+
+def same_bytes(one: bytes, other: bytes) -> int:
+    """How many of the first bytes are the same."""
+    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

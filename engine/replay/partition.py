@@ -16,14 +16,14 @@ from typing import Any, Final, NamedTuple
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
-from dspex.bus.port import Bus, NewMessage
+from dspex.bus.port import Bus
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, requests_in, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, Timer
 from dspex.engine.log.tables import Tables
-from dspex.engine.replay.marks import marked
+from dspex.engine.replay.marks import marked, of_run, same_bytes, summary
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
 from dspex.engine.runtime.inputs.events import EventsInput
@@ -78,11 +78,12 @@ class PartitionReplay:
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
+        self._run: str | None = None
         self.taken, self.build = Counter[str](), dict[str, str]()
         self._dead = subjects.dead_pattern(app)
 
     async def differences(
-        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None
+        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, run: str | None = None
     ) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds. Raises BusError.
 
@@ -90,7 +91,9 @@ class PartitionReplay:
             snapshot: the entry that names the snapshot to begin at; 0: with nothing, at the first entry.
             until: the last sequence.
             only: the entries whose arrivals are handled; of others what they changed is taken from the log. None: all.
+            run: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
+        self._run = run
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
@@ -117,11 +120,11 @@ class PartitionReplay:
             self.excused = not begun  # what was before is not there any more
             claim, commit = entry["claim"], message.sequence
             told.apply(changed, message.sequence)
-            if only is not None and message.sequence not in only:
+            if only is None or message.sequence in only:
+                async for what in self._entry(message.sequence, entry, changed):
+                    yield Difference(message.sequence, what)
+            if only is not None:  # what others would change now is no matter of who is looked at
                 self._p.tables.apply(changed, message.sequence)
-                continue
-            async for what in self._entry(message.sequence, entry, changed):
-                yield Difference(message.sequence, what)
         if stop >= end.at and packed(told.snapshot()) != packed(self._p.tables.snapshot()):
             yield Difference(end.at, "the tables are not those that the log tells")
 
@@ -149,6 +152,11 @@ class PartitionReplay:
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
         mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
+        if self._run is not None and not (same and mine == changed):
+            mine, same = (
+                changed,
+                of_run(self._run, self._batch.messages) == of_run(self._run, await self._stored_by(sequence, entry)),
+            )
         if not same or mine != changed:
             self.excused = self.excused or await self._failed(sequence, entry, changed)
         if not same:
@@ -170,18 +178,23 @@ class PartitionReplay:
         """The messages that a commit stored right before its entry."""
         return [await self.bus.get(self._stream, at) for at in range(sequence - count, sequence)]
 
+    async def _stored_by(self, sequence: int, entry: Mapping[str, Any]) -> list[Any]:
+        """The messages that an entry had, without pieces of itself."""
+        if "asks" in entry:
+            return [*requests_in(entry).values()]
+        return await self._before(sequence, entry["covers"] - entry.get("pieces", 0))
+
     async def _other(self, sequence: int, entry: Mapping[str, Any]) -> str:
         """The messages of an entry, beside those that it had; or the first one that is another."""
-        messages, count = self._batch.messages, entry["covers"] - entry.get("pieces", 0)
-        stored: list[Any] = [*requests_in(entry).values()] if "asks" in entry else await self._before(sequence, count)
+        messages, stored = self._batch.messages, await self._stored_by(sequence, entry)
         if len(messages) != len(stored):
-            return f"{_summary(messages)}, not {_summary([m for m in stored if m is not None])}"
+            return f"{summary(messages)}, not {summary([m for m in stored if m is not None])}"
         for mine, was in zip(messages, stored) if self.bus.sealing is None else ():
             if was is not None and (mine.subject, mine.data) != (was.subject, was.data):
-                at = max(0, _same(mine.data, was.data) - _AROUND)
+                at = max(0, same_bytes(mine.data, was.data) - _AROUND)
                 now, then = mine.data[at : at + 2 * _AROUND], was.data[at : at + 2 * _AROUND]
                 return f"to {mine.subject} …{now!r}… now, and …{then!r}… to {was.subject} then"
-        return _summary(messages)
+        return summary(messages)
 
     # -- arrivals -----------------------------------------------------------------------------------------------------
     async def _arrivals(
@@ -264,16 +277,6 @@ class PartitionReplay:
         for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, sequence if within else first + index)
-
-
-def _summary(messages: Sequence[NewMessage | Message]) -> str:
-    counts = Counter(m.subject for m in messages)
-    return ", ".join(f"{n} to {subject}" for subject, n in sorted(counts.items())) or "none"
-
-
-def _same(one: bytes, other: bytes) -> int:
-    """How many of the first bytes are the same."""
-    return next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
 class _Nobody:

@@ -89,7 +89,7 @@ async def replayed(
     first = await sequence_before(bus, info, since) + 1 if since else 0
     last = await sequence_before(bus, info, until) if until is not None else NONE
     async for stage, index, count in _partitions(bus, app, graph, applied):
-        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None))
+        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None))
         told(found)
     return found
 
@@ -101,16 +101,17 @@ async def replayed_run(
     applied: Manifest,
     build: Mapping[str, str],
     taken: Mapping[tuple[str, int], Collection[int]],
+    run: str,
 ) -> Replayed:
     """Replay one run, as far as a topology took it. Raises BusError.
 
     `taken`: stage and partition → the entries that took something of it. What else they took is taken again with it: it may
-    have changed the same state before.
+    have changed the same state before. What came of that is not compared.
     """
     found = Replayed()
     async for stage, index, count in _partitions(bus, app, graph, applied):
         if entries := taken.get((stage.id, index)):
-            span = (min(entries), max(entries), entries)
+            span = (min(entries), max(entries), entries, run)
             await _one(bus, app, applied, stage, index, count, found, build, span)
     return found
 
@@ -124,13 +125,13 @@ async def _one(
     count: int,
     found: Replayed,
     build: Mapping[str, str],
-    span: tuple[int, int, Collection[int] | None],
+    span: tuple[int, int, Collection[int] | None, str | None],
 ) -> None:
-    """Replay one partition. `span`: the first and the last sequence that count, and the entries; None: all."""
+    """Replay one partition. `span`: the first and the last sequence that count, the entries, and the run; None: all."""
     stream = applied.streams[stage.name] if stage.source is not None else ""
-    replay, (first, last, only) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
+    replay, (first, last, only, run) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
-    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only):
+    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, run):
         if entry >= first:
             found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
     found.taken += replay.taken

@@ -83,7 +83,7 @@ async def _replayed_run(t: Terminal, run: str, target: str | None) -> tuple[str,
                 if one.partition[0] == topology:
                     taken.setdefault(one.partition[1:], set()).add(one.sequence)
             of = build(graph.digest, graph.functions)
-            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken))
+            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, past.run))
         return past.run, found
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from engine_lab import APP, Lab
 
+from dspex.bus.port import NewMessage
+from dspex.engine.client.following.follower import RunInfo
 from dspex.engine.replay.topology import Replayed, replayed, replayed_run
 from dspex.operators.topology import Topology
 
@@ -58,7 +60,7 @@ def again(one: Lab, topology: Topology, run: str | None = None) -> Replayed:
         taken: dict[tuple[str, int], set[int]] = {}
         for commit in history.taken:
             taken.setdefault(commit.partition[1:], set()).add(commit.sequence)
-        return await replayed_run(one.client.bus, APP, topology.graph, applied, {}, taken)
+        return await replayed_run(one.client.bus, APP, topology.graph, applied, {}, taken, history.run)
 
     result: Replayed = one.run(found())
     return result
@@ -85,3 +87,24 @@ def test_only_the_runs_that_a_change_touches_differ(past: tuple[Lab, list[str]])
     cards = [run for n, run in enumerate(runs) if n % 3]
     assert differ == cards[10:]
     assert not again(one, changed).same
+
+
+def test_of_runs_that_share_a_commit_only_the_one_that_changed_differs(lab: MakeLab) -> None:
+    def sized(most: int) -> Topology:
+        topology = Topology("totals")
+        topology.source("in").map(lambda d: {**d, "size": min(len(d["text"]), most)}, name="size").sink("out")
+        return topology
+
+    one = lab(sized(9))
+    drafts = [NewMessage("in", f'{{"text":"{text}"}}'.encode()) for text in ("abc", "abcd")]
+    one.start()
+    one.run(one.client.bus.publish_all(drafts))
+    one.advance(1)
+    runs = [info.id for info in one.run(listed(one))][::-1]
+    commits = {commit.sequence for run in runs for commit in one.run(one.client.run(run).history())[0].taken}
+    assert len(commits) == 1
+    assert [again(one, sized(3), run).same for run in runs] == [True, False]
+
+
+async def listed(one: Lab) -> list[RunInfo]:
+    return [info async for info in one.client.runs()]
