@@ -1,5 +1,5 @@
-"""What only the runtime knew of an arrival, as the log says it: put back on the arrival when that is replayed. And which messages
-of a commit are of a run, and how they differ.
+"""What only the runtime knew of an arrival, as the log says it: put back on the arrival when that is replayed. And which
+messages of a commit are of a run, and how they differ.
 """
 
 from __future__ import annotations
