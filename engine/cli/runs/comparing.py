@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dspex.bus.errors import ConfigError
 from dspex.engine.cli.runs.verbs import RUN
 from dspex.engine.cli.terminal.client import client, shown
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -46,7 +47,11 @@ def export(
 ) -> None:
     """Write a run to a file, with its calls and what they were answered: for a test (`Driver.replay`), and for a colleague."""
     t = terminal(context)
-    t.run(_exported(t, run, out))
+    try:
+        t.run(_exported(t, run, out))
+    except OSError as error:
+        why, fix = f"{out} cannot be written: {error.strerror}", "name a file in a folder that is there"
+        raise ConfigError(why, code="DX105", fix=fix) from None
     t.emit({"file": str(out), "bytes": out.stat().st_size}, f"{shown(out)}  {out.stat().st_size:,} bytes")
 
 

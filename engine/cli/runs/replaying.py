@@ -59,9 +59,10 @@ def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
     from dspex.engine.testing.driver import Driver
 
     name = read(file).info.topology
-    with Driver(
-        *(one for one in load(t, [target] if target is not None else None) if one.name == name or target is not None)
-    ) as d:
+    there = [one for one in load(t, [target] if target is not None else None) if one.name == name]
+    if not there:
+        raise TopologyError(f"there is no topology {name!r} in the code", code="DX235", fix="name it: --with module:attr")
+    with Driver(*there) as d:
         found = d.replay(file)
     said = {name: getattr(found, name) for name in ("same", "runs", "served", "live", "tokens")} | {"mode": "strict"}
     first = vars(found.diverged) if found.diverged is not None else None
@@ -110,7 +111,10 @@ async def _replayed(
 
     graph = _graph(t, topology, target)
     begin = time.time() - seconds(since) if since is not None else 0.0
-    end = moment(until).timestamp() if until is not None else None
+    try:
+        end = moment(until).timestamp() if until is not None else None
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{until!r} is no time", code="DX105", fix="as 2026-01-31T12:00:00Z") from None
     async with client(t, "replay") as c:
         applied = (await c.manifests()).get(topology)
         if applied is None:

@@ -80,7 +80,11 @@ def load(path: str | PathLike[str]) -> RunFile:
     known: dict[str, Happening] = {}
     head: dict[str, Any] | None = None
     first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=_MAKE) from None
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = checked(dict[str, Any], "a line of a run's file", load_json(line))
             if head is None:

@@ -43,3 +43,9 @@ def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_pat
     changed = NATIVE.format(u=native.input.removesuffix(".in")).replace('"len(text)"', '"len(text) + 1"')
     other = native.here("--json", "replay", "--file", str(file), "--with", str(native.write("more.yaml", changed)))
     assert (other.code, other.objects()[0]["diverged"]["field"], other.error()["code"]) == (6, "size", "DX801")
+    nowhere = str(tmp_path / "no" / "run.jsonl")
+    for wrong in (["runs", "export", run, "-o", nowhere], ["replay", "--file", nowhere]):
+        assert f"{nowhere} cannot be" in native.here("--json", *wrong).error()["message"]
+    assert native.here("--json", "replay", "--topology", "native", "--until", "soon").error()["code"] == "DX105"
+    file.write_text(file.read_text().replace('"topology":"native"', '"topology":"other"', 1))
+    assert native.here("--json", "replay", "--file", str(file)).error()["code"] == "DX235"
