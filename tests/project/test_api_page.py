@@ -36,6 +36,9 @@ HOMES = {  # of what is no name of dspex itself
     "Turn": "dspex.engine.client.status.sessions",
     "Step": "dspex.engine.client.runs.steps",
     "RunInfo": "dspex.engine.client.following.follower",
+    "StepDiff": "dspex.engine.client.runs.diff",
+    "Diff": "dspex.engine.client.runs.diff",
+    "Replay": "dspex.engine.client.runs.diff",
     "Usage": "dspex.bus.records",
     "register_codec": "dspex.codecs",
     "Driver": "dspex.testing",
@@ -45,9 +48,6 @@ HOMES = {  # of what is no name of dspex itself
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
 COMES_WITH = {
-    "StepDiff": "diff",
-    "Diff": "diff",
-    "Replay": "replay",
     "app": "asgi",
 }
 # Whose parameters have other names for a reason: an overload of the page, and what the class is made of.
