@@ -217,7 +217,7 @@ def _profile(name: str, lm: LMProfile) -> Profile:
 
 def _budget(name: str, given: BudgetSettings) -> Budget:
     per = {"minute": MINUTE, "day": DAY, "run": 0.0}[given.per]
-    return Budget(name, given.profile, given.tenant, given.topology, given.tokens, given.cost, per)
+    return Budget(name, given.profile, given.tenant, given.topology, given.requests, given.tokens, given.cost, per)
 
 
 def missing_key(profile: Profile, pool: str) -> ConfigError:

@@ -54,20 +54,21 @@ class Budget:
 
     Attributes:
         tenant: "*": each tenant has one of its own. profile, tenant, topology of None: those of all.
-        tokens, cost: the most; None: any. per: seconds of a window; 0: a run, each of which has one of its own.
+        requests, tokens, cost: the most; None: any. per: seconds of a window; 0: a run, each of which has one of its own.
     """
 
     name: str
     profile: str | None = None
     tenant: str | None = None
     topology: str | None = None
+    requests: float | None = None
     tokens: float | None = None
     cost: float | None = None
     per: float = DAY
 
     @property
     def limits(self) -> Mapping[Measure, Limit]:
-        found: dict[Measure, float | None] = {"tokens": self.tokens, "cost": self.cost}
+        found: dict[Measure, float | None] = {"requests": self.requests, "tokens": self.tokens, "cost": self.cost}
         return {measure: Limit(most, self.per) for measure, most in found.items() if most is not None}
 
     def covers(self, topology: str, tenant: str | None) -> bool:

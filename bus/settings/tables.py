@@ -206,15 +206,17 @@ class BudgetSettings(SettingsTable):
     profile: NotEmpty | None = None
     tenant: NotEmpty | None = None
     topology: NotEmpty | None = None
+    requests: Amount | None = None
     tokens: Amount | None = None
     cost: Money | None = None
     per: Literal["minute", "day", "run"]
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
-        if self.tokens is None and self.cost is None:
-            said = "has neither tokens nor cost, so it would never be reached"
-            raise custom_error(ConfigError(said, code="DX105", fix='write tokens = "200k", or cost = "5 USD"'))
+        if self.requests is None and self.tokens is None and self.cost is None:
+            said = "has neither requests nor tokens nor cost, so it would never be reached"
+            fix = 'write requests = 1000, tokens = "200k", or cost = "5 USD"'
+            raise custom_error(ConfigError(said, code="DX105", fix=fix))
         return self
 
 

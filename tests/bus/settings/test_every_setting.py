@@ -56,7 +56,10 @@ ACTS: dict[str, str] = {
     **{f"lm.*.{name}": "workers/config.py" for name in ("model", "key_env", "base_url", "adapter", "params")},
     **{f"lm.*.breaker.{name}": "workers/pool/routing/breaker.py" for name in ("failures", "within", "open")},
     **{f"lm.*.limits.{name}": "workers/config.py" for name in ("requests", "tokens", "concurrent", "cost")},
-    **{f"budgets.*.{name}": "workers/config.py" for name in ("profile", "tenant", "topology", "tokens", "cost", "per")},
+    **{
+        f"budgets.*.{name}": "workers/config.py"
+        for name in ("profile", "tenant", "topology", "requests", "tokens", "cost", "per")
+    },
     **{f"lm.*.price.{name}": "workers/config.py" for name in ("input", "output", "cached")},
     "lm.*.price.batch": "workers/answerers/attempt.py",
     **{f"lm.*.batch.{name}": "workers/answerers/batches/lane.py" for name in ("gather", "calls", "poll")},
@@ -139,6 +142,7 @@ def test_no_setting_is_there_and_listed_as_not_built() -> None:
         ({"budgets": {"b": {"per": "day"}}}, "budgets.b", "DX105"),
         ({"budgets": {"b": {"tokens": 100}}}, "budgets.b.per", "DX105"),
         ({"budgets": {"b": {"tokens": "-1", "per": "day"}}}, "budgets.b.tokens", "DX105"),
+        ({"budgets": {"b": {"requests": 0, "per": "run"}}}, "budgets.b.requests", "DX105"),
         ({"budgets": {"b": {"tokens": 1, "per": "day", "profile": "none"}}}, "budgets.b.profile", "DX111"),
         ({"budgets": {"b": {"cost": "5 USD", "per": "day"}}, "lm": {"x": {"model": "a/b"}}}, "budgets.b.cost", "DX105"),
         ({"server": {"url": "http://h:4222"}}, "server.url", "DX105"),

@@ -24,6 +24,8 @@ from dspex.engine.client.status.limits import LimitRow, limit_rows
         (Budget("team", profile="main", tokens=900, per=MINUTE), {"lm": ("other",)}),
         (Budget("team", tokens=900, per=0.0), {"run": "another"}),
         (Budget("team", tenant="acme", cost=0.0065, per=86400.0), {"tenant": None}),
+        (Budget("team", tenant="*", requests=1, per=DAY), {"tenant": "globex"}),
+        (Budget("team", profile="main", requests=1, per=0.0), {"run": "another"}),
     ],
 )
 def test_a_budget_that_is_spent_refuses_by_its_name_and_others_go_on(

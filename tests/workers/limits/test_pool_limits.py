@@ -79,5 +79,18 @@ async def test_a_model_that_is_asked_because_another_is_down_has_room_for_it_fir
         assert "the budget second" in (refused.error or {})["message"]
 
 
+@pytest.mark.asyncio
+async def test_an_agent_makes_no_more_requests_than_the_budget_of_its_run_allows(model: Any) -> None:
+    agent = CallSpec("react", "text -> reply", "text -> reply", tools=("sample:echo",), max_iters=6, lm=("busy1",))
+    plain = limited(model.url, Budget("run", requests=2.0, per=0.0))
+    free = {name: replace(profile, limits={}) for name, profile in plain.profiles.items()}
+    async with running(replace(plain, profiles=free)) as bench:
+        (record,) = await bench.ask(work(spec=agent))
+        assert ((record.error or {})["type"], (record.error or {})["retryable"]) == ("BudgetExceeded", False)
+        assert "the budget run is reached: budgets.run of run" in (record.error or {})["message"]
+        assert "2 of 2 requests a run" in (record.error or {})["message"]
+        assert model.requests == 2
+
+
 def _of(lm: str) -> CallSpec:
     return CallSpec("predict", SIGNATURE, SIGNATURE, lm=(lm,), route="native")
