@@ -24,6 +24,7 @@ from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, Timer
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay.marks import marked, of_run, same_bytes, summary
+from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
 from dspex.engine.runtime.inputs.events import EventsInput
@@ -59,6 +60,7 @@ class PartitionReplay:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
         taken: how many arrivals were taken again, by input. build: what the last claim says of the build.
+        watcher: told of each arrival before that is handled.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -79,6 +81,7 @@ class PartitionReplay:
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
         self._run: str | None = None
+        self.watcher, self._at = Watcher(), 0
         self.taken, self.build = Counter[str](), dict[str, str]()
         self._dead = subjects.dead_pattern(app)
 
@@ -139,7 +142,7 @@ class PartitionReplay:
         if not self._nonce:  # it begins in the middle of an owner's time
             claim = await self.bus.get(self.log.stream, entry["claim"])
             self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
-        self._batch, self._fails = Batch(self.bus.sealing is not None), False
+        self._batch, self._fails, self._at = Batch(self.bus.sealing is not None), False, sequence
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = 0
@@ -239,6 +242,7 @@ class PartitionReplay:
         tables, place = self._p.tables, arrival.place
         if (split := tables.splits.rows.get(place)) is not None:
             arrival = arrival._replace(clock=split.clock)
+        self.watcher.arrives(ReplayPlace(self._stage.id, self._p.index, self._at), arrival, again=split is not None)
         effects = self._p.process.handle(arrival, tables)
         self._fails = self._fails or effects.failure is not None or "put_off" in effects.notes
         outputs = effects.outputs

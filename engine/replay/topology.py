@@ -23,6 +23,7 @@ from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.reading import is_first
 from dspex.engine.log.rows import NONE
 from dspex.engine.replay.partition import PartitionReplay
+from dspex.engine.replay.watched import Watcher, watched
 from dspex.engine.runtime.walk.compile import Stage, compile_graph
 
 
@@ -102,17 +103,19 @@ async def replayed_run(
     build: Mapping[str, str],
     taken: Mapping[tuple[str, int], Collection[int]],
     run: str,
+    watcher: Watcher | None = None,
 ) -> Replayed:
     """Replay one run, as far as a topology took it. Raises BusError.
 
     `taken`: stage and partition → the entries that took something of it. What else they took is taken again with it: it may
-    have changed the same state before. What came of that is not compared.
+    have changed the same state before. What came of that is not compared. `watcher`: sees the native operators.
     """
     found = Replayed()
+    graph = watched(graph, watcher) if watcher is not None else graph
     async for stage, index, count in _partitions(bus, app, graph, applied):
         if entries := taken.get((stage.id, index)):
             span = (min(entries), max(entries), entries, run)
-            await _one(bus, app, applied, stage, index, count, found, build, span)
+            await _one(bus, app, applied, stage, index, count, found, build, span, watcher)
     return found
 
 
@@ -126,11 +129,13 @@ async def _one(
     found: Replayed,
     build: Mapping[str, str],
     span: tuple[int, int, Collection[int] | None, str | None],
+    watcher: Watcher | None = None,
 ) -> None:
     """Replay one partition. `span`: the first and the last sequence that count, the entries, and the run; None: all."""
     stream = applied.streams[stage.name] if stage.source is not None else ""
     replay, (first, last, only, run) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
+    replay.watcher = watcher or replay.watcher
     async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, run):
         if entry >= first:
             found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))

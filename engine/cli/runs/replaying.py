@@ -14,6 +14,7 @@ from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
+    from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
     from dspex.engine.replay.topology import Diverged, Replayed
 
@@ -78,17 +79,24 @@ async def _replayed_run(t: Terminal, run: str, target: str | None) -> tuple[str,
     async with client(t, "replay") as c:
         past, applied = await c.run(run).history()
         found = Replayed()
-        for topology in dict.fromkeys(one.partition[0] for one in past.taken):
-            graph, taken = _graph(t, topology, target), dict[tuple[str, int], set[int]]()
-            for one in past.taken:
-                if one.partition[0] == topology:
-                    taken.setdefault(one.partition[1:], set()).add(one.sequence)
+        for topology, taken in taken_by(past).items():
+            graph = graph_of(t, topology, target)
             of = build(graph.digest, graph.functions)
             found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, past.run))
         return past.run, found
 
 
-def _graph(t: Terminal, topology: str, target: str | None) -> Graph:
+def taken_by(past: History) -> dict[str, dict[tuple[str, int], set[int]]]:
+    """The entries that took something of a run: by topology, stage and partition."""
+    found = dict[str, dict[tuple[str, int], set[int]]]()
+    for one in past.taken:
+        topology, stage, index = one.partition
+        found.setdefault(topology, {}).setdefault((stage, index), set()).add(one.sequence)
+    return found
+
+
+def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
+    """A topology of the code: of a target, or of dspex.toml. Raises TopologyError, ConfigError."""
     from dspex.engine.cli.topology.targets import load
     from dspex.engine.graph.defaults import with_defaults
 
@@ -109,7 +117,7 @@ async def _replayed(
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import replayed
 
-    graph = _graph(t, topology, target)
+    graph = graph_of(t, topology, target)
     begin = time.time() - seconds(since) if since is not None else 0.0
     try:
         end = moment(until).timestamp() if until is not None else None

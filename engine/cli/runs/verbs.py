@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.drawing import drawn, said
 from dspex.engine.cli.terminal.client import client, spent
-from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.engine.client.following.follower import RunInfo
     from dspex.engine.client.runs.tree import Happening
-
-WIDE: Final = 160  # characters of data in a line
 
 
 def forget(
@@ -45,8 +41,6 @@ async def _forgotten(t: Terminal, session: str) -> None:
 
 
 # -- what runs did ------------------------------------------------------------------------------------------------------
-MANY: Final = 12  # things of one kind below one other, of which `show` prints the first few
-FIRST: Final = 5
 TOPOLOGY = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="Its id, at least the last 6 digits of it, @last, or @last-1, …")]
 
@@ -95,23 +89,34 @@ def _as_dict(info: RunInfo) -> dict[str, object]:
     return {**vars(info), "usage": vars(info.usage)}
 
 
+WITH = Annotated[
+    str | None,
+    typer.Option("--with", metavar="TARGET", help="The code that makes values between again; that of dspex.toml by default."),
+]
+
+
 def show(
     context: typer.Context,
     run: RUN,
     everything: Annotated[bool, typer.Option("--all", help="Everything, however much of one kind there is.")] = False,
+    target: WITH = None,
 ) -> None:
-    """Print what one run did: its event, calls with what went in and came out, outputs and dead letters."""
+    """Print what one run did: its event, what operators gave, calls with what went in and came out, outputs, dead letters."""
     t = terminal(context)
-    t.run(_shown(t, run, everything))
+    t.run(_shown(t, run, everything, target))
 
 
-async def _shown(t: Terminal, run: str, everything: bool) -> None:
+async def _shown(t: Terminal, run: str, everything: bool, target: str | None) -> None:
+    from dspex.engine.cli.runs.natives import with_natives
+
     async with client(t, "runs") as c:
-        one = c.run(run)
-        info, root = await one.info(), await one.tree()
+        info = await c.run(run).info()
+        shown = await with_natives(t, c, info.id, target)
+    if shown.missing:
+        t.note(shown.missing)
     if t.json:
         t.emit(_as_dict(info))
-        for told in root:
+        for told in shown.root:
             t.emit(told.as_dict())
         return
     began = info.started.astimezone()
@@ -120,84 +125,36 @@ async def _shown(t: Terminal, run: str, everything: bool) -> None:
     )
     t.line(f"run {info.id}  {info.topology}  {status}  {spent(info.calls, info.usage)}")
     t.line(f"began {began.isoformat(sep=' ', timespec='milliseconds')}")
-    for line in drawn(root, info.started, everything):
+    if any(told.kind == "native" for told in shown.root):
+        other = f", another {' and '.join(sorted(shown.builds))} than then" if shown.builds else ""
+        t.line(f"~ is made again with the code that is here{other}; all else is recorded")
+    for line in drawn(shown.root, info.started, everything):
         t.line(line)
-
-
-def drawn(root: Happening, began: datetime, everything: bool = False) -> Iterator[str]:
-    """The lines of a tree."""
-    yield _said(root, began)
-    yield from _below(root, began, "", everything)
-
-
-def _below(told: Happening, began: datetime, indent: str, everything: bool) -> Iterator[str]:
-    kinds = Counter((one.kind, one.node) for one in told.below)
-    left: list[Happening | str] = []
-    seen = Counter[tuple[str, str]]()
-    for below in told.below:
-        kind = (below.kind, below.node)
-        seen[kind] += 1
-        if everything or kinds[kind] <= MANY or seen[kind] <= FIRST or below.kind == "letter":
-            left.append(below)
-        elif seen[kind] == FIRST + 1:
-            left.append(f"… {kinds[kind] - FIRST:,} more of {below.node}: --all shows them")
-    for index, one in enumerate(left):
-        last = index == len(left) - 1
-        branch, inner = (indent + "└─ ", indent + "   ") if last else (indent + "├─ ", indent + "│  ")
-        if isinstance(one, str):
-            yield branch + one
-            continue
-        yield branch + _said(one, began)
-        yield from (inner + ("│  " if one.below else "   ") + line for line in _details(one))
-        yield from _below(one, began, inner, everything)
-
-
-def _said(told: Happening, began: datetime) -> str:
-    after = f"+{max(0.0, (told.time - began).total_seconds()):.3f}s"
-    if told.kind == "call":
-        last = told.attempts[-1]
-        how = "open" if not last.ended else "failed" if last.error is not None else ""
-        tries = f"{len(told.attempts)} attempts" if len(told.attempts) > 1 else ""
-        who = " ".join(word for word in (last.route, last.lm) if word)
-        took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if last.ended else ""
-        tokens = spent(None, last.usage) if last.usage.input_tokens + last.usage.output_tokens else ""
-        return "  ".join(word for word in (after, told.label, how, tries, who, took, tokens) if word)
-    sign = {"source": "", "hop": "to ", "output": "→ ", "letter": "dead letter at "}[told.kind]
-    return f"{after}  {sign}{told.label}  {_short(told.data)}"
-
-
-def _details(told: Happening) -> Iterator[str]:
-    if told.error is not None:
-        yield f"{told.error.get('type', '')}[{told.error.get('code', '')}]  {told.error.get('message', '')}"
-    for step in told.attempts:
-        if step.error is not None:
-            yield f"attempt {step.attempt}: {step.error}"
-    if told.kind == "call":
-        yield f"in   {_short(told.data)}"
-        if told.attempts[-1].outputs is not None:
-            yield f"out  {_short(told.attempts[-1].outputs)}"
-
-
-def _short(data: Any) -> str:
-    text = repr(data) if isinstance(data, bytes) else to_json(data)
-    return text if len(text) <= WIDE else f"{text[: WIDE - 1]}…"
 
 
 def explain(
     context: typer.Context,
     run: RUN,
     step: Annotated[str, typer.Argument(metavar="STEP", help="As show prints it: classify#0; a sink; an id.")],
+    target: WITH = None,
 ) -> None:
     """Print the chain of causes of one step, back to the source event."""
     t = terminal(context)
-    for depth, told in enumerate(t.run(_chain(t, run, step))):
-        said = {"step": told.label, "kind": told.kind, "id": told.id, "cause": told.cause, "recorded": True, "data": told.data}
-        t.emit(said, f"{'   ' * max(0, depth - 1)}{'└─ ' if depth else ''}{_said(told, told.time).partition('  ')[2]}")
+    for depth, told in enumerate(t.run(_chain(t, run, step, target))):
+        kept = ("kind", "id", "cause", "recorded", "data")
+        row = {"step": told.label} | {name: getattr(told, name) for name in kept}
+        line = said(told, told.time).partition("  ")[2] if told.recorded else said(told, told.time)
+        t.emit(row, f"{'   ' * max(0, depth - 1)}{'└─ ' if depth else ''}{line}")
 
 
-async def _chain(t: Terminal, run: str, step: str) -> list[Happening]:
+async def _chain(t: Terminal, run: str, step: str, target: str | None) -> list[Happening]:
+    from dspex.engine.cli.runs.natives import with_natives
+
     async with client(t, "runs") as c:
-        root = await c.run(run).tree()
+        shown = await with_natives(t, c, run, target)
+    if shown.missing:
+        t.note(shown.missing)
+    root = shown.root
     ways, there = [[root]], set[str]()
     while ways:
         way = ways.pop(0)

@@ -11,16 +11,17 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
+from dspex.engine.client.following.follower import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.graph.manifest import Manifest
 
-Kind = Literal["source", "hop", "call", "output", "letter"]
+Kind = Literal["source", "hop", "call", "output", "letter", "native"]
 
 
 @dataclass
 class Happening:
-    """Something of a run. All of it is recorded: it lies in a stream.
+    """Something of a run.
 
     Attributes:
         id: of the event or the call. cause: of what it came of; "" for the source event.
@@ -28,7 +29,11 @@ class Happening:
         time: when it was stored. where: the partition, as `stage.partition`.
         data: of the event; of a call, its inputs.
         attempts: of a call, one step each; the last one has no record yet where it has neither outputs nor an error.
-        error: of a letter. failures: of each attempt its error, as its record has it; None where it gave outputs, or runs.
+        error: of a letter, or of a native operator that raised. failures: of each attempt its error, as its record has it;
+            None where it gave outputs, or runs.
+        recorded: that it is, and below what it stands, lies in a stream. Else it is inferred: what a native operator did, which
+            was made again; or nothing says what it came of.
+        gives, note: of a native operator: what it handed on, each with its outlet; and what it did, in words.
     """
 
     kind: Kind
@@ -42,12 +47,19 @@ class Happening:
     attempts: list[Step] = field(default_factory=list)
     error: Mapping[str, Any] | None = None
     failures: list[Mapping[str, Any] | None] = field(default_factory=list)
+    recorded: bool = True
+    gives: list[tuple[int, Any]] = field(default_factory=list)
+    note: str = ""
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it, without what is below."""
         kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error")
-        return {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
+        found = {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
+        found["recorded"] = self.recorded
+        if self.kind == "native":
+            found |= {"note": self.note, "gives": [{"outlet": outlet, "data": data} for outlet, data in self.gives]}
+        return found
 
     def __iter__(self) -> Iterator[Happening]:
         """It, and all below it."""
@@ -56,14 +68,29 @@ class Happening:
             yield from one
 
 
+class StepLabels:
+    """Step ids, in the order in which they are asked for. They do not depend on who ran a step, nor on how often."""
+
+    def __init__(self, manifests: Mapping[str, Manifest]) -> None:
+        self._manifests, self._ordinals = manifests, dict[str, int]()
+
+    def next(self, partition: PartitionId, node: str, key: str | None) -> str:
+        """That of the next step of a node: `node#ordinal`, or behind a hop `node/key#ordinal`."""
+        topology, stage, _ = partition
+        applied = self._manifests.get(topology)
+        keyed = applied is not None and stage in {id for id, _ in applied.hops.values()}
+        name = f"{node}/{key}" if key is not None and keyed else node
+        self._ordinals[name] = ordinal = self._ordinals.get(name, -1) + 1
+        return f"{name}#{ordinal}"
+
+
 class Tree:
     """Reads a history into a tree. Messages must be whole."""
 
     def __init__(self, of: History, manifests: Mapping[str, Manifest]) -> None:
-        self._run, self._manifests = of.run, manifests
+        self._run, self._labels = of.run, StepLabels(manifests)
         self._known: dict[str, Happening] = {}
         self._calls: dict[str, Happening] = {}
-        self._ordinals: dict[str, int] = {}
         records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
         source = of.source
         self.root = self._add(
@@ -81,6 +108,7 @@ class Tree:
     def _add(self, told: Happening) -> Happening:
         self._known.setdefault(told.id, told)
         if told.kind != "source":
+            told.recorded = told.cause in self._known
             self._known.get(told.cause, self.root).below.append(told)
         return told
 
@@ -105,22 +133,14 @@ class Tree:
         event = unpack_event(asked.record.event) if asked.record is not None else None
         told = self._calls.get(asked.call)
         if told is None:
-            cause, label = (event.origin.id if event is not None else self._run), self._label(taken, asked.node, event)
+            origin = event.origin if event is not None else None
+            cause = origin.id if origin is not None else self._run
+            label = self._labels.next(taken.partition, asked.node, origin.key if origin is not None else None)
             told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
         told.failures.append(record.error if record is not None else None)
         told.attempts.append(_step(told, asked, record, event.origin.id if event is not None else ""))
-
-    def _label(self, taken: Taken, node: str, event: NodeEvent | None) -> str:
-        """The step id. It does not depend on who ran it, nor on how often."""
-        topology, stage, _ = taken.partition
-        applied = self._manifests.get(topology)
-        keyed = applied is not None and stage in {id for id, _ in applied.hops.values()}
-        key = event.origin.key if event is not None and keyed else None
-        name = f"{node}/{key}" if key is not None else node
-        self._ordinals[name] = ordinal = self._ordinals.get(name, -1) + 1
-        return f"{name}#{ordinal}"
 
     def _hop(self, taken: Taken, m: Message, event: NodeEvent) -> None:
         label = f"{event.node}/{event.origin.key}" if event.origin.key is not None else event.node

@@ -8,7 +8,7 @@ import pytest
 from cli_bench import Project
 
 INFO = ["id", "topology", "digest", "parent", "status", "started", "finished", "calls", "usage", "dead_letters"]
-TOLD = ["kind", "id", "cause", "node", "label", "time", "where", "data", "error", "attempts"]
+TOLD = ["kind", "id", "cause", "node", "label", "time", "where", "data", "error", "attempts", "recorded"]
 
 
 def publish(project: Project, *texts: str) -> list[str]:
@@ -34,14 +34,20 @@ def test_runs_are_listed_the_latest_first_for_people_and_machines(native: Projec
 
 def test_a_run_is_shown_with_what_came_of_it(native: Project) -> None:
     good, bad = publish(native, "abc", "x")
-    info, source, output = native.here("--json", "runs", "show", good).objects()
+    info, source, check, size, output = native.here("--json", "runs", "show", good).objects()
     assert (list(info), info["status"]) == (INFO, "done")
     assert [list(one) for one in (source, output)] == [TOLD] * 2
+    assert [list(one) for one in (check, size)] == [[*TOLD, "note", "gives"]] * 2
+    assert [one["recorded"] for one in (source, check, size, output)] == [True, False, False, True]
+    assert [(one["label"], one["note"]) for one in (check, size)] == [("check#0", "passes"), ("count#0", "")]
+    assert size["gives"] == [{"outlet": 0, "data": {"text": "abc", "size": 3}}]
     assert (source["kind"], source["data"], source["cause"]) == ("source", {"text": "abc"}, "")
     assert (output["kind"], output["cause"], output["data"]) == ("output", good, {"text": "abc", "size": 3})
     human = native.here("runs", "show", good[-8:]).out.splitlines()
     assert human[0].startswith(f"run {good}  native  done in ")
-    assert human[-1].startswith("└─ +")
+    assert human[2] == "~ is made again with the code that is here; all else is recorded"
+    assert human[-3:-1] == ["└─ ~ check#0  passes", '   ~ count#0  {"text":"abc","size":3}']
+    assert human[-1].startswith("   +")
     assert human[-1].endswith('out  {"text":"abc","size":3}')
     shown = native.here("runs", "show", "@last").out
     assert bad in shown
@@ -54,9 +60,12 @@ def test_the_causes_of_a_step_are_explained_back_to_the_source(native: Project) 
     chain = native.here("--json", "runs", "explain", run, native.output).objects()
     assert [(one["step"], one["cause"], one["recorded"]) for one in chain] == [
         (native.input, "", True),
+        ("check#0", run, False),
+        ("count#0", "check#0", False),
         (native.output, run, True),
     ]
-    assert native.here("runs", "explain", run, native.output).out.splitlines()[1].startswith("└─ → ")
+    lines = native.here("runs", "explain", run, native.output).out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["└─", "~"], ["└─", "~"], ["└─", "→"]]
     error = native.here("--json", "runs", "explain", run, "outt").error()
     assert (error["code"], "no step" in error["message"]) == ("DX622", True)
 
@@ -73,3 +82,24 @@ def test_a_run_that_is_not_there_is_an_error(native: Project, run: str) -> None:
     for verb in ("show", "wait"):
         found = native.here("--json", "runs", verb, run)
         assert (found.code, found.error()["code"]) == (1, "DX622")
+
+
+def test_without_its_code_or_with_another_one_a_run_is_shown_as_it_is_recorded(native: Project) -> None:
+    (run,) = publish(native, "abc")
+    text = (native.folder / "native.yaml").read_text()
+    native.write("louder.yaml", text.replace('"len(text)"', '"len(text) + 1"'))
+    native.write("other.yaml", text.replace("topology: native", "topology: another"))
+    settings = (native.folder / "dspex.toml").read_text()
+    try:
+        for file, why in (("louder", "gives something else at s1.0@"), ("other", "no topology 'native'")):
+            native.write("dspex.toml", settings.replace("native.yaml", f"{file}.yaml"))
+            found = native.here("--json", "runs", "show", run)
+            assert [one["kind"] for one in found.objects()[1:]] == ["source", "output"]
+            assert "values between are not shown: " in found.err
+            assert why in found.err
+    finally:
+        native.write("dspex.toml", settings)
+    forced = native.here("runs", "show", run, "--with", str(native.folder / "louder.yaml")).out.splitlines()
+    assert "here, another graph than then" in forced[2]
+    assert '   ~ count#0  {"text":"abc","size":4}' in forced
+    assert native.here("--json", "runs", "show", run, "--with", str(native.folder / "other.yaml")).error()["code"] == "DX235"

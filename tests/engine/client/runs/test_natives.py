@@ -1,0 +1,123 @@
+"""What native operators gave in a run is made again, and stands between what is recorded of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from engine_lab import APP, Lab
+
+from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.cli.runs.natives import interpose
+from dspex.engine.cli.runs.replaying import taken_by
+from dspex.engine.client.runs.tree import Happening, Tree
+from dspex.engine.replay.natives import NativeValues
+from dspex.engine.replay.topology import replayed_run
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def total(state: int, data: dict[str, Any], ctx: object) -> tuple[int, list[dict[str, Any]]]:
+    return state + 1, [{"intent": data["intent"], "n": state + 1}]
+
+
+def triage() -> Topology:
+    topology = Topology("triage")
+    read = topology.source("in").filter("has(text)", name="read")
+    asked = read.set({"size": "len(text)"}, name="size").predict("text -> intent", name="classify")
+    urgent, rest = asked.branch("intent == 'card'", name="urgent")
+    urgent.map(louder, name="louder").sink("out")
+    rest.sink("others")
+    asked.key_by("intent", name="by_intent").stateful(total, init=int, name="total").debounce("10s", name="last").sink("sums")
+    return topology
+
+
+def louder(data: dict[str, Any]) -> dict[str, Any]:
+    text = data["text"].upper()
+    data["text"] = "spoiled, for whoever looks later"
+    return {"text": text, "left": 10 // data["size"] if data["size"] != 13 else 1 // 0}
+
+
+def made(lab: MakeLab, topology: Topology, *, intent: str = "card") -> Lab:
+    one = lab(topology)
+    one.answers["classify"] = lambda inputs, work: {"intent": str(inputs["text"]).split()[0]}
+    one.start()
+    one.work()
+    return one
+
+
+def shown(one: Lab, topology: Topology, run: str) -> Happening:
+    async def found() -> Happening:
+        past, applied = await one.client.run(run).history()
+        root = Tree(past, applied).root
+        for name, entries in taken_by(past).items():
+            values = NativeValues(run)
+            again = await replayed_run(one.client.bus, APP, topology.graph, applied[name], {}, entries, run, values)
+            assert all(differs.excused for differs in again.diverged)
+            interpose(root, topology.graph, applied[name], past, values.found)
+        return root
+
+    root: Happening = one.run(found())
+    return root
+
+
+def lines(one: Lab, topology: Topology, run: str) -> list[str]:
+    """As people see it, without times."""
+    root = shown(one, topology, run)
+    return [re.sub(r"\+[0-9.]+s  ", "", line) for line in drawn(root, root.time)]
+
+
+def test_each_value_stands_between_what_it_came_of_and_what_came_of_it(lab: MakeLab) -> None:
+    one = made(lab, triage())
+    one.publish("in", {"text": "card lost"})
+    run = one.publish("in", {"text": "card arrived?"[:12]})
+    one.advance(30)
+    assert lines(one, triage(), run) == [
+        'in  {"text":"card arrived"}',
+        "└─ ~ read#0  passes",
+        '   ~ size#0  {"text":"card arrived","size":12}',
+        "   classify#0  worker  0 ms",
+        '   │  in   {"text":"card arrived"}',
+        '   │  out  {"intent":"card"}',
+        '   ├─ to by_intent/card  {"text":"card arrived","size":12,"intent":"card"}',
+        '   │  └─ ~ total/card#0  {"intent":"card","n":2}',
+        "   │     ~ last/card#0  keeps it",
+        '   │     ~ last/card#1  woken by a timer  {"intent":"card","n":2}',
+        '   │     → sums  {"intent":"card","n":2}',
+        "   └─ ~ urgent#0  outlet 0: intent == 'card'",
+        '      ~ louder#0  {"text":"CARD ARRIVED","left":0}',
+        '      → out  {"text":"CARD ARRIVED","left":0}',
+    ]
+    told = {told.label: told for told in shown(one, triage(), run)}
+    assert [label for label in told if told[label].recorded] == ["in", "classify#0", "by_intent/card", "sums", "out"]
+
+
+def test_where_an_event_was_dropped_or_failed_is_said(lab: MakeLab) -> None:
+    one = made(lab, triage())
+    dropped, failed = one.publish("in", {"no": "text"}), one.publish("in", {"text": "card arrived!"})
+    other = one.publish("in", {"text": "rate?"})
+    one.advance(5)
+    assert lines(one, triage(), dropped)[1:] == ["└─ ~ read#0  dropped"]
+    said = lines(one, triage(), failed)
+    at = next(index for index, line in enumerate(said) if "louder#0" in line)
+    assert "~ louder#0  failed" in said[at]
+    assert "ZeroDivisionError" in said[at + 1]
+    assert "dead letter at louder" in said[at + 2]
+    assert any("~ urgent#0  outlet 1: none of the tests" in line for line in lines(one, triage(), other))
+
+
+def test_a_run_of_many_events_is_readable(lab: MakeLab) -> None:
+    topology = Topology("wide")
+    many = topology.source("in").flat_map(lambda d: [{"n": n} for n in range(d["n"])], name="many")
+    some = many.map(lambda d: {"n": d["n"], "odd": d["n"] % 2}, name="odd").filter("odd", name="only")
+    some.predict("n: int -> intent", name="classify").sink("out")
+    one = made(lab, topology)
+    one.answers["classify"] = lambda inputs, work: {"intent": "card"}
+    run = one.publish("in", {"n": 300})
+    one.advance(60)
+    said = lines(one, topology, run)
+    assert len(said) < 40
+    assert said[1].endswith('~ many#0  gives 300: {"n":0}, …')
+    assert said[-1].endswith("… 295 more of odd (148 calls, 148 outputs): --all shows them")
