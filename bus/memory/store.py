@@ -42,6 +42,10 @@ class MemoryStream:
         self._ids: dict[str, tuple[int, float]] = {}  # message id → sequence, stored at
         self._waiting: list[asyncio.Future[None]] = []
 
+    def begin_at(self, sequence: int, created: float) -> None:
+        """Have its first message get this sequence, as in another stream, which was made then: ids are made of it."""
+        self.first, self.last, self.created = sequence, sequence - 1, created
+
     def info(self, now: float) -> StreamInfo:
         return StreamInfo(
             name=self.config.name,

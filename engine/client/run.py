@@ -19,7 +19,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
-from dspex.engine.client.runs.export import lines
+from dspex.engine.client.runs.export import RunFile, lines
 from dspex.engine.client.runs.history import History, history
 from dspex.engine.client.runs.listing import named
 from dspex.engine.client.runs.outputs import outputs
@@ -166,8 +166,13 @@ class Run(Planned, names=METHODS["Run"]):
     async def export(self, path: str | PathLike[str]) -> None:
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
         (past, applied), info = await self.history(), await self.info()
-        text = b"".join(lines(info, Tree(past, applied).root, past.source))
+        text = b"".join(lines(info, Tree(past, applied).root, past))
         await asyncio.to_thread(Path(path).write_bytes, text)
+
+    async def file(self) -> RunFile:
+        """What its file would say, also where a call has no record. Raises RunNotFound."""
+        (past, applied), info = await self.history(), await self.info()
+        return RunFile.of(info, Tree(past, applied).root, past)
 
     async def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""

@@ -46,14 +46,16 @@ class Ground(Protocol):
 class InMemory:
     """The in-memory bus, which keeps the contract of NATS."""
 
-    def __init__(self, seed: int, faults: Faults | None) -> None:
-        self.loop = VirtualLoop()
-        self.server = MemoryServer(seed=seed, faults=faults, epoch=START)
+    def __init__(
+        self, seed: int = 0, faults: Faults | None = None, *, start: float = START, loop: VirtualLoop | None = None
+    ) -> None:
+        self._start, self.loop = start, loop or VirtualLoop()
+        self.server = MemoryServer(seed=seed, faults=faults, epoch=start)
         self.luck = self.server.luck
 
     @property
     def now(self) -> float:
-        return START + self.loop.time()
+        return self._start + self.loop.time()
 
     async def connect(self) -> Bus:
         await asyncio.sleep(0)

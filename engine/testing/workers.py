@@ -55,7 +55,7 @@ class Workers:
         """Begin to take work."""
         for pool in self._pools:
             bus = await self._place.connect()
-            loop = WorkLoop(bus, self._app, pool, self._accept, free=lambda: ROOM, failed=self._failed)
+            loop = WorkLoop(bus, self._app, pool, partial(self._accept, pool), free=lambda: ROOM, failed=self._failed)
             loop.start()
             self._running.append((loop, bus))
 
@@ -71,16 +71,17 @@ class Workers:
     def _failed(self, error: BaseException) -> None:
         self.problem = DspexError(f"the driver's workers failed: {error!r}")
 
-    def _accept(self, request: CallRequest, delivery: Delivery) -> Job:
+    def _accept(self, pool: str, request: CallRequest, delivery: Delivery) -> Job:
         async def job() -> CallRecord | None:
             self._held[delivery] = None
-            record = await self._run(request)
+            record = await self.run(pool, request)
             del self._held[delivery]  # not where this is cancelled: it was killed, and holds it
             return record
 
         return job
 
-    async def _run(self, request: CallRequest) -> CallRecord | None:
+    async def run(self, pool: str, request: CallRequest) -> CallRecord | None:
+        """The record of an execution; None where it gets none."""
         answer, failures = self._answers.get(request.node), self._failures.get(request.node)
         if answer is not None and answer.after:
             await asyncio.sleep(answer.after)

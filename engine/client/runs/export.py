@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.errors import DecodeError, RecordingIncomplete
-from dspex.bus.message import Message
+from dspex.bus.message import plain
 from dspex.bus.records import Usage
 from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 
@@ -28,6 +29,16 @@ VERSION: Final = 1
 _MAKE: Final = "make one: dspex runs export RUN -o FILE"
 _BYTES: Final = "base64"  # the key under which data stand that could not be decoded
 _OURS: Final = (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE, subjects.MESSAGE_ID)
+_OF_SOURCE: Final = ("key", "session", "headers", "content_type")
+
+
+class SourcePlace(NamedTuple):
+    """Where a source event lies, of which its id is made: a stream, when that was made, the sequence, its time."""
+
+    stream: str
+    created: float
+    sequence: int
+    time: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,9 @@ class RunFile:
     """What such a file says.
 
     Attributes:
-        info: of the run. root: its source event, with what came of it. key, session, headers: of its source event.
+        info: of the run. root: its source event, with what came of it.
+        key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
+            data. place: where it lies; None in files of before.
     """
 
     info: RunInfo
@@ -43,6 +56,18 @@ class RunFile:
     key: str | None
     session: str | None
     headers: Mapping[str, str]
+    time: str | None = None
+    content_type: str | None = None
+    place: SourcePlace | None = None
+
+    @classmethod
+    def of(cls, info: RunInfo, root: Happening, past: History) -> RunFile:
+        """What the file of a run would say."""
+        source, h = past.source, plain(past.source).headers
+        own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith(subjects.FROM_SERVER)}
+        place = SourcePlace(past.stream, past.created, source.sequence, source.time)
+        key, session, time, kind = map(h.get, (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE))
+        return cls(info, root, key, session, own, time, kind, place)
 
     @property
     def calls(self) -> list[Happening]:
@@ -50,8 +75,9 @@ class RunFile:
         return sorted((one for one in self.root if one.kind == "call"), key=lambda one: one.time)
 
 
-def lines(info: RunInfo, root: Happening, source: Message) -> Iterator[bytes]:
+def lines(info: RunInfo, root: Happening, past: History) -> Iterator[bytes]:
     """The lines of a run's file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
+    file = RunFile.of(info, root, past)
     head = {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage)}
     yield json_bytes(head) + b"\n"
     for one in root:
@@ -61,9 +87,8 @@ def lines(info: RunInfo, root: Happening, source: Message) -> Iterator[bytes]:
         row = {name: value for name, value in one.as_dict().items() if name != "attempts"}
         row |= {"data": _plain(one.data), "attempts": [*map(_attempt, one.attempts, one.failures)]}
         if one.kind == "source":
-            h = source.headers
-            own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith(subjects.FROM_SERVER)}
-            row |= {"key": h.get(subjects.KEY), "session": h.get(subjects.SESSION), "headers": own}
+            row |= {name: getattr(file, name) for name in _OF_SOURCE}
+            row |= {"event_time": file.time, "place": file.place}
         yield json_bytes(row) + b"\n"
 
 
@@ -101,7 +126,9 @@ def load(path: str | PathLike[str]) -> RunFile:
     if head is None or not first:
         raise DecodeError(f"{path}: not the file of a run: it has no event", fix=_MAKE)
     info = RunInfo(**{name: head[name] for name in RunInfo.__dataclass_fields__})
-    return RunFile(info, root, first.get("key"), first.get("session"), first.get("headers") or {})
+    key, session, headers, kind = map(first.get, _OF_SOURCE)
+    place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
+    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place)
 
 
 def _head(row: dict[str, Any]) -> dict[str, Any]:

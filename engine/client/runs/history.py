@@ -56,7 +56,7 @@ class History:
     """What one source event caused.
 
     Attributes:
-        run: its id. stream, source: its source event, and where that lies.
+        run: its id. stream, source: its source event, and where that lies. created: when the stream was made.
         taken: the commits, in their order. records: of its calls, as they were taken.
         done: nothing of it is open.
     """
@@ -68,6 +68,7 @@ class History:
     taken: list[Taken] = field(default_factory=list)
     records: list[Message] = field(default_factory=list)
     done: bool = False
+    created: float = 0.0
 
     @property
     def messages(self) -> Iterator[Message]:
@@ -117,7 +118,9 @@ class _Reader:
                 partition = partition_of(spread_of(message), count) if count > 1 else 0
                 self._waiting[(topology, stage, partition), "source"] = {message.sequence: 0}
             whole = await payloads.checked_out(self._bus, self._app, message) or message
-            return History(self._run, stream, whole, [topology for topology, _ in readers])
+            info = await self._bus.stream(stream)
+            created = info.created if info is not None else 0.0
+            return History(self._run, stream, whole, [topology for topology, _ in readers], created=created)
         fix = "its stream does not keep it any more; dspex runs ls shows those there are"
         raise RunNotFound(f"no source holds the event {self._run}", run=self._run, fix=fix)
 

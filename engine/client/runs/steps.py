@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from hashlib import blake2b
+from typing import Any, Final
 
 from dspex.bus import codecs
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord, NodeEvent, Usage, unpack_event
+from dspex.bus.serving.call_spec import CallSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Step:
     Attributes:
         id: `node#ordinal` within the run; it does not depend on worker or attempt.
         inputs: of the call, where `steps` was told how nodes make them; else the data of the event that it was made for.
+        asked: what was asked, see `what_is_asked`; "" where that is not known. state: the saved state that it had, `draft@4`.
     """
 
     id: str
@@ -38,11 +41,25 @@ class Step:
     run: str = ""
     call: str = ""
     attempt: int = 1
+    asked: str = ""
+    state: str = ""
 
     @property
     def ended(self) -> bool:
         """Whether it has a record."""
         return self.outputs is not None or self.error is not None
+
+
+def what_is_asked(spec: CallSpec) -> str:
+    """A digest of all that an answer depends on besides the inputs, for what is kept: without the saved state, whose name may
+    mean another version later, and equal for dspex of another version, which knows options that are not set here.
+    """
+    blank = CallSpec("", "", "")
+    said = {name: value for name, value in spec.plain().items() if name not in _HOW and value != getattr(blank, name)}
+    return blake2b(codecs.msgpack_bytes(dict(sorted(said.items()))), digest_size=16).hexdigest()
+
+
+_HOW: Final = frozenset({"state", "cache", "route", "cost", "hedge", "first_token_timeout", "lane"})
 
 
 def steps(stored: Iterable[Message], inputs: Mapping[str, Callable[[object], Any]] | None = None) -> list[Step]:
@@ -86,4 +103,5 @@ def _step(o: CallRecord, event: NodeEvent, inputs: Any, ordinal: int) -> Step:
         run=event.origin.run,
         call=o.call,
         attempt=o.attempt,
+        state=o.state,
     )

@@ -13,7 +13,7 @@ from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.engine.client.following.follower import PartitionId
 from dspex.engine.client.runs.history import History, Taken
-from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.steps import Step, what_is_asked
 from dspex.engine.graph.manifest import Manifest
 
 Kind = Literal["source", "hop", "call", "output", "letter", "native"]
@@ -181,6 +181,8 @@ def _step(told: Happening, asked: CallRequest, record: CallRecord | None, event:
         run=asked.run,
         call=asked.call,
         attempt=asked.try_number,
+        asked=what_is_asked(asked.spec),
+        state=r.state,
     )
 
 

@@ -1,0 +1,230 @@
+"""A run of the past, done again.
+
+The real engine runs on the in-memory bus, with the clock of then; the source event of the run lies where it lay, so all ids are
+the same. Its calls are answered by what was recorded for equal requests; others are made by workers of the
+application, where that is wanted. Nothing is written anywhere: what came of it is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import ConfigError, Divergence, TopologyError
+from dspex.bus.memory.faults import Luck
+from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.records import Usage
+from dspex.bus.serving.programs.names import StateName
+from dspex.bus.serving.programs.states import SavedStates
+from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mode, NotRecorded
+from dspex.engine.again.ground import OutsideLoop
+from dspex.engine.again.making import made
+from dspex.engine.client import publish as publishing
+from dspex.engine.client.client import Client
+from dspex.engine.client.runs.diff import Diff, compare
+from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.recorded import RecordedCalls
+from dspex.engine.graph.graph import Graph
+from dspex.engine.testing.engines import Engines
+from dspex.engine.testing.places import InMemory
+
+_BEGIN: Final = (
+    2.0  # seconds before the run, when the engine begins: whole ones, so that the clock has the very time of the event
+)
+_STEP: Final = 1.0  # seconds that pass between two looks
+_LONGER: Final = 60.0  # seconds that a run may take longer than it did: attempts wait with jitter
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What came of doing a run again.
+
+    Attributes:
+        file: as the file of a run: `file.root` is the tree of what it did, `file.info` what is known of it, under the id of the
+            run that was done again.
+        served: calls that were read back. called: calls that were made, by workers. usage: tokens and cost of those.
+        diff: what differs from the recorded run.
+    """
+
+    file: RunFile
+    served: int
+    called: int
+    usage: Usage
+    diff: Diff
+
+    @property
+    def tokens(self) -> int:
+        """That were spent."""
+        return self.usage.input_tokens + self.usage.output_tokens
+
+    @property
+    def cost(self) -> float:
+        """In USD, as far as prices are known."""
+        return self.usage.cost or 0.0
+
+
+async def repeat(
+    client: Client | None,
+    file: RunFile,
+    graphs: Sequence[Graph],
+    *,
+    mode: Mode = "strict",
+    make: Make | None = None,
+    alter: Alter | None = None,
+    told: Callable[[CallsSoFar], None] | None = None,
+) -> Repeated:
+    """Do a run again with these graphs. Several may be done at once, each in a thread of its own.
+
+    A recorded call answers an equal request: of the same operator, with the same inputs, the same program, signature, models
+    and saved state. What it ended in then, it ends in again: attempts that failed, their errors, their time. No sink, no stream
+    and no state of the application is written; a call that is made is one of `Client.call`, which waits for a free slot.
+
+    Args:
+        client: of the application, for calls; None: none is made, and nothing is asked of any server.
+        file: of the run: `Run.file()`, or `load(path)` for one that was exported.
+        graphs: the topology of the run as it is now (`Topology.graph`, with the defaults of the settings: `with_defaults`), and
+            others that take what it sends.
+        mode: "strict": no call is made, and one that has no recorded answer raises Divergence; "hybrid": such a call is made;
+            "live": all calls are.
+        make: makes calls in the place of the client.
+        alter: what a fork changes.
+        told: hears of the calls so far, now and then, in a thread of its own.
+
+    Raises:
+        TopologyError: DX235, the topology of the run is not among the graphs. Divergence. Saturated: a pool has no worker.
+        Whatever the server says.
+    """
+    if file.info.topology not in {graph.name for graph in graphs}:
+        fix = "name it: --with module:attr"
+        raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)
+    if make is None and client is not None:
+        make = partial(made, client.bus, client.app)
+    if make is None and mode != "strict":
+        raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
+    states = await _states(client, graphs) if client is not None else None
+    app = client.app if client is not None else "again"
+    again = _Again(app, file, graphs, mode, make, alter, states, told, OutsideLoop(asyncio.get_running_loop()))
+    done = asyncio.get_running_loop().run_in_executor(None, again.do)
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        again.give_up()
+        await asyncio.wait([done])
+        if not done.cancelled():
+            done.exception()  # else asyncio reports that nobody asked for it
+        raise
+
+
+async def _states(client: Client, graphs: Sequence[Graph]) -> dict[str, str]:
+    """What names of saved states mean now. Raises RunError (DX627) for one that means nothing."""
+    names = {node.call.spec.state for graph in graphs for node in graph.calls if node.call.spec.state}
+    saved = SavedStates(client.bus, client.app)
+    return {name: (await saved.find(StateName.read(name))).name for name in names}
+
+
+class _Again:
+    """One run that is done again, in a thread of its own."""
+
+    def __init__(
+        self,
+        app: str,
+        file: RunFile,
+        graphs: Sequence[Graph],
+        mode: Mode,
+        make: Make | None,
+        alter: Alter | None,
+        states: Mapping[str, str] | None,
+        told: Callable[[CallsSoFar], None] | None,
+        loop: OutsideLoop,
+    ) -> None:
+        self._app, self._file, self._graphs, self._told, self._loop = app, file, list(graphs), told, loop
+        stored = file.place.time if file.place is not None else file.root.time.timestamp()
+        self._place = InMemory(start=stored - _BEGIN, loop=loop)
+        pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
+        recorded = RecordedCalls(file.calls, states)
+        self._answering = Answering(self._place, loop, app, pools, recorded, mode, make, alter)
+        self._stopped = False
+
+    def give_up(self) -> None:
+        """End it soon. From another thread."""
+        self._stopped = True
+        self._loop.give_up()
+
+    def do(self) -> Repeated:
+        """Do it, from the begin to the end."""
+        run = partial(self._loop.run, advance=True)
+        with ExitStack() as ends:
+            ends.callback(self._place.close)
+            run(self._lay_stream())
+            engines = Engines(self._place.connect, self._app, self._graphs, Luck(0, self._place.luck.faults))
+            ends.callback(lambda: run(engines.kill()))
+            run(engines.start())
+            ends.callback(lambda: run(self._answering.kill()))
+            run(self._answering.start())
+            self._loop.advance(_BEGIN - self._loop.time())
+            run(self._publish())
+            self._until_done(engines)
+            tree = run(self._client.run(self._file.info.id).file())
+        spent = self._answering.spent
+        diff = compare(self._file.root, tree.root, (self._file.info, tree.info))
+        return Repeated(tree, spent.served, spent.called, spent.usage, diff)
+
+    async def _lay_stream(self) -> None:
+        """Have the source event get the place that it had: its stream, made when that was, and its sequence there."""
+        self._client = Client(bus=await self._place.connect(), app=self._app)
+        if (place := self._file.place) is not None:
+            patterns = {node.source.subject for graph in self._graphs for node in graph.sources}
+            patterns = {pattern for pattern in patterns if subjects.matches(pattern, self._file.root.node)}
+            made = self._place.server.ensure_stream(StreamConfig(place.stream, sorted(patterns)))
+            made.begin_at(place.sequence, place.created)
+
+    async def _publish(self) -> None:
+        file = self._file
+        codec: codecs.Codec = next((name for name, kind in _CODECS.items() if kind == file.content_type), "json")
+        body, kind = codecs.encode(file.root.data, codec)
+        said = {subjects.KEY: file.key, subjects.SESSION: file.session, subjects.TIME: file.time}
+        said |= {subjects.CONTENT_TYPE: kind if kind != codecs.JSON else None}
+        headers = {name: value for name, value in file.headers.items() if name not in _NOT_AGAIN}
+        headers |= {name: value for name, value in said.items() if value is not None}
+        if file.place is None:
+            headers[subjects.RUN] = file.info.id  # so at least its calls and outputs are those of the run
+        await publishing.store(self._client.bus, self._app, NewMessage(file.root.node, body, headers))
+
+    def _until_done(self, engines: Engines) -> None:
+        """Let time pass until nothing of it is open. Raises what ended it."""
+        info, answering, clock = self._file.info, self._answering, self._loop.time
+        most = clock() + _LONGER + ((info.finished or info.started) - info.started).total_seconds()
+        self._loop.settle()
+        while True:
+            if engines.failure is not None:
+                raise engines.failure
+            if answering.problem is not None:
+                raise answering.problem
+            if answering.failure is not None:
+                raise self._diverged(answering.failure)
+            if self._told is not None:
+                self._told(answering.spent)
+            if self._stopped or clock() > most + answering.ran or self._done():
+                return
+            self._loop.advance(_STEP)
+
+    def _done(self) -> bool:
+        return self._loop.run(self._client.run(self._file.info.id).info(), advance=True).status != "running"
+
+    def _diverged(self, failure: BaseException) -> BaseException:
+        if not isinstance(failure, NotRecorded):
+            return failure
+        request, info = failure.request, self._file.info
+        why = (
+            f"replay of …{info.id[-8:]} stopped at {request.node}: {dict(request.inputs)} was not asked then, and has no answer"
+        )
+        return Divergence(why, run=info.id, node=request.node, fix="undo the change, or see what it does: --mode hybrid")
+
+
+_CODECS: Final[Mapping[codecs.Codec, str]] = {"msgpack": codecs.MSGPACK, "arrow": codecs.ARROW}
+_NOT_AGAIN: Final[Collection[str]] = (subjects.AT, subjects.CLAIM_CHECK, subjects.SEALED)

@@ -1,0 +1,78 @@
+"""What the calls of a run were asked and answered, found by what is asked now."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from dspex.bus.serving.call_spec import CallSpec
+from dspex.engine.client.runs.steps import Step, what_is_asked
+from dspex.engine.client.runs.tree import Happening
+
+
+class Answer(NamedTuple):
+    """What an attempt ended in. `failure`: its error as a record has it; None where it gave outputs."""
+
+    step: Step
+    failure: Mapping[str, Any] | None
+
+
+class RecordedCalls:
+    """The calls of a run. Each is given once, its attempts in their order; of equal ones the first that is left.
+
+    Args:
+        calls: of the run, in the order in which they were asked for.
+        states: what a name of a saved state means now: `draft@prod` → `draft@4`. A call is only equal where it had that. None:
+            nobody knows, and states are not compared.
+
+    Attributes:
+        served: calls that were given.
+    """
+
+    def __init__(self, calls: Iterable[Happening], states: Mapping[str, str] | None = None) -> None:
+        self._left: dict[tuple[str, str], list[Happening]] = {}
+        for call in calls:
+            self._left.setdefault((call.node, _canonical(call.data)), []).append(call)
+        self.nodes = {node for node, _ in self._left}
+        self._states = states
+        self._given: dict[str, deque[Answer]] = {}
+        self.served = 0
+
+    def answer(self, call: str, node: str, spec: CallSpec | None, inputs: Mapping[str, Any]) -> Answer | None:
+        """What the next attempt at a call was answered; None where none like it is left.
+
+        Args:
+            call: its id: one that asks again is given the next attempt. spec: what is asked; None: the node says enough.
+        """
+        if call not in self._given:
+            left = self._left.get((node, _canonical(inputs)), [])
+            found = next((one for one in left if spec is None or self._same(spec, one)), None)
+            if found is None:
+                return None
+            left.remove(found)
+            self.served += 1
+            self._given[call] = deque(Answer(step, failure) for step, failure in zip(found.attempts, found.failures))
+        attempts = self._given[call]
+        return attempts.popleft() if attempts else None
+
+    def nearest(self, node: str) -> Happening | None:
+        """The first call of a node that nobody has asked for again."""
+        return next((call for (of, _), calls in self._left.items() if of == node for call in calls), None)
+
+    def _same(self, spec: CallSpec, call: Happening) -> bool:
+        """Whether a recorded call was asked what `spec` asks."""
+        last = call.attempts[-1]
+        if last.asked and last.asked != what_is_asked(spec):
+            return False
+        if not last.asked and last.program and last.program != spec.program:  # recorded before requests were known
+            return False
+        if self._states is None or not last.asked or all(step.error is not None for step in call.attempts):
+            return True  # what the state was is not known
+        then = next((step.state for step in call.attempts if step.state), "")
+        return then == self._states.get(spec.state or "", "")
+
+
+def _canonical(inputs: Any) -> str:
+    return json.dumps(inputs, sort_keys=True, default=repr)
