@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from dspex.bus import codecs
 from dspex.bus.errors import Cancelled, InvalidInput, OutputTooLarge, SessionBusy, SessionConflict, SessionEnded
@@ -193,7 +193,7 @@ def _size(turns: list[StoredTurn]) -> int:
 
 
 def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int, saver: str) -> SessionState:
-    """With other data, if that of `revision` is the latest. Raises SessionConflict, OutputTooLarge.
+    """With other data, if that of `revision` is the latest. Raises SessionConflict, OutputTooLarge, InvalidInput.
 
     `saver`: drawn for this change. Equal data proves nothing: two that add one to the same number save the same.
     """
@@ -201,9 +201,15 @@ def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int, 
         return state  # it was written, and whoever did that was not told
     if state.revision != revision:
         raise SessionConflict(f"the data of session {id} is at revision {state.revision}, and not at {revision}")
-    if (size := len(codecs.msgpack_bytes(data))) > MOST_BYTES:
+    if (size := len(packed := codecs.msgpack_bytes(data))) > MOST_BYTES:
         raise OutputTooLarge(f"{size:,} bytes for the data of session {id}, which may have {MOST_BYTES:,}")
+    if not _is_record(codecs.decode(packed, codecs.MSGPACK)):  # nobody could read the session any more, turns included
+        raise InvalidInput(f"the data of session {id} has to be a mapping of texts to values", fix='give {"cart": […]}')
     return replace(state, data=data, revision=revision + 1, saver=saver)
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in cast("dict[object, object]", value))
 
 
 def ended(state: SessionState, now: float) -> SessionState:

@@ -9,7 +9,10 @@ The head is in clear, so that who cleans up can see what is over, whether or not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from typing_extensions import TypedDict
@@ -40,6 +43,17 @@ class _Body(TypedDict):
     turns: list[Any]
 
 
+@dataclass
+class _Line:
+    """Who wants to change a session over one connection. `count`: the one that does, and those that wait."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    count: int = 0
+
+
+_LINES: Final = weakref.WeakKeyDictionary[Bus, dict[str, _Line]]()  # of each connection, by the key of the session
+
+
 class SessionStore:
     """The sessions of an application."""
 
@@ -61,8 +75,27 @@ class SessionStore:
     async def change(self, id: str, change: SessionChange) -> SessionState:
         """The session as `change` makes it of what is stored and of the time. The same thing twice must be the same as once.
 
-        Called again where somebody else changed it meanwhile. Raises what it raises, BusError, SessionError.
+        Called again where somebody else changed it meanwhile. Changes over one connection are made in the order in which they
+        were asked for: else the first call of a process could find itself behind its second. Raises what it raises, BusError,
+        SessionError.
         """
+        async with self._in_line(subjects.session_key(id)):
+            return await self._change(id, change)
+
+    @asynccontextmanager
+    async def _in_line(self, key: str) -> AsyncIterator[None]:
+        lines = _LINES.setdefault(self._bus, {})
+        line = lines.setdefault(f"{self._app} {key}", _Line())
+        line.count += 1
+        try:
+            async with line.lock:
+                yield
+        finally:
+            line.count -= 1
+            if not line.count:
+                del lines[f"{self._app} {key}"]
+
+    async def _change(self, id: str, change: SessionChange) -> SessionState:
         bucket, key = await self._bucket(), subjects.session_key(id)
         while True:
             stored, now = await asyncio.gather(bucket.get(key), self.now())

@@ -59,6 +59,8 @@ class Session:
     def __init__(self, client: Client, nodes: Nodes, id: str, ttl: Duration | None, policy: Policy) -> None:
         """`ttl`: None: one that is there keeps its own."""
         subjects.session_key(id)  # it may be none
+        if not {"\r", "\n"}.isdisjoint(id):  # no header can have it: each call would be refused
+            raise ConfigError("a session cannot have an id with a line break", code="DX101", fix="leave it out")
         if policy not in get_args(Policy):
             raise ConfigError(f"there is no policy {policy!r}", code="DX105", fix=f"one of: {', '.join(get_args(Policy))}")
         self.id = id

@@ -47,6 +47,16 @@ def test_of_two_who_save_the_same_one_is_told_of_the_other(t: Talks) -> None:
         assert t.run(one.save({"count": revision + 1}, revision)) == revision + 1
 
 
+@pytest.mark.parametrize("data", [["a"], "a", None, {1: "a"}, {None: "a"}])
+def test_data_that_nobody_could_read_again_is_refused_and_the_session_goes_on(t: Talks, data: Any) -> None:
+    session = t.client.session("c1")
+    t.say(session, "a")
+    with pytest.raises(InvalidInput, match="the data of session c1 has to be a mapping"):
+        t.run(session.save(data, 0))
+    assert t.run(session.load()) == ({}, 0)
+    assert t.say(session, "b") == "b after 1"
+
+
 def test_what_is_too_large_is_refused(t: Talks) -> None:
     session = t.client.session("c1")
     with pytest.raises(OutputTooLarge):

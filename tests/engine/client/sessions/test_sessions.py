@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -55,6 +56,19 @@ def test_whoever_says_of_which_session_a_call_is_takes_its_next_turn(t: Talks) -
     assert info.ttl.total_seconds() == 7200, "who only calls changes nothing else of the session"
     with pytest.raises(ConfigError, match="is not built"):
         t.run(t.client.submit(ECHO, {"text": "d"}, session="c1"))  # type: ignore[call-arg]
+
+
+def test_calls_that_one_process_begins_one_after_the_other_are_turns_in_that_order(t: Talks) -> None:
+    """Whatever the server does with their writes, of which only one at a time can land."""
+    t.server.luck.faults = Faults(delay=0.05)
+    said = [str(n) for n in range(8)]
+
+    async def all_at_once() -> None:
+        handles = [t.client.session("c1") for _ in said]
+        await asyncio.gather(*(one.call(ECHO, {"text": text}, timeout="5m") for one, text in zip(handles, said)))
+
+    t.run(all_at_once())
+    assert t.texts(t.client.session("c1")) == said
 
 
 def test_a_history_that_is_given_is_not_filled_and_no_other_signature_gets_one(t: Talks) -> None:
@@ -160,7 +174,7 @@ def test_latest_ends_the_calls_that_wait(t: Talks) -> None:
 def test_what_a_session_cannot_have_is_refused_at_once(t: Talks, options: Any) -> None:
     with pytest.raises(ConfigError):
         t.client.session("c1", **options)
-    for id in ("", "x" * 600):
+    for id in ("", "x" * 600, "a\nb"):
         with pytest.raises(ConfigError, match="id"):
             t.client.session(id)
 
