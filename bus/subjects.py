@@ -63,7 +63,7 @@ def is_token(name: str) -> bool:
 
 # Of an application's streams, buckets and objects: how the names end of all but the first stream and bucket.
 _KINDS: Final = frozenset(
-    {"sources", "requests", "answers", "keys", "told", "applied", "sessions", "limits", "cache", "payloads"}
+    {"sources", "requests", "answers", "keys", "told", "applied", "sessions", "limits", "cache", "kept", "payloads"}
 )
 
 
@@ -221,6 +221,11 @@ def cache(app: str) -> str:
     return f"{bucket(app)}_cache"
 
 
+def kept(app: str) -> str:
+    """The key-value bucket of runs that are in no log: those that were imported, or made from runs of the past."""
+    return f"{bucket(app)}_kept"
+
+
 SHORTEST_CLASS: Final = 10  # of times to live: 2^10 s
 LONGEST_CLASS: Final = 25  # 388 days
 
@@ -234,8 +239,8 @@ def cache_key(pool: str, ttl: float, digest: bytes) -> str:
 
 
 def buckets(app: str) -> list[str]:
-    """All key-value buckets of an application: its own, then those of manifests, sessions, limits and cached records."""
-    return [bucket(app), applied(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache"))]
+    """All key-value buckets of an application: its own; of manifests, sessions, limits, cached records and kept runs."""
+    return [bucket(app), applied(app), *(f"{bucket(app)}_{kind}" for kind in ("sessions", "limits", "cache", "kept"))]
 
 
 def objects(app: str) -> str:
@@ -618,6 +623,16 @@ def session_key(id: str) -> str:
 def session_of(key: str) -> str:
     """The id of the session that lies under a key."""
     return unquote(key.replace("=", "%"), errors="replace")
+
+
+def score_key(run: str = "", score: str = "") -> str:
+    """Where a score of a run is kept; how the keys of those of a run begin, or of all. `run`, `score`: ids."""
+    return ".".join(["score", *(token(word, "run or score") for word in (run, score) if word)])
+
+
+def scored_run(key: str) -> str:
+    """The run of which a score lies under a key."""
+    return ("", *key.split("."))[2] if key.count(".") else ""
 
 
 def work_key(pool: str, band: int) -> str:

@@ -26,7 +26,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (
         *("replay", "fork"),
-        *("score", "evaluate"),
+        "evaluate",
     ),
     "Run": ("cancel",),
 }
@@ -66,7 +66,7 @@ VERBS = frozenset(
     {
         *("gateway", "fork"),
         *("eval", "shadow", "ui", "mcp", "skills"),
-        *(f"runs {verb}" for verb in ("cancel", "import", "score")),
+        *(f"runs {verb}" for verb in ("cancel", "import")),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

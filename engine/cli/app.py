@@ -53,7 +53,11 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "watch": "events.watch:watch",
         "runs": _Noun(
             "Runs: what source events caused.",
-            (*(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")), "runs.comparing:export"),
+            (
+                *(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
+                "runs.comparing:export",
+                *(f"runs.scoring:{verb}" for verb in ("score", "scores")),
+            ),
         ),
         "replay": "runs.replaying:replay",
         "diff": "runs.comparing:diff",

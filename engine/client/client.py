@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from typing_extensions import TypeVar
 
+from dspex.bus import subjects
 from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError, DspexError, WorkerLost
 from dspex.bus.message import Event, new_id
@@ -40,6 +41,7 @@ from dspex.engine.client.runs.diff import Diff, NamedRun, compare
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.runs.outputs import outputs
+from dspex.engine.client.runs.scores import Score, Scores
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
@@ -314,6 +316,39 @@ class Client(Planned, names=METHODS["Client"]):
         one, other = (self.run(run if isinstance(run, str) else run.id) for run in (a, b))
         infos = await one.info(), await other.info()
         return compare(await one.tree(), await other.tree(), infos, fields)
+
+    async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:
+        """Say how good a run is, or what an operator answered in it. All that was said is kept; the latest of a name counts.
+
+        It is credited to who answered: the saved state of the program, or its digest, and the model. Needs the rights of an
+        operator.
+
+        Args:
+            run: any run. name: of letters and digits: "helpful". value: a number; more is better, where programs are compared.
+            node: of which operator, or step (`classify#0`); None: of the run, and so of all that answered in it.
+            note: why.
+
+        Raises RunNotFound, also where no such operator has answered. ConfigError (DX105, DX101) for what is no score.
+        """
+        one = self.run(run if isinstance(run, str) else run.id)
+        (past, _), info, root = await one.history(), await one.info(), await one.tree()
+        session = past.source.headers.get(subjects.SESSION)
+        found = await Scores(self.bus, self.app).add(info, root, session, name, value, node, note)
+        await audit.leave(self.bus, self.app, "score", run=found.run, name=name, value=found.value)
+        return found
+
+    async def scores(
+        self, run: str | NamedRun | None = None, *, topology: str | None = None, since: Duration | datetime | None = None
+    ) -> AsyncIterator[Score]:
+        """What was said of runs, the oldest first: of a run, of those of a topology, or of all. `since`: said then or later."""
+        scores = Scores(self.bus, self.app)
+        if run is None:
+            async for score in scores.listing(topology, moment_of(since)):
+                yield score
+            return
+        one = self.run(run if isinstance(run, str) else run.id)
+        for score in await scores.of((await one.info()).id):
+            yield score
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -29,6 +29,7 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.runs.diff import Diff, NamedRun
 from dspex.engine.client.runs.history import History
+from dspex.engine.client.runs.scores import Score
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.client.status.approvals import Approval
@@ -440,6 +441,27 @@ class Client(Planned, names=METHODS["Client"]):
     def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
         return background.run(self._of.diff(a, b, fields=fields))
+
+    def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:
+        """Say how good a run is, or what an operator answered in it. All that was said is kept; the latest of a name counts.
+
+        It is credited to who answered: the saved state of the program, or its digest, and the model. Needs the rights of an
+        operator.
+
+        Args:
+            run: any run. name: of letters and digits: "helpful". value: a number; more is better, where programs are compared.
+            node: of which operator, or step (`classify#0`); None: of the run, and so of all that answered in it.
+            note: why.
+
+        Raises RunNotFound, also where no such operator has answered. ConfigError (DX105, DX101) for what is no score.
+        """
+        return background.run(self._of.score(run, name, value, node=node, note=note))
+
+    def scores(
+        self, run: str | NamedRun | None = None, *, topology: str | None = None, since: Duration | datetime | None = None
+    ) -> Iterator[Score]:
+        """What was said of runs, the oldest first: of a run, of those of a topology, or of all. `since`: said then or later."""
+        return background.each(self._of.scores(run, topology=topology, since=since))
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -119,7 +119,7 @@ def test_no_application_has_what_is_anothers() -> None:
         return [*streams, *(f"KV_{name}" for name in subjects.buckets(app)), f"OBJ_{subjects.objects(app)}"]
 
     endings = {name.rpartition("_")[2] for name in kept("shop")} - {"shop"}
-    assert len(endings) == 8
+    assert len(endings) == 9
     for ending in endings:
         with pytest.raises(ConfigError, match="of an application 'shop' for its own") as caught:
             kept(f"shop_{ending}")

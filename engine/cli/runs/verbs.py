@@ -10,6 +10,7 @@ import typer
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.drawing import drawn, said
+from dspex.engine.cli.runs.scored import plain, score_lines, scores_of
 from dspex.engine.cli.terminal.client import client, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -65,7 +66,7 @@ async def _listed(t: Terminal, topology: str | None, failed: bool, since: str | 
         async for info in c.runs(topology, status="failed" if failed else None, since=since, limit=limit):
             rows.append(_row(info))
             if t.json:
-                t.emit(_as_dict(info))
+                t.emit({**_as_dict(info), "scores": plain(await scores_of(c, info.id))})
     if rows and not t.json:
         t.table(rows, {name: name for name in rows[0]})
     return len(rows)
@@ -112,10 +113,11 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     async with client(t, "runs") as c:
         info = await c.run(run).info()
         shown = await with_natives(t, c, info.id, target)
+        scores = await scores_of(c, info.id)
     if shown.missing:
         t.note(shown.missing)
     if t.json:
-        t.emit(_as_dict(info))
+        t.emit({**_as_dict(info), "scores": plain(scores)})
         for told in shown.root:
             t.emit(told.as_dict())
         return
@@ -125,6 +127,8 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     )
     t.line(f"run {info.id}  {info.topology}  {status}  {spent(info.calls, info.usage)}")
     t.line(f"began {began.isoformat(sep=' ', timespec='milliseconds')}")
+    for line in score_lines(scores):
+        t.line(line)
     if any(told.kind == "native" for told in shown.root):
         other = f", another {' and '.join(sorted(shown.builds))} than then" if shown.builds else ""
         t.line(f"~ is made again with the code that is here{other}; all else is recorded")

@@ -10,12 +10,14 @@ import orjson
 import typer
 
 from dspex.bus.errors import ConfigError, Fenced
+from dspex.engine.cli.runs.scored import credit_lines, credits_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.bus.serving.programs.form import ProgramState
     from dspex.bus.serving.programs.states import SavedProgram, SavedVersion
+    from dspex.engine.client.runs.scores import Score
     from dspex.engine.client.status.programs import ProgramInfo
 
 _DIGITS = 12  # of a digest in a table
@@ -53,9 +55,13 @@ def show(
     """Show what a saved state has, or what a program is made of: predictors, instructions, fields, demonstrations."""
     t = terminal(context)
     if not (":" in what or "/" in what or "->" in what):
-        program, version, saved = t.run(_one(t, what))
+        program, version, saved, scores = t.run(_one(t, what))
         plain = _plain(program, version)
-        t.emit({**plain, "predictors": dict(saved.predictors)}, *_shown(plain, saved))
+        t.emit(
+            {**plain, "predictors": dict(saved.predictors), "scores": credits_of(scores, version.name)}, *_shown(plain, saved)
+        )
+        for line in credit_lines(scores, version.name):
+            t.line(line)
         return
     info = t.run(_described(t, what, signature, pool, {"state": state} if state is not None else {}))
     t.emit(info.as_dict(), *_lines(info))
@@ -127,7 +133,7 @@ async def _listing(t: Terminal) -> dict[str, SavedProgram]:
         return await SavedStates(c.bus, c.app).listing()
 
 
-async def _one(t: Terminal, what: str) -> tuple[SavedProgram, SavedVersion, ProgramState]:
+async def _one(t: Terminal, what: str) -> tuple[SavedProgram, SavedVersion, ProgramState, list[Score]]:
     from dspex.bus.serving.programs.names import StateName
     from dspex.bus.serving.programs.states import SavedStates
 
@@ -135,7 +141,8 @@ async def _one(t: Terminal, what: str) -> tuple[SavedProgram, SavedVersion, Prog
     async with client(t, "programs") as c:
         states = SavedStates(c.bus, c.app)
         version = await states.find(name)
-        return (await states.listing())[name.program], version, await states.load(version)
+        scores = [score async for score in c.scores()]
+        return (await states.listing())[name.program], version, await states.load(version), scores
 
 
 async def _put(t: Terminal, name: str, state: Mapping[str, Any]) -> tuple[SavedVersion, tuple[str, ...]]:

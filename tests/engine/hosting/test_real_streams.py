@@ -70,7 +70,7 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     infos = {i.config.name: i.config for i in there if i.config.name and unique in i.config.name}
     app = subjects.stream(unique)
     kinds = [app, f"{app}_sources", f"{app}_requests", f"{app}_answers", f"{app}_told", f"OBJ_{app}_payloads"]
-    kinds += [f"KV_{app}{kind}" for kind in ("", "_applied", "_sessions", "_limits", "_cache")]
+    kinds += [f"KV_{app}{kind}" for kind in ("", "_applied", "_sessions", "_limits", "_cache", "_kept")]
     assert set(infos) == set(kinds)
     assert not any(c.allow_rollup_hdrs or c.allow_msg_ttl or c.allow_msg_schedules for c in infos.values())
     assert (infos[app].max_consumers, infos[app].max_bytes) == (4000, 1 << 20)
@@ -116,7 +116,7 @@ async def test_what_others_made_under_a_name_of_the_application_is_not_deleted_w
     await js.add_stream(name=name, subjects=[f"$KV.{name[3:]}.>"], allow_direct=True)
     await apply(bus, unique, [reading(f"{unique}.in", f"{unique}.out").graph])
     done = await delete(bus, unique, "reading")
-    assert (done.whole, done.others, len(done.removed)) == (True, [f"bucket {name[3:]}"], 9)
+    assert (done.whole, done.others, len(done.removed)) == (True, [f"bucket {name[3:]}"], 10)
     assert await bus.has("bucket", name[3:])
     assert not await bus.has("stream", subjects.stream(unique))
 

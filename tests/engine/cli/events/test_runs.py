@@ -9,6 +9,7 @@ from cli_bench import Project
 
 INFO = ["id", "topology", "digest", "parent", "status", "started", "finished", "calls", "usage", "dead_letters"]
 TOLD = ["kind", "id", "cause", "node", "label", "time", "where", "data", "error", "attempts", "recorded"]
+SCORED = [*INFO, "scores"]
 
 
 def publish(project: Project, *texts: str) -> list[str]:
@@ -20,7 +21,7 @@ def publish(project: Project, *texts: str) -> list[str]:
 def test_runs_are_listed_the_latest_first_for_people_and_machines(native: Project) -> None:
     runs = publish(native, "abc", "x", "abcd")
     infos = native.here("--json", "runs", "ls", "--limit", "3").objects()
-    assert [list(info) for info in infos] == [INFO] * 3
+    assert [list(info) for info in infos] == [SCORED] * 3
     assert [info["id"] for info in infos] == runs[::-1]
     assert [(info["status"], info["dead_letters"]) for info in infos] == [("done", 0), ("failed", 1), ("done", 0)]
     (failed,) = native.here("--json", "runs", "ls", "--failed", "--limit", "1").objects()
@@ -35,7 +36,7 @@ def test_runs_are_listed_the_latest_first_for_people_and_machines(native: Projec
 def test_a_run_is_shown_with_what_came_of_it(native: Project) -> None:
     good, bad = publish(native, "abc", "x")
     info, source, check, size, output = native.here("--json", "runs", "show", good).objects()
-    assert (list(info), info["status"]) == (INFO, "done")
+    assert (list(info), info["status"]) == (SCORED, "done")
     assert [list(one) for one in (source, output)] == [TOLD] * 2
     assert [list(one) for one in (check, size)] == [[*TOLD, "note", "gives"]] * 2
     assert [one["recorded"] for one in (source, check, size, output)] == [True, False, False, True]
