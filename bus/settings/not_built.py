@@ -71,7 +71,7 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "replay": frozenset({"--explain", "--at", "--pdb", "--session", "--range", "--partition", "--to", "--to-sinks"}),
+    "replay": frozenset({"--explain", "--at", "--pdb", "--to", "--to-sinks"}),
     "run": frozenset({"--http", "--metrics", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),

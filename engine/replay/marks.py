@@ -5,7 +5,7 @@ messages of a commit are of a run, and how they differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from dspex.bus import subjects
@@ -37,20 +37,20 @@ def marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
     return arrival
 
 
-def of_run(run: str, messages: Iterable[Message | NewMessage | None]) -> list[tuple[str, Any]]:
-    """What is of a run: messages that name it, and its events in frames. What is gone says nothing."""
+def of_runs(runs: Collection[str], messages: Iterable[Message | NewMessage | None]) -> list[tuple[str, Any]]:
+    """What is of runs: messages that name one, and their events in frames. What is gone says nothing."""
     found: list[tuple[str, Any]] = []
     for m in messages:
         if m is None:
             continue
-        if (m.headers or {}).get(subjects.RUN) == run:
+        if (m.headers or {}).get(subjects.RUN) in runs:
             found.append((m.subject, m.data))
             continue
         try:
             events = unpack_frame(m.data) if subjects.matches("dspex.*.edge.>", m.subject) else []
         except DecodeError:  # in the object store, or sealed
             events = []
-        found += [(m.subject, event) for event in events if event.origin.run == run]
+        found += [(m.subject, event) for event in events if event.origin.run in runs]
     return found
 
 

@@ -23,7 +23,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, Timer
 from dspex.engine.log.tables import Tables
-from dspex.engine.replay.marks import marked, of_run, same_bytes, summary
+from dspex.engine.replay.marks import marked, of_runs, same_bytes, summary
 from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -80,13 +80,13 @@ class PartitionReplay:
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
-        self._run: str | None = None
+        self._runs: Collection[str] | None = None
         self.watcher, self._at = Watcher(), 0
         self.taken, self.build = Counter[str](), dict[str, str]()
         self._dead = subjects.dead_pattern(app)
 
     async def differences(
-        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, run: str | None = None
+        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
     ) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds. Raises BusError.
 
@@ -94,9 +94,9 @@ class PartitionReplay:
             snapshot: the entry that names the snapshot to begin at; 0: with nothing, at the first entry.
             until: the last sequence.
             only: the entries whose arrivals are handled; of others what they changed is taken from the log. None: all.
-            run: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
+            runs: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
-        self._run = run
+        self._runs = runs
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
@@ -155,10 +155,10 @@ class PartitionReplay:
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
         mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
-        if self._run is not None and not (same and mine == changed):
+        if self._runs is not None and not (same and mine == changed):
             mine, same = (
                 changed,
-                of_run(self._run, self._batch.messages) == of_run(self._run, await self._stored_by(sequence, entry)),
+                of_runs(self._runs, self._batch.messages) == of_runs(self._runs, await self._stored_by(sequence, entry)),
             )
         if not same or mine != changed:
             self.excused = self.excused or await self._failed(sequence, entry, changed)

@@ -8,11 +8,13 @@ tables are others than those that were stored, the replay differs there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
+from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.engine.graph.graph import Graph
@@ -72,24 +74,26 @@ async def replayed(
     applied: Manifest,
     build: Mapping[str, str],
     *,
-    since: float = 0.0,
-    until: float | None = None,
+    span: tuple[float, float] = (0.0, inf),
+    partition: tuple[str, int] | None = None,
     told: Callable[[Replayed], None] = lambda found: None,
 ) -> Replayed:
-    """Replay a topology. Raises BusError.
+    """Replay a topology. Raises BusError; TopologyError (DX235) where it has no such partition.
 
     Args:
         graph: of the topology, with the functions that are to run. applied: what the logs were written by.
         build: that of today, see `build`.
-        since, until: only what was committed in between counts, in seconds since the epoch.
+        span: only what was committed in between counts, in seconds since the epoch.
+        partition: only this one: a stage by its id, or by a source or a hop that it begins at, and a number.
         told: called after each partition.
     """
     found = Replayed()
     if (info := await bus.stream(subjects.stream(app))) is None:
         return found
-    first = await sequence_before(bus, info, since) + 1 if since else 0
-    last = await sequence_before(bus, info, until) if until is not None else NONE
-    async for stage, index, count in _partitions(bus, app, graph, applied):
+    first = await sequence_before(bus, info, span[0]) + 1 if span[0] else 0
+    last = await sequence_before(bus, info, span[1]) if span[1] < inf else NONE
+    there = [one async for one in _partitions(bus, app, graph, applied)]
+    for stage, index, count in there if partition is None else _only(there, *partition):
         await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None))
         told(found)
     return found
@@ -102,19 +106,19 @@ async def replayed_run(
     applied: Manifest,
     build: Mapping[str, str],
     taken: Mapping[tuple[str, int], Collection[int]],
-    run: str,
+    runs: str | Collection[str],
     watcher: Watcher | None = None,
 ) -> Replayed:
-    """Replay one run, as far as a topology took it. Raises BusError.
+    """Replay runs, as far as a topology took them. Raises BusError.
 
-    `taken`: stage and partition → the entries that took something of it. What else they took is taken again with it: it may
+    `taken`: stage and partition → the entries that took something of them. What else they took is taken again with it: it may
     have changed the same state before. What came of that is not compared. `watcher`: sees the native operators.
     """
-    found = Replayed()
+    found, runs = Replayed(), {runs} if isinstance(runs, str) else runs
     graph = watched(graph, watcher) if watcher is not None else graph
     async for stage, index, count in _partitions(bus, app, graph, applied):
         if entries := taken.get((stage.id, index)):
-            span = (min(entries), max(entries), entries, run)
+            span = (min(entries), max(entries), entries, runs)
             await _one(bus, app, applied, stage, index, count, found, build, span, watcher)
     return found
 
@@ -128,15 +132,15 @@ async def _one(
     count: int,
     found: Replayed,
     build: Mapping[str, str],
-    span: tuple[int, int, Collection[int] | None, str | None],
+    span: tuple[int, int, Collection[int] | None, Collection[str] | None],
     watcher: Watcher | None = None,
 ) -> None:
     """Replay one partition. `span`: the first and the last sequence that count, the entries, and the run; None: all."""
     stream = applied.streams[stage.name] if stage.source is not None else ""
-    replay, (first, last, only, run) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
+    replay, (first, last, only, runs) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
     replay.watcher = watcher or replay.watcher
-    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, run):
+    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
         if entry >= first:
             found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
     found.taken += replay.taken
@@ -150,6 +154,16 @@ async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> As
         there: Mapping[str, Any] = await bus.multi_last(subjects.stream(app), list(logs))
         for log in sorted(there, key=lambda name: logs[name]):
             yield stage, logs[log], count
+
+
+def _only(there: Sequence[tuple[Stage, int, int]], stage: str, index: int) -> list[tuple[Stage, int, int]]:
+    """One partition of those that have a log. Raises TopologyError."""
+    if found := [one for one in there if stage in {one[0].id, *one[0].begins} and one[1] == index]:
+        return found
+    known = {one[0].id: f"{one[0].id} ({one[0].name})" for one in there}
+    numbers = sorted(one[1] for one in there if stage in {one[0].id, *one[0].begins})
+    fix = f"those that have: {', '.join(map(str, numbers))}" if numbers else f"one of the stages {', '.join(known.values())}"
+    raise TopologyError(f"no partition {stage}/{index} has taken anything", code="DX235", fix=fix)
 
 
 async def _snapshot(bus: Bus, log: LogAddress, first: int) -> int:

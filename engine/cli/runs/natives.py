@@ -41,7 +41,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
 
     past, applied = await c.run(run).history()
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
-    for topology, entries in taken_by(past).items():
+    for topology, entries in taken_by([past]).items():
         try:
             graph, values, found = await _values(t, c, past, applied, topology, entries, target)
         except DspexError as error:

@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspex.bus.errors import ConfigError, Divergence, TopologyError
+from dspex.bus.errors import Divergence, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.progress import NoBar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
+    from dspex.engine.cli.runs.choice import ReplayChoice
+    from dspex.engine.client.client import Client
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
+    from dspex.engine.graph.manifest import Manifest
     from dspex.engine.replay.topology import Diverged, Replayed
 
 MOST = 10  # differences that are printed
+AT_ONCE = 16  # runs whose histories are read at once
+
+
+WITH = Annotated[
+    str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
+]
 
 
 def replay(
     context: typer.Context,
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last.")] = None,
     topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All that it has done.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
-    ] = None,
+    target: WITH = None,
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
+    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="The runs of a session.")] = None,
+    span: Annotated[
+        str | None, typer.Option("--range", metavar="FROM:TO", help="The runs of source events by their sequences.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
+    file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
 ) -> None:
-    """Replay a run, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
+    """Replay runs, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
+    from dspex.engine.cli.runs.choice import chosen
+
     t = terminal(context)
     if mode != "strict":
         raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
-    if [run, topology, file].count(None) != 2 or (topology is None and (since or until)):
-        fix = "dspex replay RUN, dspex replay --topology NAME --since 1d, or dspex replay --file FILE"
-        raise ConfigError("what is replayed is a run, a file of one, or a topology with a time", code="DX105", fix=fix)
-    if file is not None:
-        _replay_file(t, file, target)
+    narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
+    what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
+    if what.file is not None:
+        _replay_file(t, what.file, target)
         return
     began = time.monotonic()
-    if run is not None:
-        what, found = t.run(_replayed_run(t, run, target))
-    else:
-        what, found = t.run(_replayed(t, str(topology), target, since, until))
-    _print(t, what, found, 1 if run is not None else None, time.monotonic() - began)
+    name, runs, found = t.run(_replayed(t, what, target) if what.whole else _replayed_runs(t, what, target))
+    _print(t, name, found, runs, time.monotonic() - began)
     if not found.same:
         first = found.diverged[0]
-        raise Divergence(f"the replay of {what} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+        raise Divergence(f"the replay of {name} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
 
 
 def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
@@ -72,25 +86,44 @@ def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
         raise Divergence(f"the replay of {file} differs {count(len(found.diff.steps), 'time')}")
 
 
-async def _replayed_run(t: Terminal, run: str, target: str | None) -> tuple[str, Replayed]:
+async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) -> tuple[str, int, Replayed]:
+    """Replay certain runs: what is said, how many they are, what came of it."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
 
     async with client(t, "replay") as c:
-        past, applied = await c.run(run).history()
-        found = Replayed()
-        for topology, taken in taken_by(past).items():
+        ids, found = await what.runs(c), Replayed()
+        past, applied = await histories(t, c, ids)
+        runs = {one.run for one in past}
+        for topology, taken in taken_by(past, what.topology).items():
             graph = graph_of(t, topology, target)
             of = build(graph.digest, graph.functions)
-            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, past.run))
-        return past.run, found
+            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs))
+        return past[0].run if what.run is not None else str(what), len(runs), found
 
 
-def taken_by(past: History) -> dict[str, dict[tuple[str, int], set[int]]]:
-    """The entries that took something of a run: by topology, stage and partition."""
+async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
+    """The histories of runs, some at a time, and what is applied. Raises RunNotFound."""
+    room = asyncio.Semaphore(AT_ONCE)
+    with t.progress("histories", len(runs)) if len(runs) > AT_ONCE else nullcontext(NoBar()) as bar:
+
+        async def one(run: str) -> tuple[History, Mapping[str, Manifest]]:
+            async with room:
+                found = await c.run(run).history()
+                bar.advance(1)
+                return found
+
+        found = await asyncio.gather(*(one(run) for run in runs))
+    return [past for past, _ in found], found[0][1]
+
+
+def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict[tuple[str, int], set[int]]]:
+    """The entries that took something of runs: by topology, stage and partition. `only`: of this topology; None: of all."""
     found = dict[str, dict[tuple[str, int], set[int]]]()
-    for one in past.taken:
+    for one in (taken for run in past for taken in run.taken):
         topology, stage, index = one.partition
+        if only not in (None, topology):
+            continue
         found.setdefault(topology, {}).setdefault((stage, index), set()).add(one.sequence)
     return found
 
@@ -109,41 +142,34 @@ def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
     return with_defaults(graphs[topology], defaults, timeouts)
 
 
-async def _replayed(
-    t: Terminal, topology: str, target: str | None, since: str | None, until: str | None
-) -> tuple[str, Replayed]:
-    from dspex.bus.codecs.times import moment
-    from dspex.bus.settings.duration import seconds
+async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> tuple[str, int, Replayed]:
+    """Replay what a topology did in a time: as `_replayed_runs`. Source events count as runs, else those over hops."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import replayed
 
+    topology = str(what.topology)
     graph = graph_of(t, topology, target)
-    begin = time.time() - seconds(since) if since is not None else 0.0
-    try:
-        end = moment(until).timestamp() if until is not None else None
-    except (ValueError, OverflowError):
-        raise ConfigError(f"{until!r} is no time", code="DX105", fix="as 2026-01-31T12:00:00Z") from None
     async with client(t, "replay") as c:
         applied = (await c.manifests()).get(topology)
         if applied is None:
             raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
-        with t.progress("replay", sum(applied.partitions.values())) as bar:
+        with t.progress("replay", sum(applied.partitions.values()) if what.partition is None else 1) as bar:
 
             def told(so_far: Replayed) -> None:
                 bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
 
-            of = build(graph.digest, graph.functions)
-            return topology, await replayed(c.bus, c.app, graph, applied, of, since=begin, until=end, told=told)
+            of, span = build(graph.digest, graph.functions), (what.since, what.until)
+            found = await replayed(c.bus, c.app, graph, applied, of, span=span, partition=what.partition, told=told)
+        return topology, found.taken["source"] or found.taken["events"], found
 
 
-def _print(t: Terminal, what: str, found: Replayed, runs: int | None, seconds: float) -> None:
-    """`runs`: how many it were, where that is known: of a topology, events of sources; where there are none, over hops."""
-    events, served = runs or found.taken["source"] or found.taken["events"], found.taken["records"]
+def _print(t: Terminal, what: str, found: Replayed, runs: int, seconds: float) -> None:
+    served = found.taken["records"]
     first = found.diverged[0] if found.diverged else None
-    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": events, "served": served, "live": 0, "tokens": 0}
+    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": runs, "served": served, "live": 0, "tokens": 0}
     said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
     said |= {"what": what, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
-    lines = [f"{what}  {count(events, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
+    lines = [f"{what}  {count(runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
     for name, (then, now) in sorted(found.builds.items()):
         lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
     lines += [f"differs {_said(one)}" for one in found.diverged[:MOST]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from cli_bench import NATIVE, Project
 
 
@@ -34,7 +35,6 @@ def test_code_that_gives_something_else_is_told_with_where_and_what(native: Proj
 def test_what_cannot_be_replayed_says_so(native: Project) -> None:
     assert native.here("--json", "replay", "--topology", "nativ").error()["code"] == "DX235"
     assert native.here("--json", "replay").error()["code"] == "DX105"
-    assert native.here("--json", "replay", "@last", "--since", "1d").error()["code"] == "DX105"
     assert native.here("--json", "replay", "--topology", "native", "--mode", "live").error()["code"] == "DX108"
     assert native.here("--json", "replay", "--topology", "native", "--pdb").error()["code"] == "DX108"
 
@@ -49,3 +49,63 @@ def test_one_run_is_replayed_and_others_are_not_looked_at(native: Project) -> No
     found = native.here("--json", "replay", second, "--with", other)
     assert (found.code, found.error()["code"]) == (6, "DX801")
     assert '"size":4' in found.objects()[0]["diverged"]["b"]
+
+
+def longer(native: Project, most: int) -> str:
+    """Other code: it counts up to `most` only."""
+    changed = NATIVE.format(u=native.input.removesuffix(".in")).replace('"len(text)"', f'"min(len(text), {most})"')
+    return str(native.write(f"most{most}.yaml", changed))
+
+
+def test_the_runs_of_a_session_are_replayed_and_no_others(native: Project) -> None:
+    for text, session in (("abc", "s-1"), ("abcdef", "s-2"), ("abcd", "s-1")):
+        assert native.publish(f"text={text}", "--session", session).code == 0
+    (said,) = native.here("--json", "replay", "--session", "s-1").objects()
+    assert (said["same"], said["runs"], said["what"]) == (True, 2, "session s-1")
+    five = longer(native, 5)
+    assert native.here("replay", "--session", "s-1", "--with", five).code == 0
+    assert native.here("replay", "--session", "s-2", "--with", five).code == 6
+    (said,) = native.here("--json", "replay", "--session", "s-2", "--topology", "native", "--since", "1h").objects()
+    assert said["runs"] == 1
+    assert native.here("--json", "replay", "--session", "s-2", "--until", "2026-01-01T00:00:00Z").error()["code"] == "DX622"
+
+
+def test_the_runs_of_a_range_of_the_source_are_replayed_and_no_others(native: Project) -> None:
+    at = [native.here("--json", "publish", native.input, f"text={text}").objects()[0]["seq"] for text in ("abc", "abcdef")]
+    native.publish("text=abcd")
+    at.append(at[1] + 1)
+    (said,) = native.here("--json", "replay", "--range", f"{at[0]}:{at[2]}").objects()
+    assert (said["same"], said["runs"]) == (True, 3)
+    five = longer(native, 5)
+    assert native.here("replay", "--range", f"{at[0]}:{at[0]}", "--with", five).code == 0
+    assert native.here("replay", "--range", f"{at[1]}:{at[1]}", "--topology", "native", "--with", five).code == 6
+    assert native.here("--json", "replay", "--range", "900000:900001").error()["code"] == "DX622"
+
+
+def test_one_partition_is_replayed_by_its_stage_or_by_what_it_begins_at(native: Project) -> None:
+    native.publish("text=abc")
+    for stage in ("s1", native.input):
+        (said,) = native.here("--json", "replay", "--topology", "native", "--partition", f"{stage}/0").objects()
+        assert said["same"]
+    error = native.here("--json", "replay", "--topology", "native", "--partition", "s1/3").error()
+    assert (error["code"], error["fix"]) == ("DX235", "those that have: 0")
+    assert f"s1 ({native.input})" in native.here("replay", "--topology", "native", "--partition", "s9/0").err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["@last", "--since", "1d"], "RUN and --since do not go together"),
+        (["@last", "--session", "s"], "RUN and --session do not go together"),
+        (["--session", "s", "--partition", "s1/0"], "--session and --partition"),
+        (["--range", "1:2", "--since", "1d"], "--range and --since"),
+        (["--file", "x", "--topology", "native"], "--file and --topology"),
+        (["--since", "1d"], "nothing says what is to be replayed"),
+        (["--range", "5:2"], "is no range of sequences"),
+        (["--topology", "native", "--partition", "s1"], "is no partition"),
+        (["--topology", "native", "--until", "noon"], "is no time"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(native: Project, options: list[str], why: str) -> None:
+    error = native.here("--json", "replay", *options).error()
+    assert (error["code"], why in error["message"]) == ("DX105", True), error

@@ -52,7 +52,7 @@ def shown(one: Lab, topology: Topology, run: str) -> Happening:
     async def found() -> Happening:
         past, applied = await one.client.run(run).history()
         root = Tree(past, applied).root
-        for name, entries in taken_by(past).items():
+        for name, entries in taken_by([past]).items():
             values = NativeValues(run)
             again = await replayed_run(one.client.bus, APP, topology.graph, applied[name], {}, entries, run, values)
             assert all(differs.excused for differs in again.diverged)
