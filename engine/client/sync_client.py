@@ -28,6 +28,7 @@ from dspex.engine.client.following.follower import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.runs.diff import Diff, NamedRun
+from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.scores import Score
 from dspex.engine.client.runs.steps import Step
@@ -108,6 +109,10 @@ class Run(Planned, names=METHODS["Run"]):
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
         background.run(self._of.export(path))
 
+    def file(self) -> RunFile:
+        """What its file would say, also where a call has no record. Raises RunNotFound."""
+        return background.run(self._of.file())
+
     def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         return background.run(self._of.history())
@@ -137,7 +142,9 @@ class Answer(Generic[V]):
         return background.each(self._of.events())
 
     def result(self) -> Result[V]:
-        """The whole answer, when it is there; no piece need be read. Raises the call's error."""
+        """The whole answer, when it is there; no piece need be read. Raises the call's error; Cancelled where the block was
+        left before the end.
+        """
         return background.run(self._of.result())
 
     def __enter__(self) -> Self:

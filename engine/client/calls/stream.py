@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self
 import orjson
 from typing_extensions import TypeVar
 
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import Cancelled, ConfigError
 from dspex.bus.tasks import Tasks, cancel
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 
@@ -75,8 +75,18 @@ class Answer(Generic[V]):
         await self.result()
 
     async def result(self) -> Result[V]:
-        """The whole answer, when it is there; no piece need be read. Raises the call's error."""
-        return await asyncio.shield(self._entered())
+        """The whole answer, when it is there; no piece need be read. Raises the call's error; Cancelled where the block was
+        left before the end.
+        """
+        calling = self._entered()
+        try:
+            return await asyncio.shield(calling)
+        except asyncio.CancelledError:
+            asks = asyncio.current_task()
+            if not calling.cancelled() or (asks is not None and asks.cancelling()):
+                raise
+            why = "the block of this answer was left before its end, which has cancelled the call"  # who asks was not cancelled
+            raise Cancelled(why, fix="read the result within the block: async with client.stream(…) as answer") from None
 
     def _entered(self) -> asyncio.Task[Result[V]]:
         if self._calling is None:

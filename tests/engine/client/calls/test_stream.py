@@ -14,7 +14,7 @@ from waiting import until
 
 import dspex
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import CallTimeout, ConfigError, ProgramError
+from dspex.bus.errors import CallTimeout, Cancelled, ConfigError, ProgramError
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.serving.sayings import SAID
@@ -189,6 +189,28 @@ async def test_the_error_of_a_call_comes_behind_its_pieces_and_its_time_is_bound
                     await anext(pieces)
                 with pytest.raises(raised):
                     await answer.result()
+
+
+@pytest.mark.asyncio
+async def test_who_asks_for_the_result_of_a_block_that_was_left_is_told_and_not_cancelled() -> None:
+    """A bare CancelledError would end the task of who asks, as if somebody had cancelled that."""
+
+    async def serve(worker: Worker) -> None:
+        worker.accept()
+
+    async with await client_of(serve) as client:
+        async with client.stream(SPEC, {"text": "x"}) as answer:
+            waiting = asyncio.create_task(answer.result())
+            assert isinstance(await anext(aiter(answer.events())), Accepted)
+        for asked in (waiting, answer.result(), texts(answer)):
+            with pytest.raises(Cancelled, match="was left before its end"):
+                await asked
+        async with client.stream(SPEC, {"text": "x"}) as answer:
+            waiting = asyncio.create_task(answer.result())
+            assert isinstance(await anext(aiter(answer.events())), Accepted)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
 
 
 @pytest.mark.asyncio
