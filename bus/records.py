@@ -264,6 +264,8 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: a description is of no call")
         if found.answer is not None and (found.record is None or not found.answer.sound):
             raise DecodeError("not a CallRequest of dspex: nobody submitted it")
+        if found.turn is not None and not found.session:
+            raise DecodeError("it is to be a turn, and does not say of which session")
         if found.required and not found.affinity:
             raise DecodeError("not a CallRequest of dspex: it requires the worker of a key, and has none")
         return found
@@ -324,6 +326,11 @@ class CallRecord(_Packed):
     warning: str = ""
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: CallRequest, **said: Any) -> Self:
+        """The record of an execution that no program has answered."""
+        return cls(request.call, request.try_number, request.attempt, request.topology, request.node, **said)
 
 
 class _Sized(TypedDict):

@@ -23,6 +23,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.sayings import AnswerStore
 from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.serving.sessions.turns import Turns
 from dspex.bus.serving.shares import Charge, Shares, tokens_of
 from dspex.bus.tasks import Tasks
 
@@ -35,8 +36,7 @@ ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 
 PASSED_ON: Final = "passed on"  # another process has the work now
 HANDED_BACK: Final = "handed back"  # somebody else is to be given it
-Job = Callable[[], Awaitable[CallRecord | Literal["passed on", "handed back"] | None]]
-"""Answers a piece of work. None: there is no record to store, and the work is done."""
+Job = Callable[[], Awaitable[CallRecord | Literal["passed on", "handed back"] | None]]  # None: there is no record to store
 Accept = Callable[[CallRequest, Delivery], Job]
 
 
@@ -55,7 +55,7 @@ class WorkLoop:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
         served: pieces of work that are answered and acked.
         refused: requests that nobody who knows dspex could have sent, and that were not run.
-        clock: tells how long ago work was stored. answers: of submitted calls.
+        clock: tells how long ago work was stored. answers: of submitted calls. turns: of sessions.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class WorkLoop:
         self._accept, self._free = accept, free
         self.records = records or RecordStore(bus, app, pool)
         self.answers = AnswerStore(bus, app, pool)
+        self.turns = Turns(bus, app)
         self._sign_of_life = sign_of_life
         self.served = self.refused = 0
         self.clock = ServerClock(bus, subjects.stream(app))
@@ -217,7 +218,9 @@ class WorkLoop:
             raise
         else:
             delivery.message = whole or delivery.message
-            accepted = partial((accept or self._accept) if whole else _without_payload, request, delivery)
+            take, age = accept or self._accept, self.clock.age(delivery.message.time)
+            take = take if request.turn is None else self.turns.taking(self.pool, take, age)
+            accepted = partial(take if whole else _without_payload, request, delivery)
             looks = delivery.delivered > 1 or self._stood_still()
             job = partial(self._again, request, delivery, accepted) if looks else accepted()
             band = subjects.band_of(self.app, self.pool, delivery.message.subject) or 0
@@ -294,6 +297,4 @@ class WorkLoop:
 
 def _without_payload(request: CallRequest, delivery: Delivery) -> Job:
     """Give the record of a call that nobody can make any more, so that its event need not wait for the deadline."""
-    error = payloads.gone(request.node).as_dict()
-    record = CallRecord(request.call, request.try_number, request.attempt, request.topology, request.node, error=error)
-    return partial(asyncio.sleep, 0.0, record)
+    return partial(asyncio.sleep, 0.0, CallRecord.of(request, error=payloads.gone(request.node).as_dict()))

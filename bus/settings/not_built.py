@@ -34,7 +34,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "Engine": ("observer",),
     "Client.forget": ("run",),
-    "Client.submit": ("session",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
 NAMES = ("StateContext", "asgi")

@@ -7,7 +7,6 @@ and the absence of workers is known at once. A call keeps its id however often i
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,14 @@ from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, Usage
-from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.deployed import OUTDATED
-from dspex.bus.serving.sessions.state import HISTORY, StoredTurn, check_inputs
+from dspex.bus.serving.sessions.line import with_history
+from dspex.bus.serving.sessions.state import StoredTurn, check_inputs
 from dspex.engine.client.calls.asking import Asking, Meanwhile
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 
 T = TypeVar("T")
 V = TypeVar("V", default=dict[str, Any])
-_HISTORY = re.compile(rf"(^|,)\s*{HISTORY}\s*(:|,|$)")
 TIMEOUT = 60.0  # seconds for a call of which nothing else is said; as for an attempt in a topology
 STREAMED = 600.0  # likewise for one that is streamed: who reads meanwhile waits longer
 
@@ -134,7 +132,7 @@ async def _call(
     if asked.affinity == "require" and not session:
         fix = "client.session(id).call(…), or dspex call --session ID"
         raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
-    given = _with_history(asked.spec, data, speaking.turns) if speaking is not None else data
+    given = with_history(asked.spec, data, speaking.turns) if speaking is not None else data
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = dict(known.inputs(given)) if known else dict(given)
@@ -161,14 +159,6 @@ async def _call(
         state=record.state,
         warning=record.warning,
     )
-
-
-def _with_history(spec: CallSpec, data: Any, turns: Sequence[StoredTurn]) -> Any:
-    """The data with the turns as its input `history`, where the signature has one and nothing is given for it."""
-    if not _HISTORY.search((spec.signature or spec.target).partition("->")[0]) or not isinstance(data, Mapping):
-        return data
-    given = cast("Mapping[str, Any]", data)
-    return given if HISTORY in given else {**given, HISTORY: {"messages": [{**t.inputs, **t.outputs} for t in turns]}}
 
 
 async def ask(

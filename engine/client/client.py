@@ -222,8 +222,7 @@ class Client(Planned, names=METHODS["Client"]):
         async for result in in_order(lambda data: self.call(what, data, timeout=timeout), items, concurrency):
             yield result
 
-    @lacks("Client.submit")
-    async def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None) -> Run:
+    async def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
         """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
 
         It is tried again as a call of a topology is. The application must have `engine.submit = true`.
@@ -233,14 +232,16 @@ class Client(Planned, names=METHODS["Client"]):
                 and `deadline` are carried out.
             data: the inputs by name.
             id: names the call. The same id twice is one call and one run, for as long as its event is kept.
+            session: the answer is a turn of it, as with `Session.call`. The submitted calls of a session are made one after
+                the other.
 
         Raises:
             NotStored: the application takes no submitted calls. ConfigError: DX108, a Spec with `fallback`, `on_error` or
-            `order`: only a topology carries them out.
+            `order`: only a topology carries them out. SessionEnded.
         """
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
         return await submitting.submit(
-            self.bus, self._nodes, self._submitted, what, data, id=id, above=above, waits=self._waits
+            self.bus, self._nodes, self._submitted, what, data, id=id, session=session, above=above, waits=self._waits
         )
 
     async def job_status(self, run: str) -> str | None:

@@ -366,8 +366,7 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.each(self._of.batch(what, items, concurrency=concurrency, timeout=timeout))
 
-    @lacks("Client.submit")
-    def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None) -> Run:
+    def submit(self, what: HasCall[Any] | str, data: Any, /, *, id: str | None = None, session: str | None = None) -> Run:
         """Store a call, and return: an engine has it made, whatever becomes of this process. `Run.result` gives its result.
 
         It is tried again as a call of a topology is. The application must have `engine.submit = true`.
@@ -377,12 +376,14 @@ class Client(Planned, names=METHODS["Client"]):
                 and `deadline` are carried out.
             data: the inputs by name.
             id: names the call. The same id twice is one call and one run, for as long as its event is kept.
+            session: the answer is a turn of it, as with `Session.call`. The submitted calls of a session are made one after
+                the other.
 
         Raises:
             NotStored: the application takes no submitted calls. ConfigError: DX108, a Spec with `fallback`, `on_error` or
-            `order`: only a topology carries them out.
+            `order`: only a topology carries them out. SessionEnded.
         """
-        return Run(background.run(self._of.submit(what, data, id=id)))
+        return Run(background.run(self._of.submit(what, data, id=id, session=session)))
 
     def job_status(self, run: str) -> str | None:
         """How far the job of an optimizer is (`Spec.optimize`), "scoring before 12/96"; None where it does not run now.

@@ -67,9 +67,8 @@ class Call(Generic[R_co]):
         on_error: "dead_letter" or "skip".
         tenant: data → on whose behalf; raises InvalidInput. None: nobody's.
         of: makes the call of an event's data and subject, where each event says what is asked; see submitted.py.
-        answer: who submitted the call, and is told of its answer; None: nobody did.
-        affinity: "prefer": calls of one key, or else session, go to the same process of a pool where that has room; "require":
-            to no other one for as long as it lives.
+        answer: who submitted the call, and is told of its answer; None: nobody did. turn: what names it in its session.
+        affinity: "prefer": calls of one key, or else session, go to one process where that has room; "require": to no other.
     """
 
     spec: CallSpec
@@ -87,6 +86,7 @@ class Call(Generic[R_co]):
     of: Callable[[Any, str], Call[Any]] | None = None
     affinity: Affinity = "prefer"
     answer: AnswerTo | None = None
+    turn: str | None = None
 
     def for_event(self, data: Any, subject: str) -> Call[Any]:
         """What is asked for an event, by its data and its subject. Raises DataError; NotAllowed for what may not be asked."""

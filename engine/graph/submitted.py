@@ -1,20 +1,23 @@
 """The topology that every application can have without writing it: calls that somebody submitted, each an event that says what
 is asked. So they are as durable as any call of a topology: retries, deadlines, records and dead letters are the same.
+
+The key of an event is the session that its answer is a turn of: calls of one session are made one after the other.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NotRequired
 
 from typing_extensions import TypedDict
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, NotAllowed, is_seconds
-from dspex.bus.records import DEFAULT_POOL, AnswerTo
+from dspex.bus.records import DEFAULT_POOL, Affinity, AnswerTo
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.duration import seconds
 from dspex.engine.graph.graph import Graph
@@ -33,10 +36,12 @@ class _Submitted(TypedDict):
     priority: int
     retry: dict[str, Any]
     client: str
+    turn: NotRequired[str | None]
+    affinity: NotRequired[Affinity]
 
 
-def event_of(call: Call[Any], inputs: Mapping[str, Any], client: str) -> dict[str, Any]:
-    """The data of the event that submits a call. `client`: who is told of its answer."""
+def event_of(call: Call[Any], inputs: Mapping[str, Any], client: str, turn: str | None) -> dict[str, Any]:
+    """The data of the event that submits a call. `client`: who is told of its answer. `turn`: the name of its turn."""
     retry = vars(call.retry) | {name: seconds(getattr(call.retry, name)) for name in ("backoff", "cap")}
     return {
         "spec": b64encode(call.spec.packed).decode(),  # as in a request: who reads many like it reads that once
@@ -47,13 +52,16 @@ def event_of(call: Call[Any], inputs: Mapping[str, Any], client: str) -> dict[st
         "priority": call.priority,
         "retry": retry,
         "client": client,
+        **({} if turn is None else {"turn": turn, "affinity": call.affinity}),
     }
 
 
 def submitted(app: str, pools: tuple[str, ...]) -> Graph:
     """The graph. `pools`: those that its calls may go to; they are no part of what it is."""
     subject = subjects.submit_pattern(app)
-    nothing: Call[Any] = Call(CallSpec("submit", "", ""), DEFAULT_POOL, _inputs, _outputs, of=partial(_call, app))
+    nothing: Call[Any] = Call(
+        CallSpec("submit", "", ""), DEFAULT_POOL, _inputs, _outputs, order="serial", of=partial(_call, app)
+    )
     source = SourceNode(name=subject, op="source", source=Source(subject, partitions=PARTITIONS, plain=False))
     node = CallNode(name=NODE, op="call", inputs=(Inlet(subject),), call=nothing)
     return Graph(subjects.SUBMITTED, {subject: source, NODE: node}, pools=pools)
@@ -81,7 +89,9 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
     if not to.sound:
         raise DecodeError("not a submitted call of dspex: nobody can be told of its answer")
     pool, timeout, deadline = found["pool"], found["timeout"], found["deadline"]
-    return Call(spec, pool, _inputs, _outputs, timeout, deadline, retry, priority=found["priority"], answer=to)
+    turn, affinity = found.get("turn"), found.get("affinity", "prefer")
+    made = Call(spec, pool, _inputs, _outputs, timeout, deadline, retry, priority=found["priority"], answer=to)
+    return replace(made, turn=turn, affinity=affinity)
 
 
 def _spec(text: str) -> CallSpec:

@@ -2,8 +2,9 @@
 
     python tests/chaos/talking.py --turns 50 --kills 4
 
-One client asks a question after another, each under an id of its own, and asks again where it does not learn what came of it.
-In the end each question must be one turn, in the order in which they were asked, with the answer that the client was given.
+One client asks a question after another, each under an id of its own, and asks again where it does not learn what came of it;
+two of four are submitted together, and waited for. In the end each question must be one turn, in the order in which they were
+asked, with the answer that the client was given.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from random import Random
 
 import structlog
 from oracle import Report, Violation
-from processes.world import APP, World, profile
+from processes.calls.submitting import SubmittingWorld
+from processes.world import APP, World, insist, profile
 from standin import StandIn
 
 from dspex.bus import nats
 from dspex.bus.errors import BusError, CallTimeout, Saturated, SessionConflict, WorkerLost
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.client import Client
+from dspex.engine.client.run import Run
 
 QUESTION = "history, text -> reply"
+SUBMITTED = 2  # questions that are submitted together
 LATENCY = 0.3  # seconds of the model
 AGAIN = (BusError, CallTimeout, Saturated, SessionConflict, WorkerLost)  # it is not known what came of the call
 
@@ -41,11 +45,17 @@ async def talk(turns: int, kills: int, seed: int) -> Report:
     victims = dict(zip(marked, ["worker", "engine", "server"] * kills))
     with tempfile.TemporaryDirectory() as folder:
         async with StandIn(latency=LATENCY) as model:
-            world = World(Path(folder), profile(model="openai/stand-in", base_url=model.url), engines=1)
-            async with world:
+            lm = profile(model="openai/stand-in", base_url=model.url)
+            async with SubmittingWorld(Path(folder), lm, engines=1) as world:
                 bus = await nats.connect(world.url)
-                session = Client(bus=bus, app=APP).session("talk")
-                told = [await _ask(session, world, n, victims.get(n), random, done) for n in range(turns)]
+                client = Client(bus=bus, app=APP)
+                session = client.session("talk")
+                told: list[str] = []
+                while (n := len(told)) < turns:
+                    some = range(n, min(n + SUBMITTED, turns)) if n % 4 == 2 else (n,)
+                    submitted = [await _submitted(client, m) for m in some] if n % 4 == 2 else [None]
+                    for m, run in zip(some, submitted):
+                        told.append(await _ask(run or session, world, m, victims.get(m), random, done))
                 kept = [(turn.inputs["text"], turn.outputs["reply"]) async for turn in session.history(limit=turns)]
                 info = await session.info()
                 await bus.close()
@@ -55,12 +65,19 @@ async def talk(turns: int, kills: int, seed: int) -> Report:
     return Report(numbers, found, f"python tests/chaos/talking.py --turns {turns} --kills {kills} --seed {seed}")
 
 
-async def _ask(session: Session, world: World, n: int, victim: str | None, random: Random, done: Counter[str]) -> str:
-    """Ask a question until its answer is there, and have something die meanwhile."""
+async def _submitted(client: Client, n: int) -> Run:
+    return await insist(lambda: client.submit(QUESTION, {"text": f"question {n}"}, id=f"q{n}", session="talk"))
+
+
+async def _ask(what: Session | Run, world: World, n: int, victim: str | None, random: Random, done: Counter[str]) -> str:
+    """Ask a question until its answer is there, or wait for that, and have something die meanwhile."""
     killing = asyncio.create_task(_kill(world, victim, random.uniform(0.0, 2 * LATENCY), random)) if victim else None
     while True:
         try:
-            found = await session.call(QUESTION, {"text": f"question {n}"}, id=f"q{n}", timeout=5.0)
+            if isinstance(what, Run):
+                found = await what.result(60.0)
+            else:
+                found = await what.call(QUESTION, {"text": f"question {n}"}, id=f"q{n}", timeout=5.0)
             break
         except AGAIN as error:
             done[f"asked again: {type(error).__name__}"] += 1

@@ -24,13 +24,13 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
 from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
+from dspex.bus.serving.sessions.state import MOST_BYTES, check_inputs
 from dspex.bus.serving.work_loop import PASSED_ON
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
 from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.handing import HandedCall
 from dspex.workers.pool.telling import Asker, Telling
-from dspex.workers.pool.turns import Turns
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -55,7 +55,7 @@ class Interactive:
         self._sent_away = 0
         self._askers: dict[str, Asker] = {}  # by call, of those that run
         self._to_accept: list[Asker] = []  # who has not been told that a worker has the call
-        self._turns = Turns(pool.bus, pool.config.app)
+        self._turns = pool.work.turns
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
         self._seldom = Seldom(log)  # anybody who may ask can ask in vain as often as they like
 
@@ -82,7 +82,6 @@ class Interactive:
         """Have turns stored, and what is large sent."""
         await self._large.finish(seconds)
         await self._large.stop()
-        await self._turns.stop()
 
     def _look(self) -> None:  # at each call, so `run` is woken only where it has something to do
         if (self._pool.free() > 0) != (self._subscription is not None):
@@ -189,7 +188,8 @@ class Interactive:
         config, work = self._pool.config, CallRequest.unpack(message.data)
         if work.record is not None:
             raise DecodeError("an interactive call does not say where its record is stored")
-        self._turns.check(work, message.data)
+        if work.turn is not None and len(message.data) > MOST_BYTES:
+            check_inputs(work.inputs)
         self._pool.records.check(work)
         if message.subject != (wanted := work.called_on(config.app, config.name)):
             # The server lets a caller use the subjects that it may; what it asks for must be what it is allowed to ask.
@@ -218,7 +218,7 @@ class Interactive:
         if work.stream:
             self._accept(asker, pool.free() - 1)
             asker.telling = Telling(pool.bus, message.reply)
-        self._turns.begin(work)
+        self._turns.begin(work, asyncio.get_running_loop().time() + work.timeout)
         execution = pool.executions.start(work, message.data, partial(self._ended, asker), only=only)
         execution.telling = asker.telling  # what its child says comes later, if it has one
         if not work.stream:

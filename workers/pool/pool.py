@@ -147,6 +147,7 @@ class Pool:
         await self.executions.stop()
         left = max(LAST_WORDS, end - asyncio.get_running_loop().time())
         await asyncio.gather(self.interactive.drain(left), self.records.drain(left), self.cache.drain(left))
+        await self.work.turns.stop()
         if self._control is not None:
             await self._control.close()
         await self.service.stop()
@@ -247,8 +248,8 @@ class _Answering:
         self._over = asyncio.Event()
         self._record: CallRecord | None = None
         message, delivered = delivery.message, delivery.delivered
-        at = message.sequence
-        self._execution = executions.start(work, message.data, self._ended, delivered=delivered, age=age, at=at, only=only)
+        at, packed = message.sequence, message.data if work.turn is None else work.pack()  # its history was filled
+        self._execution = executions.start(work, packed, self._ended, delivered=delivered, age=age, at=at, only=only)
 
     async def record(self) -> CallRecord | Literal["handed back"] | None:
         """Its record, when it has one. Cancelled, it first has the child give the call up: it is handed back after that.

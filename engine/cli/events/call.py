@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
-from dspex.bus.settings.not_built import CODE
 from dspex.engine.cli.events.answers import print_result, print_stream, print_submitted
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import terminal
@@ -47,9 +46,6 @@ def call(
         other = "--stream" if stream else "--timeout"
         fix = "leave one out; a submitted call has the timeout and the deadline of its operator"
         raise ConfigError(f"--detach waits for no answer, so {other} would do nothing", code="DX105", fix=fix)
-    if detach and session is not None:
-        fix = "leave one out; what a submitted call answers is no turn of a session"
-        raise ConfigError("--session of a call that is submitted is not built in this version", code=CODE, fix=fix)
     search(t.settings())
     more: dict[str, Any] = {"lm": tuple(p.strip() for p in lm.split(",") if p.strip())} if lm else {}
     if state is not None:
@@ -70,7 +66,7 @@ def call(
                 for inputs in records(data or [], sys.stdin):
                     calls += 1
                     if detach:
-                        print_submitted(t, await c.submit(spec, inputs))
+                        print_submitted(t, await c.submit(spec, inputs, session=session))
                     elif stream:
                         async with c.stream(spec, inputs, timeout=limit, session=session) as answer:
                             await print_stream(t, answer)

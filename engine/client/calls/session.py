@@ -13,22 +13,11 @@ import orjson
 from typing_extensions import TypeVar
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, CallTimeout, Cancelled, ConfigError, SessionEnded, SessionError
+from dspex.bus.errors import BusError, CallTimeout, Cancelled, ConfigError, SessionError
 from dspex.bus.message import new_id
 from dspex.bus.records import Usage
-from dspex.bus.serving.sessions.state import (
-    BEAT,
-    SILENT,
-    InLine,
-    Policy,
-    SessionState,
-    StoredTurn,
-    joined,
-    left,
-    renewed,
-    saved,
-    used,
-)
+from dspex.bus.serving.sessions.line import turn_of
+from dspex.bus.serving.sessions.state import BEAT, InLine, Policy, SessionState, StoredTurn, left, renewed, saved, used
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.tasks import Tasks
@@ -44,7 +33,6 @@ if TYPE_CHECKING:
     from dspex.engine.client.client import Client
 
 V = TypeVar("V", default=dict[str, Any])
-PAUSE, MOST_PAUSE = 0.02, 0.25  # seconds between two looks at the line
 
 
 class Session:
@@ -162,7 +150,7 @@ class Session:
         place, end = InLine(new_id(), 0.0, asked.pool, id or ""), asyncio.get_running_loop().time() + limit
         spoken = False
         try:
-            state = await self._in_time(place, id, limit)
+            state = await self._in_time(place, limit)
             if id is not None and (known := state.turn(id)) is not None:
                 return _again(asked, data, known, told)
             beats = self._beats.start(self._beat(place), "place")
@@ -181,11 +169,11 @@ class Session:
                 with suppress(BusError, SessionError):  # who cannot say so is passed over
                     await self._store.change(self.id, lambda state, now: left(self._used(state, now), place.call))
 
-    async def _in_time(self, place: InLine, id: str | None, limit: float) -> SessionState:
-        """`_turn_of`, for so long. Raises CallTimeout."""
+    async def _in_time(self, place: InLine, limit: float) -> SessionState:
+        """Wait for its turn, for so long. Raises CallTimeout."""
         try:
             async with asyncio.timeout(limit):
-                return await self._turn_of(place, id)
+                return await turn_of(self._store, self.id, place, self.policy, self._used, self._interrupted)
         except TimeoutError:
             text = f"other calls of session {self.id} had it for {limit:g} s"
             raise CallTimeout(text, fix="wait longer, or use another policy").of_call() from None
@@ -193,39 +181,11 @@ class Session:
     def _used(self, state: SessionState | None, now: float) -> SessionState:
         return used(self.id, state, now, self._ttl)
 
-    async def _turn_of(self, place: InLine, id: str | None) -> SessionState:
-        """Wait until a call stands first in the line, or there is a turn of its name. The session as it is then."""
-        ended: list[InLine] = []  # the call that runs, where this one takes its place
-
-        def join(found: SessionState | None, now: float) -> SessionState:
-            state = self._used(found, now)
-            if id is not None and state.turn(id) is not None:
-                return state
-            after = joined(self.id, state, now, place._replace(until=now + SILENT), self.policy)
-            if after is not state:  # else it was written, and the call before it is known
-                ended[:] = [first for first in state.standing(now)[:1] if first not in after.line]
-            return after
-
-        state, pause = await self._store.change(self.id, join), PAUSE
-        for first in ended:
-            said = orjson.dumps({"kind": "cancel", "call": first.call})
-            with suppress(BusError):  # who cannot be told has no turn in any case
-                self._client.bus.tell(subjects.control(self._client.app, first.pool), said)
-        while not (state.line and state.line[0].call == place.call) and not (id is not None and state.turn(id)):
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, MOST_PAUSE)
-            state = await self._looked(place)
-        return state
-
-    async def _looked(self, place: InLine) -> SessionState:
-        """The session as it is now, with the place renewed where it is time for that."""
-        state, now = await self._store.read(self.id), await self._store.now()
-        if state is None or state.ended:
-            raise SessionEnded(f"session {self.id} was ended")
-        mine = next((p for p in state.line if p.call == place.call), None)
-        if mine is not None and mine.until > now + SILENT - BEAT and state.line[0].until >= now:
-            return state
-        return await self._store.change(self.id, lambda found, now: renewed(self._used(found, now), now, place.call))
+    def _interrupted(self, first: InLine) -> None:
+        """Tell the pool of a call whose place another one has taken."""
+        said = orjson.dumps({"kind": "cancel", "call": first.call})
+        with suppress(BusError):  # who cannot be told has no turn in any case
+            self._client.bus.tell(subjects.control(self._client.app, first.pool), said)
 
     async def _beat(self, place: InLine) -> None:
         """Renew the place for as long as there is one."""

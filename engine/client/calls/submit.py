@@ -24,6 +24,9 @@ from dspex.bus.message import id_time, new_id
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
+from dspex.bus.serving.sessions.line import without_history
+from dspex.bus.serving.sessions.state import check_inputs, used
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.call import Result
@@ -46,22 +49,25 @@ async def submit(
     data: Any,
     *,
     id: str | None,
+    session: str | None,
     above: int,
     waits: RunWaits | None,
 ) -> Run:
     """See `Client.submit`."""
     asked, _ = await nodes.resolve(bus, what, durable=True)
-    if asked.affinity == "require":
-        fix = 'client.session(id).call(…), or affinity="prefer"'
-        raise ConfigError('a submitted call has no session: affinity="require" asks for one', code="DX108", fix=fix)
-    call = asked.call or Call[Any](asked.spec, asked.pool, dict, lambda data, outputs: outputs)
+    if asked.affinity == "require" and session is None:
+        fix = 'submit it with session=, or with affinity="prefer"'
+        raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
+    call = asked.call or Call[Any](asked.spec, asked.pool, dict, lambda data, outputs: outputs, affinity=asked.affinity)
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
-    body, content_type = encode(event_of(call, call.inputs(data), calls.client), "msgpack")
+    inputs = call.inputs(data) if session is None else await _of_turn(bus, nodes.app, call, data, session)
     user = calls.user(bus)
     token = token_of(user, call.spec.kind, id or new_id())
+    turn = None if session is None else id or token
+    body, content_type = encode(event_of(call, inputs, calls.client, turn), "msgpack")
     subject = subjects.submit(nodes.app, call.pool, call.spec.kind, user, token)
-    headers = publishing.headers_of(token, None, None, None, None, content_type)
+    headers = publishing.headers_of(token, session, session, None, None, content_type)
     draft = NewMessage(subject, body, headers, expect=0)  # the same id twice is one call, however much later
     told = await calls.told(bus, call.pool, token)
     try:
@@ -73,6 +79,20 @@ async def submit(
         ack = Ack("", 0, True)  # submitted before, and long ago
     name = Submission(call.pool, token, told)
     return Run(bus, nodes.app, f"{name.pool}/{token}", subject, ack.stream, ack.sequence, ack.duplicate, waits, name)
+
+
+async def _of_turn(bus: Bus, app: str, call: Call[Any], data: Any, session: str) -> Mapping[str, Any]:
+    """The inputs of a call that is to be a turn, without the history: the worker fills it. The session is there from then on.
+
+    Raises SessionEnded; ConfigError for a call that may wait for a day, and would hold up its session; InvalidInput.
+    """
+    if call.spec.lane == "batch":
+        fix = 'leave out session=, or lane="batch"'
+        raise ConfigError('a turn of a session cannot wait for a batch: lane="batch"', code="DX105", fix=fix)
+    inputs = without_history(call.spec, data, call.inputs)
+    check_inputs(inputs)
+    await SessionStore(bus, app).change(session, lambda state, now: used(session, state, now, None))
+    return inputs
 
 
 def token_of(user: str, kind: str, id: str) -> str:

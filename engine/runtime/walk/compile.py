@@ -225,7 +225,8 @@ class _Fuse:
                 ask = call_step(node, self.graph.codec)
                 self.entries[node.name] = landing = landing_step(node, self.outlets(node)[0])
                 if node.call.order == "serial":
-                    ask = self._one_by_one(node, ask)
+                    one = self._one_by_one(node, ask)
+                    ask = one if node.call.of is None else serial.where_keyed(one, ask)
                     self.entries[node.name] = _redriven(landing, ask)
                 return ask
             case HopNode():

@@ -108,6 +108,7 @@ def request(
         opened=row.deadline - call.deadline,
         tenant=row.tenant,
         answer=call.answer,
+        turn=call.turn if event.origin.session else None,
         affinity=(event.origin.key or event.origin.session) if call.affinity != "none" and not batch else None,
         required=call.affinity == "require" and not batch,
         batch=batch,

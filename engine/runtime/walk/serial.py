@@ -76,6 +76,15 @@ def opening(ask: Handler) -> Handler:
     return step
 
 
+def where_keyed(gate: Handler, ask: Handler) -> Handler:
+    """The step at a call whose events are in order where they have a key, and are asked for at once where not."""
+
+    def step(data: object, walk: Any) -> None:
+        (gate if walk.origin.key else ask)(data, walk)
+
+    return step
+
+
 def freed(tables: Tables, node: str, key: str | None, clock: float) -> tuple[Change, ...]:
     """What the end of the last open call of a key changes: the next one that waits has its turn."""
     at = (node, key or "", "")

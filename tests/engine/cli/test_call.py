@@ -122,8 +122,6 @@ def test_a_call_is_submitted_and_its_result_is_fetched_by_its_run(project: Proje
     assert (result.data, result.lm) == ({"reply": "reply of later"}, "main")
     human = project.here("call", "text -> reply", "text=later", "--detach")
     assert human.out.startswith("run lightweight/")
-    told = project.here("call", "text -> reply", "text=later", "--detach", "--session", "c1")
-    assert (told.code, "error[DX108]" in told.err) == (2, True)
     refused = project.here("call", "text -> reply", "text=later", "--detach", "--timeout", "5s")
     assert (refused.code, "DX105" in refused.err) == (2, True)
 
@@ -264,6 +262,15 @@ def test_a_session_is_spoken_in_listed_shown_and_ended(project: Project) -> None
     assert [project.here("sessions", verb, "nobody", *more).code for verb, more in (("show", []), ("end", ["--yes"]))] == [1, 1]
     (entry,) = [e for e in project.here("--json", "audit", "ls").objects() if e["verb"] == "end"]
     assert entry["what"] == {"session": "ann/5"}
+
+
+def test_submitted_calls_are_turns_of_a_session(project: Project) -> None:
+    for text in ("one", "two"):
+        (sent,) = project.here("--json", "call", "text -> reply", f"text={text}", "--detach", "--session", "bob").objects()
+    settings = Settings.load(project.folder / "dspex.toml", server__url=project.env["NATS_URL"])
+    with dspex.sync.connect(settings=settings) as client:
+        assert client.run(sent["run"]).result("30s").data == {"reply": "reply of two"}
+        assert [turn.inputs["text"] for turn in client.session("bob").history()] == ["one", "two"]
 
 
 OPTIMIZE = ["optimize", TEXT, "--metric", "exact_match", "--pool", "lightweight", "--threads", "2"]

@@ -9,6 +9,7 @@ from pool_bench import APP, POOL, Bench, work
 
 import dspex
 from dspex.bus.records import CallRecord
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.client import Client
 
 
@@ -23,6 +24,22 @@ async def test_the_model_sees_the_turns_before_as_messages_of_the_conversation(s
     roles = [[message["role"] for message in body["messages"]] for body in shared_model.bodies]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
     assert "reply of first" in shared_model.bodies[1]["messages"][2]["content"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_model_sees_them_in_a_durable_call_and_its_turn_is_made_once(shared: Bench, shared_model: Any) -> None:
+    session = Client(bus=shared.bus, app=APP).session("durable")
+    async with session:
+        pass
+    signature = "history: dspy.History, text -> reply"
+    shared_model.bodies = []
+    chat = CallSpec("predict", signature, signature)
+    for text, call in (("first", "c1"), ("second", "c2"), ("second", "c2")):  # the last one as if no record were there
+        (record,) = await shared.ask(work(text, call=call, session="durable", turn=text, spec=chat))
+        assert (record.outputs or {})["reply"] == f"reply of {text}"
+    roles = [[message["role"] for message in body["messages"]] for body in shared_model.bodies]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
+    assert [turn.outputs["reply"] async for turn in session.history()] == ["reply of first", "reply of second"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
