@@ -14,7 +14,8 @@ import structlog
 _log = structlog.get_logger("dspex.telemetry")
 
 HAPPENINGS: Final[Mapping[str, str]] = {
-    "commit": "topology stage partition arrivals messages bytes seconds sequence: what a partition took is durable",
+    "taken": "topology stage partition arrival effects calls: an arrival was handled; it is durable with a later commit",
+    "commit": "topology stage partition arrivals messages bytes seconds sequence place: what was taken up to there is durable",
     "record": "topology stage partition node run: the record of a call was taken, and the call is closed",
     "retry": "topology stage partition node run: a call is executed again",
     "fallback": "topology stage partition node run: the fallback's outputs stand in for those of a call",
@@ -36,6 +37,7 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "room": ": the stream takes messages again",
     "call_started": "pool topology node call attempt: a worker runs a call",
     "call_ended": "pool topology node call attempt route lm seconds error usage routing: it has a record",
+    "request": "pool work kind name digest occurrence usage seconds: a request of a call is in its journal, with its answer",
     "breaker": "pool what state: the breaker of a profile or a program has opened, or closed",
     "worker_started": "pool worker: a worker process is ready",
     "worker_lost": "pool worker why: a worker process ended, or was ended",
@@ -62,7 +64,7 @@ def subscribe(listener: Listener) -> Callable[[], None]:
     return unsubscribe
 
 
-def emit(name: str, **facts: object) -> None:
+def emit(name: str, /, **facts: object) -> None:
     """Say that something happened. `name` and the facts are those of HAPPENINGS."""
     for listener in listeners:
         try:

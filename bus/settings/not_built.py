@@ -56,7 +56,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     "defaults.call.lane": "set it at the operators that can wait for a day",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
-    "telemetry.metrics": _LEAVE_OUT,
     "telemetry.content": _LEAVE_OUT,
     "telemetry.redact": _LEAVE_OUT,
 }
@@ -71,7 +70,7 @@ VERBS = frozenset(
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "replay": frozenset({"--explain", "--at", "--pdb", "--to", "--to-sinks"}),
-    "run": frozenset({"--http", "--metrics", "--profile"}),
+    "run": frozenset({"--http", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

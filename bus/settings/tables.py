@@ -18,6 +18,7 @@ from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     Amount,
     BatchSettings,
+    HostPort,
     LMPrice,
     LogLevels,
     Money,
@@ -292,6 +293,7 @@ class PoolSettings(SettingsTable):
 
 
 class TelemetrySettings(SettingsTable):
-    """What dspex says about itself. `log`: levels, "info,dspex.engine=debug"."""
+    """What dspex says about itself. `log`: levels, "info,dspex.engine=debug". `metrics`: where they are served, ":9464"."""
 
     log: LogLevels = "info"
+    metrics: HostPort | None = None

@@ -74,6 +74,22 @@ def _log(value: object) -> str:
     return str(value)
 
 
+def host_port(text: str) -> tuple[str, int]:
+    """Where to listen: "127.0.0.1:9464", or ":9464" for all addresses of this machine. Raises ConfigError (DX105)."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise ConfigError(f"{text!r} is no address to listen on", code="DX105", fix='":9464", or "127.0.0.1:9464"')
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _host_port(value: object) -> str:
+    try:
+        host_port(str(value))
+    except ConfigError as e:
+        raise custom_error(e) from None
+    return str(value)
+
+
 def without_effect(name: str, why: str) -> PydanticCustomError:
     """The error for a setting that would be accepted and ignored."""
     return custom_error(ConfigError(f"{name} has no effect here: {why}", code=CODE, fix=f"leave {name} out"))
@@ -117,6 +133,8 @@ MoneyRate: TypeAlias = Annotated[str, BeforeValidator(lambda value: _rate(value,
 Amount: TypeAlias = Annotated[float, BeforeValidator(lambda value: _amount(value, money=False))]
 Money: TypeAlias = Annotated[float, BeforeValidator(lambda value: _amount(value, money=True))]
 LogLevels: TypeAlias = Annotated[str, BeforeValidator(_log)]
+HostPort: TypeAlias = Annotated[str, BeforeValidator(_host_port)]
+"""As `host_port` reads it."""
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
 NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]

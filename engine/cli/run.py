@@ -22,15 +22,16 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
-from dspex.engine.cli.terminal.client import count, lean_nats, shown
+from dspex.engine.cli.server.words import server_words
+from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
+from dspex.engine.telemetry.exporting import exporting
 
 if TYPE_CHECKING:
-    from dspex.bus.local.open import Found
-    from dspex.bus.settings.model import Settings
+    from dspex.engine.client.status.rows import Status
     from dspex.engine.hosting.engine import Engine
     from dspex.engine.hosting.engines import EngineProcesses
 
@@ -45,6 +46,7 @@ def run(
     processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="Engine processes; pools run once.")] = 1,
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
+    metrics: Annotated[str | None, typer.Option("--metrics", metavar=":PORT", help="Serve Prometheus' metrics there.")] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
     as_process: Annotated[int, typer.Option("--as-process", hidden=True, help="Which of several, started by the first.")] = 0,
@@ -61,7 +63,8 @@ def run(
     wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
     number = as_process or min(processes - 1, 1)
     same = ("--grace", grace, *(["-v"] * t.verbosity), *(["-q"] if t.quiet else []), "--", *(targets or ()))
-    how = _How(wanted, not no_server, wait, processes, number, ("--pools", "none", "--no-server", *same), files)
+    others = ("--pools", "none", "--no-server", *same)
+    how = _How(wanted, not no_server, wait, processes, number, others, files, metrics or t.settings().telemetry.metrics)
 
     def once() -> Coroutine[Any, Any, int]:
         return _Run(t, load(t, targets), how).main()
@@ -82,7 +85,7 @@ class _How:
     """The options of the verb.
 
     `number`: of this process among several, from 1; 0 where it is alone. `processes`: how many the first one keeps running.
-    `others`: the options of those; their server is there, and so are the pools.
+    `others`: the options of those; their server is there, and so are the pools. `metrics`: where they are served.
     """
 
     pools: Any
@@ -92,6 +95,7 @@ class _How:
     number: int
     others: Sequence[str]
     files: Files | None
+    metrics: str | None
 
 
 class _Run:
@@ -125,20 +129,33 @@ class _Run:
         lean_nats()
         if self.how.number:
             structlog.contextvars.bind_contextvars(process=self.how.number)
-        async with watching(self.t, self.how.files, stopped), self.engine:
-            self._print_server()
-            self._print_topologies()
-            await self._note_changes()
-            lines = Tasks("dspex", lambda name, error: self.t.note(f"what runs is not shown any more: {error!r}"))
-            try:
-                self._start_others()
-                await self._warm_up(stopped)
-                lines.start(self._watch(), "view")
-                await first(stopped, self._failed())
-            finally:
-                await lines.stop()
-                await self._drain(stopped)
+        serve = self.how.metrics if self.how.number < 2 else None  # a port is one process's
+        with exporting(self.engine.settings.app, "engine", self.engine.id, serve) as self.exported:
+            async with watching(self.t, self.how.files, stopped), self.engine:
+                await self._until(stopped)
         return stopped.result()
+
+    async def _until(self, stopped: asyncio.Future[int]) -> None:
+        self._print_server()
+        self._print_topologies()
+        await self._note_changes()
+        lines = Tasks("dspex", lambda name, error: self.t.note(f"what runs is not shown any more: {error!r}"))
+        try:
+            self._start_others()
+            await self._warm_up(stopped)
+            lines.start(self._watch(), "view")
+            lines.start(self.exported.keep_looking(self._status), "metrics")
+            await first(stopped, self._failed())
+        finally:
+            await lines.stop()
+            await self._drain(stopped)
+
+    async def _status(self) -> Status:
+        from dspex.engine.client.client import Client
+
+        running = self.engine.running
+        async with Client(bus=running.bus, app=running.host.app) as c:
+            return await c.status(running.pools.names)
 
     async def _failed(self) -> None:
         """Wait until the engine fails, or another process is given up; raises the error."""
@@ -192,12 +209,10 @@ class _Run:
 
     def _print_server(self) -> None:
         server, settings = self.engine.running.server, self.engine.settings
-        sync = settings.server.local.sync_interval
+        here = {"store": str(settings.store), "sync_interval": settings.server.local.sync_interval} if server.local else {}
         data = {"event": "server", "url": server.url, "started": server.started, "local": server.local}
-        self.t.emit(
-            data | {"store": str(settings.store) if server.local else None, "sync_interval": sync if server.local else None},
-            f"server    {server.url}  {_server_words(settings, server)}",
-        )
+        none = {"store": None, "sync_interval": None}
+        self.t.emit({**data, **none, **here}, f"server    {server.url}  {server_words(settings, server)}")
 
     def _print_topologies(self) -> None:
         host = self.engine.running.host
@@ -241,19 +256,17 @@ class _Run:
 
     async def _drawn(self, draw: Draw) -> None:
         from dspex.engine.cli.figures import blocks, engines
-        from dspex.engine.client.client import Client
 
-        running = self.engine.running
-        async with Client(bus=running.bus, app=running.host.app) as c:
-            while True:
-                try:
-                    found = await c.status(running.pools.names)
-                    alive = running.pools.alive  # one that cannot be heard may run: an engine's user need not be allowed to ask
-                    found["pools"] = [p for p in found["pools"] if p["id"] is not None or p["pool"] not in alive]
-                    draw([*([engines(found["engines"])] if self.others is not None else []), *blocks(found)])
-                except DspexError as e:  # what is drawn stays
-                    self._seldom.warning("cannot look now, trying again", why=e.message)
-                await asyncio.sleep(DRAW_EVERY)
+        pools = self.engine.running.pools
+        while True:
+            try:
+                found = await self._status()
+                alive = pools.alive  # one that cannot be heard may run: an engine's user need not be allowed to ask
+                found["pools"] = [p for p in found["pools"] if p["id"] is not None or p["pool"] not in alive]
+                draw([*([engines(found["engines"])] if self.others is not None else []), *blocks(found)])
+            except DspexError as e:  # what is drawn stays
+                self._seldom.warning("cannot look now, trying again", why=e.message)
+            await asyncio.sleep(DRAW_EVERY)
 
     async def _logged(self) -> None:
         """A line about each stage and operator that did something since the last."""
@@ -285,16 +298,3 @@ class _Run:
         self.t.emit({"event": "stopped", "seconds": round(took, 3)})
         if not self.t.json:
             self.t.note(f"stopped after {took:.1f} s; dspex run goes on from here")
-
-
-def _server_words(settings: Settings, server: Found) -> str:
-    if not server.local:
-        return "yours"
-    from dspex.bus.settings.duration import human
-
-    sync = settings.server.local.sync_interval
-    started, store = "started" if server.started else "was running", shown(settings.store)
-    if isinstance(sync, str):
-        return f"{started}, data in {store}, every write is synced to disk"
-    lost = f"sync_interval {human(sync)} (an OS crash can lose that much: dspex doctor)"
-    return f"{started}, data in {store}, {lost}"

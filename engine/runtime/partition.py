@@ -22,7 +22,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import NO_MARK, WITHIN, Place
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Note, about
+from dspex.engine.runtime.arrival import Answered, Arrival, Effects, about
 from dspex.engine.runtime.batch import (
     MOST_BYTES,
     MOST_OUTPUTS,
@@ -33,7 +33,6 @@ from dspex.engine.runtime.batch import (
     located,
     mark_of,
 )
-from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
 from dspex.engine.runtime.watermarks.heard import Heard
@@ -126,10 +125,9 @@ class Partition:
             arrival = arrival._replace(clock=split.clock)  # some of its outputs are committed already
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
-        _, changes, _, notes, failure = effects
-        for note in notes:
-            if note != "event" and telemetry.listeners:  # the usual thing is said with the commit
-                self._say(note, arrival, failure if note == "dead_letter" else None)
+        _, changes, _, _, failure = effects
+        if telemetry.listeners:
+            self._say(arrival, effects)
         if failure is not None:
             why = failure.error.code if self._sealed else failure.error.message[:500]
             _log.warning("dead letter", node=failure.node, why=why)
@@ -137,10 +135,15 @@ class Partition:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that
 
-    def _say(self, note: Note, arrival: Arrival, failure: Failure | None) -> None:
-        node, run = about(arrival.what)
-        error = {"error": type(failure.error).__name__, "code": failure.error.code} if failure else {}
-        telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
+    def _say(self, arrival: Arrival, effects: Effects) -> None:
+        telemetry.emit("taken", **self.where, arrival=arrival, effects=effects, calls=self.process.stage.calls)
+        for note in effects.notes:
+            if note == "event":
+                continue  # the usual thing is said with the commit
+            node, run = about(arrival.what)
+            failure = effects.failure if note == "dead_letter" else None
+            error = {"error": type(failure.error).__name__, "code": failure.error.code} if failure else {}
+            telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
         outputs, changes, done, notes, failure = effects
@@ -285,7 +288,7 @@ class Partition:
         self.mark = max(self.mark, batch.mark)
         size, seconds = batch.size + batch.entry, monotonic() - self._taken
         said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
-        telemetry.emit("commit", **self.where, **said, sequence=sequence)
+        telemetry.emit("commit", **self.where, **said, sequence=sequence, place=batch.place)
         first = sequence - len(batch.messages)
         asked = {n: sequence if batch.within else first + index for n, index in batch.asked.items()}
         located(self.batches, self.tables.calls, dict(asked))

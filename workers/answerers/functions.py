@@ -13,7 +13,8 @@ from dspex.bus.serving.call_spec import is_async
 from dspex.operators.native.fields.types import declared_fields, explain, hints_of, modern, type_text
 from dspex.workers.answerers.attempt import KEPT, Attempt, plain
 from dspex.workers.answerers.refs import Refs
-from dspex.workers.journal.requests import WhatIsAsked, plain_arguments, running
+from dspex.workers.journal.requests import WhatIsAsked, running
+from dspex.workers.journal.tools import plain_arguments
 
 
 class _Function(NamedTuple):

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
-from dspex.bus import codecs
+from dspex.bus import codecs, telemetry
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
-from dspex.bus.records import Usage
+from dspex.bus.records import CallRequest, Usage
 
 RequestPlace: TypeAlias = tuple[str, str, int]
 """Which request an entry is about: kind, digest, and the how many-th with that digest. Never its position: requests that run
@@ -32,6 +32,7 @@ class JournalEntry(NamedTuple):
         answer: what came of it, where it is not only begun.
         usage: what it cost, as a map of Usage.
         within: it was made by a tool, so it is not asked for again where the tool's own answer is there.
+        seconds: that it took.
     """
 
     kind: Literal["model", "tool"]
@@ -43,6 +44,7 @@ class JournalEntry(NamedTuple):
     answer: Any = None
     usage: Mapping[str, Any] | None = None
     within: bool = False
+    seconds: float = 0.0
 
     @property
     def place(self) -> RequestPlace:
@@ -138,3 +140,12 @@ def kept(parts: Iterable[JournalPart], claim: JournalPart) -> JournalRest:
             if part.try_number == claim.try_number and (used := entry.used) is not None:
                 spent = spent + used if spent is not None else used
     return JournalRest(list(found.values()), spent)
+
+
+def tell(pool: str, work: CallRequest, entries: Iterable[JournalEntry]) -> None:
+    """Say to who listens which requests of a call are stored now with their answers."""
+    for entry in entries if telemetry.listeners else ():
+        if not entry.begun:
+            kind, digest, occurrence = entry.place
+            where = {"kind": kind, "name": entry.name, "digest": digest, "occurrence": occurrence}
+            telemetry.emit("request", pool=pool, work=work, **where, usage=entry.usage, seconds=entry.seconds)

@@ -35,7 +35,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer, error_map
 from dspex.workers.frames import JournalFrame, JournalledFrame
-from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, unpack_entry
+from dspex.workers.journal.entries import JournalEntry, JournalPart, kept, tell, unpack_entry
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -99,7 +99,7 @@ class Journal:
         self._all, self._tell, self._outdone, self._limits = journals, tell, outdone, limits
         assert work.record is not None, "an interactive call has no second attempt, and no journal"
         claim = JournalPart(new_id(), at, work.record.number, work.try_number, work.invalid)
-        self._claim, self._session = claim, work.session
+        self._claim, self._session, self._work_of = claim, work.session, work
         self._stream = subjects.requests(journals.app)
         self._subject = subjects.request(journals.app, journals.pool, work.call)
         self._last = 0  # sequence of the last part
@@ -205,6 +205,7 @@ class Journal:
         except DspexError as error:
             self._refuse(frames, error)
             return
+        tell(self._all.pool, self._work_of, entries)
         for used in filter(None, (entry.used for entry in entries)):
             self.paid = self.paid + used if self.paid else used
             if self._limits is not None:

@@ -12,17 +12,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import takewhile
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar, cast
+from time import monotonic
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.codecs.plain import OPTIONS
-from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, OutcomeUnknown, ProgramError
 from dspex.bus.records import Usage
 from dspex.workers.journal.entries import JournalEntry, RequestPlace
@@ -81,6 +81,7 @@ class OpenRequest:
     key: str
     found: JournalEntry | None = None
     kept: bool = True  # what comes of it is stored
+    since: float = field(default_factory=monotonic)
 
     @property
     def answered(self) -> bool:
@@ -253,8 +254,9 @@ class Requests:
         self, turn: OpenRequest, *, begun: bool = False, answer: object = None, usage: Mapping[str, Any] | None = None
     ) -> JournalEntry:
         _, digest, occurrence = turn.place
-        name, within = turn.asking.name or self.lm, bool(_inside.get())
-        return JournalEntry(turn.asking.kind, digest, occurrence, name, turn.asking.about, begun, answer, usage, within)
+        kind, name, about, *_ = turn.asking
+        within, took = bool(_inside.get()), monotonic() - turn.since
+        return JournalEntry(kind, digest, occurrence, name or self.lm, about, begun, answer, usage, within, took)
 
     def end(self, error: DspexError, cause: BaseException | None = None) -> NoReturn:
         """End the call, whatever its program makes of it. Raises StopCall. `cause`: what has led to it."""
@@ -265,15 +267,6 @@ class Requests:
 def _digest(what: object) -> str:
     """Equal for what is equal. Raises TypeError for what is no plain data."""
     return sha256(orjson.dumps(what, bytes.hex, OPTIONS | orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()[:32]
-
-
-def plain_arguments(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of a tool, as what says which request it is. Raises ProgramError where they have no plain form."""
-    try:
-        return cast("Mapping[str, Any]", plain_data(dict(given), binary=True, name=name))
-    except InvalidInput as error:
-        fix = "give it plain data or models, or let it run each time: tool(record=False)"
-        raise ProgramError(f"the arguments of {name} cannot be journaled: {error.message}", fix=fix) from error
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.codecs.plain import checked as plain_data
-from dspex.bus.errors import ConfigError, InvalidInput
+from dspex.bus.errors import ConfigError, InvalidInput, ProgramError
 from dspex.bus.serving.call_spec import is_async
-from dspex.workers.journal.requests import OpenRequest, Requests, WhatIsAsked, current, plain_arguments, running
+from dspex.workers.journal.requests import OpenRequest, Requests, WhatIsAsked, current, running
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -196,3 +196,12 @@ def _returned(fn: Any) -> Any:
         return None if hint is None else TypeAdapter[Any](hint)
     except (PydanticUserError, NameError, TypeError):
         return None
+
+
+def plain_arguments(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a tool, as what says which request it is. Raises ProgramError where they have no plain form."""
+    try:
+        return cast("Mapping[str, Any]", plain_data(dict(given), binary=True, name=name))
+    except InvalidInput as error:
+        fix = "give it plain data or models, or let it run each time: tool(record=False)"
+        raise ProgramError(f"the arguments of {name} cannot be journaled: {error.message}", fix=fix) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from dspex.bus.settings.imports import lean_nats
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
+from dspex.engine.telemetry.exporting import exporting
 
 if TYPE_CHECKING:
     from dspex.workers.pool.status import Summary
@@ -38,7 +41,8 @@ def _serve(t: Terminal, pools: list[str], size: int | None, slots: int | None, g
     settings, wait = t.settings(), seconds(grace)
     lean_nats()
     waiting = {name: resolve(settings, name, size=size, slots=slots).size for name in pools}
-    with ExitStack() as stack:
+    at = None if with_parent else settings.telemetry.metrics  # who started it serves those of the application
+    with exporting(settings.app, "worker", f"{socket.gethostname()}-{os.getpid()}", at), ExitStack() as stack:
         bar = stack.enter_context(t.progress("warming up", sum(waiting.values())))
 
         def ready(summary: Summary) -> None:

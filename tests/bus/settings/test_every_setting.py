@@ -76,6 +76,7 @@ ACTS: dict[str, str] = {
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
     **{f"engine.{name}": "engine/hosting/engine.py" for name in ("max_bytes", "submit")},
     "telemetry.log": "engine/cli/terminal/terminal.py",
+    "telemetry.metrics": "engine/cli/run.py",
 }
 
 

@@ -1,0 +1,70 @@
+"""Spans, to whoever takes OTLP. Their ids are ours, so they are made as data and not by a tracer, which draws ids at random."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
+from opentelemetry.trace.status import Status, StatusCode
+
+from dspex.engine.telemetry.spans import SpanData, request_span, spans_of
+from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
+
+_KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
+
+
+class Traces:
+    """Hears what happens in this process, and gives the spans of it to a processor.
+
+    Args:
+        app: the application.
+        resource: of this process.
+        processor: what exports spans; it must not block where a span ends.
+    """
+
+    def __init__(self, app: str, resource: Resource, processor: SpanProcessor) -> None:
+        self._app, self._resource, self._processor = app, resource, processor
+        self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # as OTEL_TRACES_SAMPLER says
+        self._arrivals = DurableArrivals(self._durable)
+        self._scope = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
+
+    def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Hear what happens; see `telemetry.HAPPENINGS`."""
+        self._arrivals(name, facts)
+        if name == "request" and (span := request_span(self._app, facts, time.time())) is not None:
+            self._give(span)
+
+    def _durable(self, taken: HandledArrival) -> None:
+        for span in spans_of(self._app, taken, time.time()):
+            self._give(span)
+
+    def _give(self, span: SpanData) -> None:
+        trace = span.of.trace
+        flags = TraceFlags(TraceFlags.SAMPLED if span.of.sampled is not False else TraceFlags.DEFAULT)
+        above = SpanContext(trace, span.parent, is_remote=True, trace_flags=flags) if span.parent else None
+        decider = above if span.of.sampled is not None else None  # nobody has decided for a trace that begins here
+        within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
+        if self._sampler.should_sample(within, trace, span.name, _KINDS[span.kind]).decision is Decision.DROP:
+            return
+        context = SpanContext(trace, span.span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        attributes = span.attributes if not span.error else {**span.attributes, "error.type": span.error}
+        self._processor.on_end(
+            ReadableSpan(
+                name=span.name,
+                context=context,
+                parent=above,
+                resource=self._resource,
+                attributes=attributes,
+                kind=_KINDS[span.kind],
+                instrumentation_scope=self._scope,
+                status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
+                start_time=span.start,
+                end_time=max(span.start, span.end),
+            )
+        )
