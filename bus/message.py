@@ -134,12 +134,16 @@ SEQUENCE = (1 << 44) - 1
 """The part of a sequence that `place_id` has room for: a stream that has more was numbered by hand."""
 
 
+PLACED = 11
+"""The digits at the end of a `place_id` that hold the sequence."""
+
+
 @lru_cache(64)
 def place_form(stream: str, created: float) -> str:
     """What `place_id` formats, for events of one stream: 30 bits tell streams apart, 44 hold the sequence."""
     tail = blake2s(f"{stream}/{created!r}".encode(), digest_size=16).hexdigest()
     variant = "89ab"[int(tail[3], 16) & 3]
-    return f"%08x-%04x-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7]}%011x"
+    return f"%08x-%04x-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7]}%0{PLACED}x"
 
 
 def place_id(stream: str, created: float, message: Message) -> str:

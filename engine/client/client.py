@@ -38,10 +38,12 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids
 from dspex.engine.client.runs.diff import Diff, NamedRun, compare
+from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.scores import Score, Scores
+from dspex.engine.client.runs.tree import Tree
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
@@ -314,9 +316,9 @@ class Client(Planned, names=METHODS["Client"]):
 
     async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
-        one, other = (self.run(run if isinstance(run, str) else run.id) for run in (a, b))
-        infos = await one.info(), await other.info()
-        return compare(await one.tree(), await other.tree(), infos, fields)
+        one, other = [await self.run(run if isinstance(run, str) else run.id).history() for run in (a, b)]
+        infos = info_of(one[0], self.app, one[1]), info_of(other[0], self.app, other[1])
+        return compare(Tree(*one).root, Tree(*other).root, infos, fields)
 
     async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:
         """Say how good a run is, or what an operator answered in it. All that was said is kept; the latest of a name counts.
@@ -332,7 +334,8 @@ class Client(Planned, names=METHODS["Client"]):
         Raises RunNotFound, also where no such operator has answered. ConfigError (DX105, DX101) for what is no score.
         """
         one = self.run(run if isinstance(run, str) else run.id)
-        (past, _), info, root = await one.history(), await one.info(), await one.tree()
+        past, applied = await one.history()
+        info, root = info_of(past, self.app, applied), Tree(past, applied).root
         session = past.source.headers.get(subjects.SESSION)
         found = await Scores(self.bus, self.app).add(info, root, session, name, value, node, note)
         await audit.leave(self.bus, self.app, "score", run=found.run, name=name, value=found.value)

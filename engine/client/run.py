@@ -11,7 +11,7 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import Event, new_id, run_of
+from dspex.bus.message import PLACED, Event, new_id, run_of
 from dspex.bus.port import Bus, Reader
 from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
@@ -21,13 +21,13 @@ from dspex.engine.client.following.follower import Follower, RunInfo, RunProgres
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.runs.export import RunFile, lines
 from dspex.engine.client.runs.history import History, history
+from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.listing import named
 from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.positions import pages
 
 FULL_ID = 36  # characters; what is shorter is the end of one
 AGAIN = 0.2  # seconds between two looks at a run that is followed
@@ -82,12 +82,8 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def info(self) -> RunInfo:
         """What is known of it now. Raises RunNotFound."""
-        id, applied = await self._known()
-        follower = Follower(self._bus, self._app, applied, [id])
-        await follower.look()
-        if not follower.runs[id].started:
-            raise RunNotFound(f"no source holds the event {id}", run=id)
-        return follower.runs[id].info(applied)
+        past, applied = await self.history()
+        return info_of(past, self._app, applied)
 
     async def wait(self, timeout: Duration | None = None) -> RunInfo:
         """Until nothing that it caused is outstanding. Raises RunFailed if it has dead letters, CallTimeout."""
@@ -165,14 +161,14 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def export(self, path: str | PathLike[str]) -> None:
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
-        (past, applied), info = await self.history(), await self.info()
-        text = b"".join(lines(info, Tree(past, applied).root, past))
+        past, applied = await self.history()
+        text = b"".join(lines(info_of(past, self._app, applied), Tree(past, applied).root, past))
         await asyncio.to_thread(Path(path).write_bytes, text)
 
     async def file(self) -> RunFile:
         """What its file would say, also where a call has no record. Raises RunNotFound."""
-        (past, applied), info = await self.history(), await self.info()
-        return RunFile.of(info, Tree(past, applied).root, past)
+        past, applied = await self.history()
+        return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past)
 
     async def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
@@ -249,14 +245,23 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
     """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
     if len(suffix) < 6:
         raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
+    digits = suffix[-PLACED:]
+    if not {*digits} <= {*"0123456789abcdef"}:
+        fix = "an id has the digits 0 to f: dspex runs ls shows those there are"
+        raise RunNotFound(f"no run ends with {suffix!r}", fix=fix)
     found: set[str] = set()
-    for applied in manifests.values():
-        for source, stream in applied.streams.items():
-            info = await bus.stream(stream)
-            if info is None:
+    for stream, subject in {(stream, m.subject(source)) for m in manifests.values() for source, stream in m.streams.items()}:
+        info = await bus.stream(stream)
+        if info is None:
+            continue
+        apart = 1 << 4 * len(digits)
+        first = info.first + (int(digits, 16) - info.first) % apart
+        for sequence in range(first, info.last + 1, apart):  # an id ends with the sequence of its event, so few can be meant
+            message = await bus.get(stream, sequence)
+            if message is None or not subjects.matches(subject, message.subject):
                 continue
-            async for page in pages(bus, stream, [applied.subject(source)]):
-                found |= {run for m in page if (run := run_of(stream, info.created, m)).endswith(suffix)}
+            if (run := run_of(stream, info.created, message)).endswith(suffix):
+                found.add(run)
     if len(found) != 1:
         how = "no run ends with" if not found else f"{len(found)} runs end with"
         raise RunNotFound(f"{how} {suffix!r}")

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from dspex.bus.errors import BusError, DspexError
+from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.tree import Happening, StepLabels, Tree
 
 if TYPE_CHECKING:
     from dspex.engine.cli.terminal.terminal import Terminal
     from dspex.engine.client.client import Client
+    from dspex.engine.client.following.follower import RunInfo
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest
@@ -24,10 +26,12 @@ class ShownRun(NamedTuple):
     """What a run did.
 
     Attributes:
-        builds: what is another one than then: name → (then, now). missing: why values are left out; "" where none are.
+        info: what is known of it. builds: what is another one than then: name → (then, now).
+        missing: why values are left out; "" where none are.
     """
 
     root: Happening
+    info: RunInfo
     builds: Mapping[str, tuple[str, str]]
     missing: str
 
@@ -56,7 +60,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
             missing = missing or f"values between are not shown: {why}; --with TARGET shows them all the same"
             continue
         interpose(root, graph, applied[topology], past, values)
-    return ShownRun(root, builds, missing)
+    return ShownRun(root, info_of(past, c.app, applied), builds, missing)
 
 
 async def _values(

@@ -111,9 +111,8 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     from dspex.engine.cli.runs.natives import with_natives
 
     async with client(t, "runs") as c:
-        info = await c.run(run).info()
-        shown = await with_natives(t, c, info.id, target)
-        scores = await scores_of(c, info.id)
+        shown = await with_natives(t, c, run, target)
+        info, scores = shown.info, await scores_of(c, shown.info.id)
     if shown.missing:
         t.note(shown.missing)
     if t.json:

@@ -2,23 +2,25 @@
 
 Only the commit logs are read through, from when the run began until nothing of it is open: an entry names what it has taken,
 which calls and timers it opens and closes, and how many messages lie right before it. Everything else is fetched by its place.
-So it costs as much as happened while the run lasted, however much the application's stream holds.
+So it costs as much as its partitions did while the run lasted, however much the application's stream holds; and where nothing
+happens to it for long, snapshots tell that (`leap.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError, RunNotFound
-from dspex.bus.message import Message, id_time, partition_of, run_of, spread_of
-from dspex.bus.port import Bus
+from dspex.bus.message import PLACED, Message, id_time, partition_of, run_of, spread_of
+from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.records import unpack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.client.following.follower import PartitionId
+from dspex.engine.client.runs import places
+from dspex.engine.client.runs.leap import Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, readable, requests_in
 from dspex.engine.log.positions import pages, sequence_before
@@ -28,6 +30,7 @@ from dspex.engine.log.rows import OpenCall, Timer
 _BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
 _TABLES = ("calls", "timers")
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
+_LONG = 4 * _MANY  # sequences of the stream that are left, from which on it may be worth to ask snapshots
 _AFTER = 0.01  # seconds behind the time in its id, at which its event is stored at the latest: the id has milliseconds
 
 
@@ -99,9 +102,10 @@ class _Reader:
 
     def __init__(self, bus: Bus, app: str, run: str, *, edges: bool) -> None:
         self._bus, self._app, self._run, self._edges = bus, app, run, edges
-        self._waiting: dict[tuple[PartitionId, str], dict[int, int]] = {}  # input of a partition → message → its last event
-        self._open: dict[tuple[PartitionId, str], set[int]] = {}  # table of a partition → numbers of rows that are open
+        self._left = Outstanding()
+        self._waiting, self._open = self._left.waiting, self._left.open
         self._stream = subjects.stream(app)
+        self._sources: dict[str, list[tuple[str, tuple[str, int]]]] = {}  # subject in that stream → who reads it
         self.lacks = False  # what came of it in a commit is not there any more: letters that were redriven, or dropped
 
     @property
@@ -111,50 +115,90 @@ class _Reader:
 
     async def _source(self, manifests: Mapping[str, Manifest], began: float) -> History:
         """Find the source event, and note who reads it. Raises RunNotFound."""
-        for stream, subject, readers in _sources(manifests):
-            if (message := await self._event(stream, subject, began)) is None:
+        sources = [*places.sources(manifests)]
+        self._sources = {subject: readers for stream, subject, readers in sources if stream == self._stream}
+        info, message = await self._event(sources, began)
+        stream = info.name
+        said = [several for of, subject, several in sources if of == stream and subjects.matches(subject, message.subject)]
+        readers = [reader for several in said for reader in several]
+        self._wait_for(message, readers)
+        whole = await payloads.checked_out(self._bus, self._app, message) or message
+        return History(self._run, stream, whole, [topology for topology, _ in readers], created=info.created)
+
+    def _wait_for(self, message: Message, readers: Iterable[tuple[str, tuple[str, int]]]) -> None:
+        """An event of a source: who reads it must read past it."""
+        for topology, (stage, count) in readers:
+            partition = partition_of(spread_of(message), count) if count > 1 else 0
+            self._left.wait((topology, stage, partition), "source", message.sequence, 0)
+
+    async def _event(self, sources: Sequence[places.SourceOf], began: float) -> tuple[StreamInfo, Message]:
+        """The source event, and its stream: at the place that the id names; else at its time. Raises RunNotFound."""
+        there = {stream: info for stream, _, _ in sources if (info := await self._bus.stream(stream)) is not None}
+        for stream, info in there.items():
+            place = int(self._run[-PLACED:], 16)
+            message = await self._bus.get(stream, place) if info.first <= place <= info.last else None
+            if message is None or run_of(stream, info.created, message) != self._run:
                 continue
-            for topology, (stage, count) in readers:
-                partition = partition_of(spread_of(message), count) if count > 1 else 0
-                self._waiting[(topology, stage, partition), "source"] = {message.sequence: 0}
-            whole = await payloads.checked_out(self._bus, self._app, message) or message
-            info = await self._bus.stream(stream)
-            created = info.created if info is not None else 0.0
-            return History(self._run, stream, whole, [topology for topology, _ in readers], created=created)
+            if any(of == stream and subjects.matches(subject, message.subject) for of, subject, _ in sources):
+                return info, message
+        for stream, subject, _ in sources:
+            if (info := there.get(stream)) is not None and (found := await self._near(info, subject, began)) is not None:
+                return info, found
         fix = "its stream does not keep it any more; dspex runs ls shows those there are"
         raise RunNotFound(f"no source holds the event {self._run}", run=self._run, fix=fix)
 
-    async def _event(self, stream: str, subject: str, began: float) -> Message | None:
-        if (info := await self._bus.stream(stream)) is None:
-            return None
-        async for page in pages(self._bus, stream, [subject], start=await sequence_before(self._bus, info, began) + 1):
+    async def _near(self, info: StreamInfo, subject: str, began: float) -> Message | None:
+        """The event of a subject that was stored when the run began: whoever published it has named the run."""
+        async for page in pages(self._bus, info.name, [subject], start=await sequence_before(self._bus, info, began) + 1):
             for message in page:
-                if run_of(stream, info.created, message) == self._run:
+                if run_of(info.name, info.created, message) == self._run:
                     return message
                 if message.time > began + _AFTER:
                     return None
         return None
 
-    async def read(self, manifests: Mapping[str, Manifest], began: float, start: int) -> History:
+    async def read(self, manifests: Mapping[str, Manifest], began: float, begun: int) -> History:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""
+        start = begun
         self._history = await self._source(manifests, began)
-        patterns = [subjects.log(self._app, "*", "*", "*"), *([subjects.edge(self._app, "*", "*", "*")] if self._edges else [])]
-        info, size = await self._bus.stream(self._stream), _FEW
+        info, size, ask = await self._bus.stream(self._stream), _FEW, start + _MANY
         while info is not None and start <= info.last and (self._edges or not self._idle):
+            if start >= ask and not self._edges and info.last - start > _LONG:
+                there = await leap(self._bus, self._app, self._left, start)
+                start, ask = there, there + 2 * (start - begun)
             stop = min(info.last, start + size - 1)
-            for message in await self._bus.scan(self._stream, patterns, start=start, stop=stop):
-                if (to := _edge(self._app, message.subject)) is None:
-                    await self._entry(message)
-                elif (last := await self._last_event(message)) is not None:
-                    self._waiting.setdefault((to, "events"), {})[message.sequence] = last
-            start, size = stop + 1, min(2 * size, _MANY)
+            narrow = None if self._edges or start - begun <= _MANY else self._left.partitions
+            at, found = await self._piece(start, stop, narrow)
+            most = _MANY if narrow is None or found > _FEW else _LONG
+            start, size = at + 1, (_FEW if at < stop else min(2 * size, most))
         self._history.done = self._idle
         return self._history
 
+    async def _piece(self, start: int, stop: int, where: Collection[PartitionId] | None) -> tuple[int, int]:
+        """Read a piece of the logs; of these partitions alone, until something is outstanding elsewhere. How far it came, and
+        of how many messages."""
+        kinds = [subjects.log, *([subjects.edge] if self._edges else [])]
+        which: list[tuple[str, str, int | str]] = [("*", "*", "*")] if where is None else sorted(where)
+        patterns = [kind(self._app, *partition) for kind in kinds for partition in which]
+        found = await self._bus.scan(self._stream, patterns, start=start, stop=stop)
+        for message in found:
+            if (to := places.edge(self._app, message.subject)) is None:
+                await self._entry(message)
+            else:
+                await self._frame(to, message)
+            if where is not None and not self._left.partitions <= {*where}:
+                return message.sequence, len(found)
+        return stop, len(found)
+
+    async def _frame(self, to: PartitionId, message: Message) -> None:
+        """A frame for a partition: if it has events of the run, that must take them."""
+        if (last := await self._last_event(message)) is not None:
+            self._left.wait(to, "events", message.sequence, last)
+
     async def _entry(self, m: Message) -> None:
         """Take an entry of a log."""
-        where = _partition(m)
-        if not any(partition == where for partition, _ in (*self._waiting, *self._open)):
+        where = places.partition(m)
+        if not self._left.may_be_in(where, m.data):
             return
         entry = readable(m.data)
         if entry is None or entry["kind"] != "commit":
@@ -172,9 +216,16 @@ class _Reader:
         found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
         self._history.taken.append(found)
         for message in messages if not self._edges else ():
-            to = _edge(self._app, message.subject)
-            if to is not None and (last := await self._last_event(message)) is not None:
-                self._waiting.setdefault((to, "events"), {})[message.sequence] = last
+            if (to := places.edge(self._app, message.subject)) is not None:
+                await self._frame(to, message)
+            self._goes_on(message)
+
+    def _goes_on(self, message: Message) -> None:
+        """An output may be what the source of another topology takes, as an event of the same run."""
+        for subject, readers in self._sources.items():
+            if message.headers.get(subjects.RUN) == self._run and subjects.matches(subject, message.subject):
+                self._wait_for(message, readers)
+                self._history.topologies += [t for t, _ in readers if t not in self._history.topologies]
 
     def _taken(self, where: PartitionId, entry: Mapping[str, Any], timers: set[int]) -> Iterator[tuple[str, int]]:
         """What an entry has taken of what is waited for. What it took in part is taken again by the next one.
@@ -182,7 +233,7 @@ class _Reader:
         `timers`: those that were open.
         """
         for input, first, last, _, _, *mark in entry["taken"]:
-            begin, (end, item) = _place(first)[0], _place(last)
+            begin, (end, item) = places.place(first)[0], places.place(last)
             if input == "timers":
                 yield from ((input, number) for number in sorted(timers) if begin <= number <= end)
             waiting = self._waiting.get((where, input), {})
@@ -190,7 +241,7 @@ class _Reader:
                 yield input, sequence
                 part = mark and mark[0] and mark[0][0] == "part"
                 if not part and (sequence < end or event <= item):
-                    self._drop(self._waiting, (where, input), sequence)
+                    self._left.took(where, input, sequence)
 
     def _rows(self, where: PartitionId, changed: Mapping[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """The rows of the run that an entry has opened, and those that it has closed."""
@@ -200,10 +251,11 @@ class _Reader:
                 mine = number in self._open.get((where, table), ())
                 if raw is None and mine:
                     closed.append((table, number))
-                    self._drop(self._open, (where, table), number)
-                elif raw is not None and not mine and kind(*raw).run == self._run:
-                    opened.append((table, number))
-                    self._open.setdefault((where, table), set()).add(number)
+                    self._left.closed(where, table, number)
+                elif raw is not None and (row := kind(*raw)).run == self._run:
+                    if not mine:
+                        opened.append((table, number))
+                    self._open.setdefault((where, table), {})[number] = row
         return opened, closed
 
     async def _records(self, where: PartitionId, entry: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -213,7 +265,9 @@ class _Reader:
         for input, first, last, *_ in entry["taken"]:
             if input != "records":
                 continue
-            for message in await self._bus.scan(self._stream, filters, start=_place(first)[0], stop=_place(last)[0]):
+            for message in await self._bus.scan(
+                self._stream, filters, start=places.place(first)[0], stop=places.place(last)[0]
+            ):
                 if message.headers.get(subjects.RUN) == self._run:
                     self._history.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
                     found.append((input, message.sequence))
@@ -236,7 +290,7 @@ class _Reader:
 
     async def _last_event(self, message: Message) -> int | None:
         """Which event of a frame is the last one of the run; None where it has none, and for what is no frame."""
-        if _edge(self._app, message.subject) is None:
+        if places.edge(self._app, message.subject) is None:
             return None
         whole = await payloads.checked_out(self._bus, self._app, message)
         try:
@@ -244,37 +298,3 @@ class _Reader:
         except DecodeError:
             return None  # no engine wrote it
         return max((index for index, event in enumerate(events) if event.origin.run == self._run), default=None)
-
-    @staticmethod
-    def _drop(table: dict[Any, Any], key: Any, one: int) -> None:
-        kept = table[key]
-        kept.pop(one) if isinstance(kept, dict) else kept.remove(one)
-        if not table[key]:
-            del table[key]
-
-
-def _sources(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, str, list[tuple[str, tuple[str, int]]]]]:
-    """The sources of all topologies: stream and subject, and who reads them: topology, stage and its partitions."""
-    found: dict[tuple[str, str], list[tuple[str, tuple[str, int]]]] = {}
-    for topology, applied in manifests.items():
-        for source, stream in applied.streams.items():
-            found.setdefault((stream, applied.subject(source)), []).append((topology, applied.stages[source]))
-    return ((*where, readers) for where, readers in found.items())
-
-
-def _place(at: int | tuple[int, int]) -> tuple[int, float]:
-    """The sequence of what was taken first or last, and up to which event of it."""
-    return (at, inf) if isinstance(at, int) else at
-
-
-def _partition(m: Message) -> PartitionId:
-    topology, stage, partition = m.subject.split(".")[-3:]
-    return topology, stage, int(partition)
-
-
-def _edge(app: str, subject: str) -> PartitionId | None:
-    """The partition that a frame is for; None for another message."""
-    if not subjects.matches(subjects.edge(app, "*", "*", "*"), subject):
-        return None
-    topology, stage, partition = subject.split(".")[-3:]
-    return topology, stage, int(partition)

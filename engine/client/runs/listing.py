@@ -8,13 +8,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
+from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound, TopologyError
-from dspex.bus.message import Message, run_of
+from dspex.bus.message import Message, id_time, run_of
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.follower import Follower, RunInfo
+from dspex.engine.client.runs.history import history
+from dspex.engine.client.runs.info import info_of
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.positions import pages, sequence_before
 
 RunStatus = Literal["running", "done", "failed"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
@@ -36,22 +40,53 @@ async def listed(
     if topology is not None and topology not in manifests:
         fix = did_you_mean(topology, sorted(manifests), "none is applied")
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
+    ways = (
+        _failed(bus, app, manifests, topology, since)
+        if status == "failed"
+        else _all(bus, app, manifests, topology, since, limit)
+    )
+    async for info in ways:
+        if limit and status in (None, info.status):
+            yield info
+            limit -= 1
+        if not limit:
+            return
+
+
+async def _all(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float, limit: int
+) -> AsyncIterator[RunInfo]:
+    """All runs, some at a time."""
     some: list[str] = []
     async for run in latest(bus, manifests, topology, since):
         some.append(run)
-        if len(some) < min(limit, TOGETHER):
-            continue
-        async for info in _looked_at(bus, app, manifests, some):
-            if status in (None, info.status):
+        if len(some) == min(limit, TOGETHER):
+            async for info in _looked_at(bus, app, manifests, some):
                 yield info
-                limit -= 1
-            if not limit:
-                return
-        some.clear()
+            some.clear()
     async for info in _looked_at(bus, app, manifests, some):
-        if status in (None, info.status) and limit:
-            yield info
-            limit -= 1
+        yield info
+
+
+async def _failed(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float
+) -> AsyncIterator[RunInfo]:
+    """The runs that have dead letters, whatever others there are."""
+    if (info := await bus.stream(subjects.stream(app))) is None:
+        return
+    start, found = await sequence_before(bus, info, since) + 1, set[str]()
+    async for page in pages(bus, info.name, [subjects.dead_pattern(app)], start=start):
+        found |= {message.headers.get(subjects.RUN, "") for message in page}
+    began = {run: at.timestamp() for run in found if (at := id_time(run)) is not None}
+    for run in sorted(began, key=lambda run: (began[run], run), reverse=True):
+        if began[run] < since:
+            return
+        try:
+            past = await history(bus, app, manifests, run)
+        except RunNotFound:
+            continue  # its source does not keep its event any more
+        if topology is None or topology in past.topologies:
+            yield info_of(past, app, manifests)
 
 
 async def _looked_at(bus: Bus, app: str, manifests: Mapping[str, Manifest], runs: Sequence[str]) -> AsyncIterator[RunInfo]:

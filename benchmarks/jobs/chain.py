@@ -1,6 +1,6 @@
 """Nanoseconds that a fused chain map -> filter -> branch costs for one event, beside the same written by hand.
 
-python benchmarks/chain.py
+python benchmarks/jobs/chain.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What is read of the past: runs in a large stream, and replays."""
