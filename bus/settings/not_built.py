@@ -69,7 +69,7 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "replay": frozenset({"--explain", "--at", "--pdb", "--to", "--to-sinks"}),
+    "replay": frozenset({"--at", "--pdb", "--to", "--to-sinks"}),
     "run": frozenset({"--http", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),

@@ -12,7 +12,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import unpack_frame
+from dspex.bus.records import NodeEvent, unpack_frame
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.records import without_payload
 
@@ -46,12 +46,27 @@ def of_runs(runs: Collection[str], messages: Iterable[Message | NewMessage | Non
         if (m.headers or {}).get(subjects.RUN) in runs:
             found.append((m.subject, m.data))
             continue
-        try:
-            events = unpack_frame(m.data) if subjects.matches("dspex.*.edge.>", m.subject) else []
-        except DecodeError:  # in the object store, or sealed
-            events = []
-        found += [(m.subject, event) for event in events if event.origin.run in runs]
+        found += [(m.subject, event) for event in _events(m) if event.origin.run in runs]
     return found
+
+
+def runs_in(messages: Iterable[Message | NewMessage | None]) -> list[str]:
+    """The runs that messages are of, in order."""
+    found: list[str] = []
+    for m in messages:
+        if m is None:
+            continue
+        found += [run] if (run := (m.headers or {}).get(subjects.RUN)) else []
+        found += [event.origin.run for event in _events(m)]
+    return found
+
+
+def _events(m: Message | NewMessage) -> list[NodeEvent]:
+    """The events of a frame; none of another message."""
+    try:
+        return unpack_frame(m.data) if subjects.matches("dspex.*.edge.>", m.subject) else []
+    except DecodeError:  # in the object store, or sealed
+        return []
 
 
 def summary(messages: Sequence[NewMessage | Message]) -> str:

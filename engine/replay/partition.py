@@ -11,19 +11,20 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import LogAddress, packed, plain, readable, requests_in, unpack
+from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, Timer
+from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position
 from dspex.engine.log.tables import Tables
-from dspex.engine.replay.marks import marked, of_runs, same_bytes, summary
+from dspex.engine.replay.marks import marked
+from dspex.engine.replay.stored import StoredCommit
 from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -37,8 +38,6 @@ from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address, Ask, Output
 from dspex.engine.runtime.walk.state import split_of
-
-_AROUND: Final = 60  # bytes that are shown on each side of where two messages differ
 
 
 class Difference(NamedTuple):
@@ -60,7 +59,7 @@ class PartitionReplay:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
         taken: how many arrivals were taken again, by input. build: what the last claim says of the build.
-        watcher: told of each arrival before that is handled.
+        differing: the runs of which the last difference is. watcher: told of each arrival before that is handled.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -81,9 +80,8 @@ class PartitionReplay:
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
         self._runs: Collection[str] | None = None
-        self.watcher, self._at = Watcher(), 0
+        self.watcher, self.differing, self._at = Watcher(), tuple[str, ...](), 0
         self.taken, self.build = Counter[str](), dict[str, str]()
-        self._dead = subjects.dead_pattern(app)
 
     async def differences(
         self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
@@ -155,49 +153,19 @@ class PartitionReplay:
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
         mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
+        stored, gave = StoredCommit(self.bus, self._address.app, sequence, entry), self._batch.messages
+        self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
         if self._runs is not None and not (same and mine == changed):
-            mine, same = (
-                changed,
-                of_runs(self._runs, self._batch.messages) == of_runs(self._runs, await self._stored_by(sequence, entry)),
-            )
+            mine, same = changed, await stored.same_of(self._runs, gave)
         if not same or mine != changed:
-            self.excused = self.excused or await self._failed(sequence, entry, changed)
+            self.excused = self.excused or self._fails or await stored.failed(changed)
+            self.differing = await stored.differing(gave, self._runs)
         if not same:
-            yield f"other messages: {await self._other(sequence, entry)}"
+            yield f"other messages: {await stored.other(gave)}"
         if mine != changed:
             differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
             yield "other changes: " + "; ".join(f"{n}: {mine.get(n)}, not {changed.get(n)}"[:600] for n in differ)
         self._landed(sequence, within="asks" in entry)
-
-    async def _failed(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
-        """Whether something failed in an entry, then or now, or asked for more time. A letter that was redriven is gone."""
-        timers = [Timer(*row) for _, row in changed.get("timers", ()) if row is not None]
-        if self._fails or any(timer.kind in ("event", "held") or timer.attempts for timer in timers):
-            return True
-        stored = await self._before(sequence, entry["covers"])
-        return any(m is None or subjects.matches(self._dead, m.subject) for m in stored)
-
-    async def _before(self, sequence: int, count: int) -> list[Message | None]:
-        """The messages that a commit stored right before its entry."""
-        return [await self.bus.get(self._stream, at) for at in range(sequence - count, sequence)]
-
-    async def _stored_by(self, sequence: int, entry: Mapping[str, Any]) -> list[Any]:
-        """The messages that an entry had, without pieces of itself."""
-        if "asks" in entry:
-            return [*requests_in(entry).values()]
-        return await self._before(sequence, entry["covers"] - entry.get("pieces", 0))
-
-    async def _other(self, sequence: int, entry: Mapping[str, Any]) -> str:
-        """The messages of an entry, beside those that it had; or the first one that is another."""
-        messages, stored = self._batch.messages, await self._stored_by(sequence, entry)
-        if len(messages) != len(stored):
-            return f"{summary(messages)}, not {summary([m for m in stored if m is not None])}"
-        for mine, was in zip(messages, stored) if self.bus.sealing is None else ():
-            if was is not None and (mine.subject, mine.data) != (was.subject, was.data):
-                at = max(0, same_bytes(mine.data, was.data) - _AROUND)
-                now, then = mine.data[at : at + 2 * _AROUND], was.data[at : at + 2 * _AROUND]
-                return f"to {mine.subject} …{now!r}… now, and …{then!r}… to {was.subject} then"
-        return summary(messages)
 
     # -- arrivals -----------------------------------------------------------------------------------------------------
     async def _arrivals(

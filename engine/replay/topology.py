@@ -30,13 +30,14 @@ from dspex.engine.runtime.walk.compile import Stage, compile_graph
 
 
 class Diverged(NamedTuple):
-    """Where a replay differs. `entry`: of the log of the partition. `excused`: see `Replay`."""
+    """Where a replay differs. `entry`: of the log of the partition. `excused`, `runs`: see PartitionReplay (`differing`)."""
 
     stage: str
     partition: int
     entry: int
     what: str
     excused: bool
+    runs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -142,7 +143,7 @@ async def _one(
     replay.watcher = watcher or replay.watcher
     async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
         if entry >= first:
-            found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused))
+            found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
     found.taken += replay.taken
     found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
+from dspex.bus.port import NewMessage
 from dspex.engine.graph.context import Build, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Emitted, NativeNode, Node, State, StateNode
@@ -29,6 +30,9 @@ class Watcher:
 
     def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> None:
         """An arrival is about to be handled. `again`: some of its outputs were committed before: it is walked once more."""
+
+    def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+        """All arrivals of an entry were handled; what came of them, which would be stored."""
 
     def enters(self, node: str, data: Any, walk: Any) -> Any:
         """Something comes to an operator; what it shall get."""

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from dspex.bus.errors import Divergence, TopologyError
+from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
@@ -19,6 +19,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
     from dspex.engine.cli.runs.choice import ReplayChoice
+    from dspex.engine.cli.runs.differing import RunDifference
     from dspex.engine.client.client import Client
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
@@ -48,6 +49,7 @@ def replay(
     partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
     file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
+    explain: Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")] = False,
 ) -> None:
     """Replay runs, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
     from dspex.engine.cli.runs.choice import chosen
@@ -58,14 +60,48 @@ def replay(
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     if what.file is not None:
+        if explain:
+            fix = "explain it where it is recorded: dspex replay RUN --explain"
+            raise ConfigError("--file and --explain do not go together", code="DX105", fix=fix)
         _replay_file(t, what.file, target)
         return
     began = time.monotonic()
-    name, runs, found = t.run(_replayed(t, what, target) if what.whole else _replayed_runs(t, what, target))
-    _print(t, name, found, runs, time.monotonic() - began)
-    if not found.same:
-        first = found.diverged[0]
-        raise Divergence(f"the replay of {name} differs {count(len(found.diverged), 'time')}; first {_said(first)}")
+    told = t.run(_replayed(t, what, target) if what.whole else _replayed_runs(t, what, target))
+    _print(t, told, time.monotonic() - began, explain=explain)
+    if not told.found.same:
+        raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
+
+
+class ReplayTold(NamedTuple):
+    """What is said of a replay. `runs`: how many it were. `differs`: of the first run that differs, where that is known."""
+
+    name: str
+    runs: int
+    found: Replayed
+    differs: RunDifference | None = None
+
+    @property
+    def first(self) -> str:
+        """The first difference, in words."""
+        step = self.differs.diff.first if self.differs is not None else None
+        if self.differs is None or step is None:
+            return _said(self.found.diverged[0])
+        return f"at {step.step}{f' ({step.field})' if step.field else ''} of run …{self.differs.run[-8:]}"
+
+
+async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, only: str | None) -> ReplayTold:
+    """What is said, with the first run that differs looked at by itself."""
+    from dspex.engine.cli.runs.differing import difference
+
+    places = sorted(told.found.diverged, key=lambda one: one.excused)
+    for run in dict.fromkeys(run for one in places for run in one.runs):
+        try:
+            if (differs := await difference(t, c, run, target, only)) is not None:
+                return told._replace(differs=differs)
+        except RunNotFound:  # what a window gives is no event of a source
+            continue
+        return told  # it differs by what others left
+    return told
 
 
 def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
@@ -86,8 +122,8 @@ def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
         raise Divergence(f"the replay of {file} differs {count(len(found.diff.steps), 'time')}")
 
 
-async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) -> tuple[str, int, Replayed]:
-    """Replay certain runs: what is said, how many they are, what came of it."""
+async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) -> ReplayTold:
+    """Replay certain runs."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
 
@@ -99,7 +135,8 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) ->
             graph = graph_of(t, topology, target)
             of = build(graph.digest, graph.functions)
             found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs))
-        return past[0].run if what.run is not None else str(what), len(runs), found
+        name = past[0].run if what.run is not None else str(what)
+        return await _told(t, c, ReplayTold(name, len(runs), found), target, what.topology)
 
 
 async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
@@ -142,8 +179,8 @@ def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
     return with_defaults(graphs[topology], defaults, timeouts)
 
 
-async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> tuple[str, int, Replayed]:
-    """Replay what a topology did in a time: as `_replayed_runs`. Source events count as runs, else those over hops."""
+async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> ReplayTold:
+    """Replay what a topology did in a time. Source events count as runs; where there are none, those over hops."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import replayed
 
@@ -160,19 +197,24 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> tupl
 
             of, span = build(graph.digest, graph.functions), (what.since, what.until)
             found = await replayed(c.bus, c.app, graph, applied, of, span=span, partition=what.partition, told=told)
-        return topology, found.taken["source"] or found.taken["events"], found
+        told_of = ReplayTold(topology, found.taken["source"] or found.taken["events"], found)
+        return await _told(t, c, told_of, target, topology)
 
 
-def _print(t: Terminal, what: str, found: Replayed, runs: int, seconds: float) -> None:
-    served = found.taken["records"]
+def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> None:
+    found, differs, served = told.found, told.differs, told.found.taken["records"]
     first = found.diverged[0] if found.diverged else None
-    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": runs, "served": served, "live": 0, "tokens": 0}
+    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": told.runs, "served": served, "live": 0, "tokens": 0}
     said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
-    said |= {"what": what, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
-    lines = [f"{what}  {count(runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
+    if differs is not None:
+        said |= {"diverged": vars(differs.diff.first), **differs.as_dict(explain=explain)}
+    said |= {"what": told.name, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
+    said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
+    lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
     for name, (then, now) in sorted(found.builds.items()):
         lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
-    lines += [f"differs {_said(one)}" for one in found.diverged[:MOST]]
+    lines += differs.lines(explain=explain) if differs is not None else []
+    lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
     if len(found.diverged) > MOST:
         lines.append(f"… and {len(found.diverged) - MOST:,} more")
     t.emit(said, *lines, *(["same"] if found.same else []))
@@ -182,6 +224,8 @@ def _place(one: Diverged) -> str:
     return f"{one.stage}.{one.partition}@{one.entry}"
 
 
-def _said(one: Diverged) -> str:
+def _said(one: Diverged, *, brief: bool = False) -> str:
+    """`brief`: which runs, and not the bytes."""
     excuse = " (something failed there, or is not kept any more)" if one.excused else ""
-    return f"at {_place(one)}: {one.what}{excuse}"
+    runs = f"run …{', …'.join(run[-8:] for run in one.runs[:3])}{' and others' if len(one.runs) > 3 else ''}"
+    return f"at {_place(one)}: {runs if brief and one.runs else one.what}{excuse}"

@@ -111,7 +111,7 @@ def compare(
     harmless: Collection[str] = (),
 ) -> Diff:
     """What the second of two runs did otherwise. `fields`: only these count; None: all. `harmless`: those that never do."""
-    one, other = _steps(a), _steps(b)
+    one, other = by_step(a), by_step(b)
     found, equal = list[StepDiff](), list[str]()
     for step, x in one.items():
         if (y := other.get(step)) is None:
@@ -129,7 +129,7 @@ def compare(
     return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
 
 
-def _steps(root: Happening) -> dict[str, Happening]:
+def by_step(root: Happening) -> dict[str, Happening]:
     """All that a run did, by step id; what its calls have one by themselves."""
     found: dict[str, Happening] = {}
     counts: dict[str, int] = {}

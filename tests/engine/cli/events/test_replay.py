@@ -22,9 +22,10 @@ def test_code_that_gives_something_else_is_told_with_where_and_what(native: Proj
     found = native.here("--json", "replay", "--topology", "native", "--with", str(other))
     (said,) = found.objects()
     assert (found.code, said["same"], found.error()["code"]) == (6, False, "DX801")
-    assert said["diverged"]["step"].startswith("s1.0@")
-    assert '"size":4' in said["diverged"]["b"]
-    assert '"size":3' in said["diverged"]["b"]
+    first = said["diverged"]
+    assert (first["step"], first["field"]) == (f"{native.output}#0", "size")
+    assert first["b"] == first["a"] + 1
+    assert said["places"][0]["place"].startswith("s1.0@")
     assert "graph" in said["builds"]
     assert (
         native.here("--json", "replay", "--topology", "native", "--with", str(other), "--until", "2026-01-01T00:00:00Z").code
@@ -48,7 +49,35 @@ def test_one_run_is_replayed_and_others_are_not_looked_at(native: Project) -> No
     assert native.here("replay", first, "--with", other).code == 0
     found = native.here("--json", "replay", second, "--with", other)
     assert (found.code, found.error()["code"]) == (6, "DX801")
-    assert '"size":4' in found.objects()[0]["diverged"]["b"]
+    (said,) = found.objects()
+    assert said["diverged"] == {"step": f"{native.output}#0", "field": "size", "a": 4, "b": 3}
+    assert (said["run"], said["places"][0]["runs"], "explain" in said) == (second, [second], False)
+    assert f"at {native.output}#0 (size) of run …{second[-8:]}" in found.error()["message"]
+    people = native.here("replay", second, "--with", other).out.splitlines()
+    assert [line.split() for line in people if "first difference" in line] == [
+        ["size", "4", "→", "3", "←", "first", "difference"]
+    ]
+
+
+def test_the_causes_of_the_first_difference_are_explained_then_and_now(native: Project) -> None:
+    (run,) = (one["run"] for one in native.publish("text=abcd").objects())
+    three = longer(native, 3)
+    (said,) = native.here("--json", "replay", run, "--explain", "--with", three).objects()
+    labels = {name: [one["label"] for one in way] for name, way in said["explain"].items()}
+    assert labels == {
+        "then": [native.input, native.output],
+        "now": [native.input, "check#0", "count#0", native.output],
+    }
+    lines = native.here("replay", run, "--explain", "--with", three).out.splitlines()
+    now = lines[lines.index("now:") + 1 :]
+    assert now[2].strip() == '└─ ~ count#0  {"text":"abcd","size":3}'
+    only = "long: { from: check, filter: 'len(text) > 4' }\n  count: { from: long,"
+    text = NATIVE.format(u=native.u).replace("count: { from: check,", only)
+    drops = str(native.write("drops.yaml", text))
+    (said,) = native.here("--json", "replay", run, "--explain", "--with", drops).objects()
+    assert (said["diverged"]["step"], said["diverged"]["b"]) == (f"{native.output}#0", "nothing")
+    last = said["explain"]["now"][-1]
+    assert (last["label"], last["note"]) == ("long#0", "dropped")
 
 
 def longer(native: Project, most: int) -> str:

@@ -1,0 +1,66 @@
+"""What one commit stored, beside what its arrivals give when they are taken again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from dspex.bus import subjects
+from dspex.bus.message import Message
+from dspex.bus.port import Bus, NewMessage
+from dspex.engine.log.entries import requests_in
+from dspex.engine.log.rows import Timer
+from dspex.engine.replay.marks import of_runs, runs_in, same_bytes, summary
+
+_AROUND: Final = 60  # bytes that are shown on each side of where two messages differ
+
+
+class StoredCommit:
+    """The messages of one commit. `sequence`: of its entry."""
+
+    def __init__(self, bus: Bus, app: str, sequence: int, entry: Mapping[str, Any]) -> None:
+        self._bus, self._app, self._sequence, self._entry = bus, app, sequence, entry
+        self._messages: list[Any] | None = None
+
+    async def messages(self) -> list[Any]:
+        """All, without pieces of the entry; None for what is gone."""
+        if self._messages is None:
+            if "asks" in self._entry:
+                self._messages = [*requests_in(self._entry).values()]
+            else:
+                self._messages = [*await self._before(self._entry["covers"] - self._entry.get("pieces", 0))]
+        return self._messages
+
+    async def _before(self, count: int) -> list[Message | None]:
+        """The messages that lie right before the entry."""
+        stream = subjects.stream(self._app)
+        return [await self._bus.get(stream, at) for at in range(self._sequence - count, self._sequence)]
+
+    async def failed(self, changed: Mapping[str, Any]) -> bool:
+        """Whether something failed then, or asked for more time. A letter that was redriven is gone."""
+        timers = [Timer(*row) for _, row in changed.get("timers", ()) if row is not None]
+        if any(timer.kind in ("event", "held") or timer.attempts for timer in timers):
+            return True
+        dead = subjects.dead_pattern(self._app)
+        return any(m is None or subjects.matches(dead, m.subject) for m in await self._before(self._entry["covers"]))
+
+    async def same_of(self, runs: Collection[str], mine: Sequence[NewMessage]) -> bool:
+        """Whether what is of these runs is the same."""
+        return of_runs(runs, mine) == of_runs(runs, await self.messages())
+
+    async def differing(self, mine: Sequence[NewMessage], among: Collection[str] | None) -> tuple[str, ...]:
+        """The runs of which there is something else now, in order. `among`: of these; None: of all."""
+        there = dict.fromkeys([*runs_in(await self.messages()), *runs_in(mine)])
+        return tuple([run for run in there if (among is None or run in among) and not await self.same_of({run}, mine)])
+
+    async def other(self, mine: Sequence[NewMessage]) -> str:
+        """In words: what is there now beside what was; or the first message that is another."""
+        stored = await self.messages()
+        if len(mine) != len(stored):
+            return f"{summary(mine)}, not {summary([m for m in stored if m is not None])}"
+        for now, was in zip(mine, stored) if self._bus.sealing is None else ():
+            if was is not None and (now.subject, now.data) != (was.subject, was.data):
+                at = max(0, same_bytes(now.data, was.data) - _AROUND)
+                new, old = now.data[at : at + 2 * _AROUND], was.data[at : at + 2 * _AROUND]
+                return f"to {now.subject} …{new!r}… now, and …{old!r}… to {was.subject} then"
+        return summary(mine)
