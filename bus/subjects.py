@@ -222,8 +222,22 @@ def cache(app: str) -> str:
 
 
 def kept(app: str) -> str:
-    """The key-value bucket of runs that are in no log: those that were imported, or made from runs of the past."""
+    """The key-value bucket of what is kept about runs: scores, and runs that are in no log."""
     return f"{bucket(app)}_kept"
+
+
+KEPT_RUN: Final = "run"  # how its keys begin that say what is known of a run
+KEPT_PART: Final = "part"  # and those under which its file lies, in pieces
+
+
+def kept_run(id: str) -> str:
+    """Where it lies what is known of a kept run. Its id is one word."""
+    return f"{KEPT_RUN}.{token(id, 'id of a run')}"
+
+
+def kept_part(id: str, hash: str, number: int) -> str:
+    """A piece of the file of a kept run, of which `hash` is a part of the hash: two files never share one."""
+    return f"{KEPT_PART}.{token(id, 'id of a run')}.{hash}.{number}"
 
 
 SHORTEST_CLASS: Final = 10  # of times to live: 2^10 s

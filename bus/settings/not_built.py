@@ -64,7 +64,7 @@ VERBS = frozenset(
     {
         *("gateway", "fork"),
         *("eval", "shadow", "ui", "mcp", "skills"),
-        *(f"runs {verb}" for verb in ("cancel", "import")),
+        "runs cancel",
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

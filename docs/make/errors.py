@@ -251,6 +251,10 @@ MORE = {
         "There is no such saved program, version or alias, and nothing before it to which an alias could go back.",
         "`dspex programs ls` shows what is saved",
     ),
+    "DX628": (
+        "A run is to be imported, and another run here has its id and did something else.",
+        "`dspex runs show` shows the one that is here",
+    ),
     "DX626": (
         "About a decision: the approval is decided already, its time is over, it is not what was shown, or nothing waits so.",
         "`dspex approvals ls` shows what waits; a decision is final, and a rejected event that is redriven waits again",

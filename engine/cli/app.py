@@ -56,6 +56,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             (
                 *(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
                 "runs.comparing:export",
+                "runs.comparing:import_",
                 *(f"runs.scoring:{verb}" for verb in ("score", "scores")),
             ),
         ),
@@ -268,7 +269,7 @@ def _with(app: typer.Typer, where: str) -> typer.Typer:
     """`app` with one more verb."""
     module, _, name = where.partition(":")
     found = import_module(f"{__package__}.{module}")
-    app.command(name, cls=getattr(found, "COMMAND", None))(getattr(found, name))
+    app.command(name.rstrip("_"), cls=getattr(found, "COMMAND", None))(getattr(found, name))  # `import` is a word of Python
     return app
 
 

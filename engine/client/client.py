@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from typing_extensions import TypeVar
 
-from dspex.bus import subjects
 from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError, DspexError, WorkerLost
 from dspex.bus.message import Event, new_id
@@ -38,12 +39,11 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids
 from dspex.engine.client.runs.diff import Diff, NamedRun, compare
-from dspex.engine.client.runs.info import info_of
+from dspex.engine.client.runs.kept import imported
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.scores import Score, Scores
-from dspex.engine.client.runs.tree import Tree
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
@@ -314,11 +314,20 @@ class Client(Planned, names=METHODS["Client"]):
         ):
             yield info
 
+    async def import_run(self, path: str | PathLike[str]) -> Run:
+        """Keep a run that was exported (`Run.export`), here or elsewhere: it is then found as those in the logs are, and is
+        removed after `engine.records`. The same file again is nothing new.
+
+        Raises DecodeError where the file is none, or was changed; RunError (DX628) where another run here has its id.
+        """
+        file = await imported(self.bus, self.app, await self.manifests(), Path(path))
+        await audit.leave(self.bus, self.app, "import", run=file.info.id, topology=file.info.topology)
+        return self.run(file.info.id)
+
     async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
-        one, other = [await self.run(run if isinstance(run, str) else run.id).history() for run in (a, b)]
-        infos = info_of(one[0], self.app, one[1]), info_of(other[0], self.app, other[1])
-        return compare(Tree(*one).root, Tree(*other).root, infos, fields)
+        one, other = [await self.run(run if isinstance(run, str) else run.id).file() for run in (a, b)]
+        return compare(one.root, other.root, (one.info, other.info), fields)
 
     async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:
         """Say how good a run is, or what an operator answered in it. All that was said is kept; the latest of a name counts.
@@ -333,11 +342,8 @@ class Client(Planned, names=METHODS["Client"]):
 
         Raises RunNotFound, also where no such operator has answered. ConfigError (DX105, DX101) for what is no score.
         """
-        one = self.run(run if isinstance(run, str) else run.id)
-        past, applied = await one.history()
-        info, root = info_of(past, self.app, applied), Tree(past, applied).root
-        session = past.source.headers.get(subjects.SESSION)
-        found = await Scores(self.bus, self.app).add(info, root, session, name, value, node, note)
+        one = await self.run(run if isinstance(run, str) else run.id).file()
+        found = await Scores(self.bus, self.app).add(one.info, one.root, one.session, name, value, node, note)
         await audit.leave(self.bus, self.app, "score", run=found.run, name=name, value=found.value)
         return found
 

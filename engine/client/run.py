@@ -19,6 +19,7 @@ from dspex.engine.client.call import Result
 from dspex.engine.client.calls.answers import Submission, answer_to
 from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
+from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.export import RunFile, lines
 from dspex.engine.client.runs.history import History, history
 from dspex.engine.client.runs.info import info_of
@@ -75,13 +76,15 @@ class Run(Planned, names=METHODS["Run"]):
         if AT in self.id[1:] or "/" in self.id:
             (self.id,) = await full_ids(self._bus, self._app, [self.id])
         elif self.id.startswith("@"):
-            self.id = await named(self._bus, applied, self.id)
+            self.id = await named(self._bus, self._app, applied, self.id)
         elif len(self.id) < FULL_ID:
-            self.id = await find(self._bus, applied, self.id)
+            self.id = await find(self._bus, self._app, applied, self.id)
         return self.id, applied
 
     async def info(self) -> RunInfo:
         """What is known of it now. Raises RunNotFound."""
+        if (info := (await kept.infos(self._bus, self._app, (await self._known())[0])).get(self.id)) is not None:
+            return info
         past, applied = await self.history()
         return info_of(past, self._app, applied)
 
@@ -106,6 +109,8 @@ class Run(Planned, names=METHODS["Run"]):
                 self.id, self._told = told[0].id, told
                 return told[0].info(told[1])
         id, applied = await self._known()
+        if (info := (await kept.infos(self._bus, self._app, id)).get(id)) is not None:
+            return info
         async for finished in finishing(self._bus, self._app, [id], None, applied):
             return finished[0].info(applied)
         raise RunNotFound(f"run {id} is not known", run=id)
@@ -130,6 +135,10 @@ class Run(Planned, names=METHODS["Run"]):
         `follow`: each as it ends, until nothing of the run is open.
         """
         (id, applied), seen = await self._known(), set[tuple[str, int]]()
+        if (file := await kept.kept(self._bus, self._app, id)) is not None:
+            for step in file.steps:
+                yield step
+            return
         async with AsyncExitStack() as stack:
             reader = await stack.enter_async_context(self._news()) if follow else None
             while True:
@@ -157,18 +166,29 @@ class Run(Planned, names=METHODS["Run"]):
 
     async def tree(self) -> Happening:
         """Its source event, with all that it caused below it. Raises RunNotFound."""
+        if (file := await self.kept()) is not None:
+            return file.root
         return Tree(*await self.history()).root
 
     async def export(self, path: str | PathLike[str]) -> None:
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
-        past, applied = await self.history()
-        text = b"".join(lines(info_of(past, self._app, applied), Tree(past, applied).root, past))
+        if (one := await self.kept()) is not None:
+            text = one.text
+        else:
+            past, applied = await self.history()
+            text = b"".join(lines(info_of(past, self._app, applied), Tree(past, applied).root, past))
         await asyncio.to_thread(Path(path).write_bytes, text)
 
     async def file(self) -> RunFile:
         """What its file would say, also where a call has no record. Raises RunNotFound."""
+        if (one := await self.kept()) is not None:
+            return one
         past, applied = await self.history()
         return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past)
+
+    async def kept(self) -> RunFile | None:
+        """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""
+        return await kept.kept(self._bus, self._app, (await self._known())[0])
 
     async def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
@@ -180,6 +200,8 @@ class Run(Planned, names=METHODS["Run"]):
         progress, applied = self._told or (None, {})
         if progress is None or progress.after is None:
             id, applied = await self._known()
+            if (file := await kept.kept(self._bus, self._app, id)) is not None:
+                return file.outputs
             return (await outputs(self._bus, self._app, applied, [id]))[id]
         return (await outputs(self._bus, self._app, applied, [progress.id], after=progress.after))[progress.id]
 
@@ -241,7 +263,7 @@ async def at_place(bus: Bus, place: str) -> str:
     return run_of(stream, info.created, message)
 
 
-async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
+async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: str) -> str:
     """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
     if len(suffix) < 6:
         raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
@@ -249,7 +271,7 @@ async def find(bus: Bus, manifests: Mapping[str, Manifest], suffix: str) -> str:
     if not {*digits} <= {*"0123456789abcdef"}:
         fix = "an id has the digits 0 to f: dspex runs ls shows those there are"
         raise RunNotFound(f"no run ends with {suffix!r}", fix=fix)
-    found: set[str] = set()
+    found = {id for id in await kept.infos(bus, app) if id.endswith(suffix)}
     for stream, subject in {(stream, m.subject(source)) for m in manifests.values() for source, stream in m.streams.items()}:
         info = await bus.stream(stream)
         if info is None:

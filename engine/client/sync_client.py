@@ -113,6 +113,10 @@ class Run(Planned, names=METHODS["Run"]):
         """What its file would say, also where a call has no record. Raises RunNotFound."""
         return background.run(self._of.file())
 
+    def kept(self) -> RunFile | None:
+        """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""
+        return background.run(self._of.kept())
+
     def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         return background.run(self._of.history())
@@ -445,6 +449,14 @@ class Client(Planned, names=METHODS["Client"]):
             limit: so many at most.
         """
         return background.each(self._of.runs(topology, status=status, since=since, limit=limit))
+
+    def import_run(self, path: str | PathLike[str]) -> Run:
+        """Keep a run that was exported (`Run.export`), here or elsewhere: it is then found as those in the logs are, and is
+        removed after `engine.records`. The same file again is nothing new.
+
+        Raises DecodeError where the file is none, or was changed; RunError (DX628) where another run here has its id.
+        """
+        return Run(background.run(self._of.import_run(path)))
 
     def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""

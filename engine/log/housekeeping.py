@@ -91,6 +91,7 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
                 await limits.forget(bus, app, clock(), records)
                 await SessionStore(bus, app).purge()
                 await forget_answers(bus, app, clock())
+                await forget_kept(bus, app, clock() - records)
                 members = await bus.bucket(subjects.bucket(app))
                 await members.expire(subjects.PARENTS, clock() - EVERY)
                 await members.expire(subjects.HELD, clock() - subjects.HELD_FOR)
@@ -104,6 +105,14 @@ async def forget_answers(bus: Bus, app: str, now: float) -> None:
         bucket = await bus.bucket(name)
         for power in range(subjects.SHORTEST_CLASS, subjects.LONGEST_CLASS + 1):
             await bucket.expire(str(power), now - 2.0**power)
+
+
+async def forget_kept(bus: Bus, app: str, before: float) -> None:
+    """Remove runs that are in no log and were kept before then: first what names the pieces of each. Raises BusError."""
+    if await bus.has("bucket", name := subjects.kept(app)):
+        bucket = await bus.bucket(name)
+        await bucket.expire(subjects.KEPT_RUN, before)
+        await bucket.expire(subjects.KEPT_PART, before)
 
 
 async def sweep(bus: Bus, app: str, topology: str, applied: Mapping[str, Manifest], *, records: float, now: float) -> None:

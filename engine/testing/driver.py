@@ -30,6 +30,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.run import at_place
 from dspex.engine.client.runs.diff import Replay
+from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.client.runs.steps import Step, steps
 from dspex.engine.client.status.approvals import Approval
@@ -214,7 +215,7 @@ class Driver:
         self._thread.do(go)
         self._check()
 
-    def replay(self, path: str | PathLike[str], *, ignore: Collection[str] = ()) -> Replay:
+    def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = ()) -> Replay:
         """Do a run again that was exported (`Run.export`): its event is published, and its calls are answered as they were.
 
         `ignore`: fields that may differ. Raises Divergence where a call is made that was not made then; ConfigError for a run

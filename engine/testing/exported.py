@@ -51,9 +51,11 @@ class _Recorded:
         return found
 
 
-def replayed(d: Driver, topologies: Collection[str], use: Use, path: str | PathLike[str], harmless: Collection[str]) -> Replay:
+def replayed(
+    d: Driver, topologies: Collection[str], use: Use, given: str | PathLike[str] | RunFile, harmless: Collection[str]
+) -> Replay:
     """See `Driver.replay`. `use`: has a coroutine of a client done."""
-    file = load(path)
+    file, path = (given, given.info.id) if isinstance(given, RunFile) else (load(given), str(given))
     if file.info.topology not in topologies:
         why = f"{path} is a run of {file.info.topology!r}, and the driver runs {', '.join(sorted(topologies))}"
         raise ConfigError(why, code="DX105", fix="give the driver that topology")

@@ -92,6 +92,7 @@ ELSEWHERE = {
     "DX612": "workers/dspy/test_states.py::"
     "test_a_state_that_does_not_fit_names_the_predictor_and_one_that_is_not_there_says_so",
     "DX627": "bus/memory/test_saved_states.py::test_what_is_not_there_is_told_with_what_there_is",
+    "DX628": "engine/client/runs/test_kept.py::test_another_run_with_its_id_is_refused_and_the_same_is_nothing_new",
     "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",
     "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
     "DX605": "workers/routing/test_breaker.py::test_a_profile_that_fails_is_not_asked_until_one_call_has_found_it_well",

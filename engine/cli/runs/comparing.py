@@ -1,4 +1,4 @@
-"""`dspex diff`: what one run did otherwise than another. `dspex runs export`: a run as a file."""
+"""`dspex diff`: what one run did otherwise than another. `dspex runs export` and `import`: a run as a file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dspex.bus.errors import ConfigError
-from dspex.engine.cli.runs.verbs import RUN
-from dspex.engine.cli.terminal.client import client, shown
+from dspex.engine.cli.runs.verbs import RUN, as_dict
+from dspex.engine.cli.terminal.client import client, shown, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
+    from dspex.engine.client.following.follower import RunInfo
     from dspex.engine.client.runs.diff import Diff
 
 
@@ -58,3 +59,18 @@ def export(
 async def _exported(t: Terminal, run: str, out: Path) -> None:
     async with client(t, "runs") as c:
         await c.run(run).export(out)
+
+
+def import_(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An exported run.")],
+) -> None:
+    """Keep a run that was exported, here or elsewhere: the verbs about runs find it as they find others."""
+    t = terminal(context)
+    info = t.run(_imported(t, file))
+    t.emit(as_dict(info), f"{info.id}  {info.topology}  {info.status}  {spent(info.calls, info.usage)}")
+
+
+async def _imported(t: Terminal, file: Path) -> RunInfo:
+    async with client(t, "runs") as c:
+        return await (await c.import_run(file)).info()

@@ -43,7 +43,10 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
     """
     from dspex.engine.cli.runs.replaying import taken_by
 
-    past, applied = await c.run(run).history()
+    named = c.run(run)
+    if (file := await named.kept()) is not None:
+        return ShownRun(file.root, file.info, {}, "values between are not shown: the run is in no log")
+    past, applied = await named.history()
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
     for topology, entries in taken_by([past]).items():
         try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dspex.engine.cli.runs.choice import ReplayChoice
     from dspex.engine.cli.runs.differing import RunDifference
     from dspex.engine.client.client import Client
+    from dspex.engine.client.runs.export import RunFile
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest
@@ -66,6 +67,9 @@ def replay(
         _replay_file(t, what.file, target)
         return
     began = time.monotonic()
+    if what.run is not None and (kept := t.run(_kept(t, what.run))) is not None:
+        _replay_file(t, kept, target)
+        return
     told = t.run(_replayed(t, what, target) if what.whole else _replayed_runs(t, what, target))
     _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
@@ -104,12 +108,13 @@ async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, on
     return told
 
 
-def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
+def _replay_file(t: Terminal, given: Path | RunFile, target: str | None) -> None:
     from dspex.engine.cli.topology.targets import load
     from dspex.engine.client.runs.export import load as read
     from dspex.engine.testing.driver import Driver
 
-    name = read(file).info.topology
+    file, what = (read(given), str(given)) if isinstance(given, Path) else (given, given.info.id)
+    name = file.info.topology
     there = [one for one in load(t, [target] if target is not None else None) if one.name == name]
     if not there:
         raise TopologyError(f"there is no topology {name!r} in the code", code="DX235", fix="name it: --with module:attr")
@@ -117,9 +122,15 @@ def _replay_file(t: Terminal, file: Path, target: str | None) -> None:
         found = d.replay(file)
     said = {name: getattr(found, name) for name in ("same", "runs", "served", "live", "tokens")} | {"mode": "strict"}
     first = vars(found.diverged) if found.diverged is not None else None
-    t.emit({**said, "diverged": first, "what": str(file)}, *found.diff.lines(), *(["same"] if found.same else []))
+    t.emit({**said, "diverged": first, "what": what}, *found.diff.lines(), *(["same"] if found.same else []))
     if not found.same:
-        raise Divergence(f"the replay of {file} differs {count(len(found.diff.steps), 'time')}")
+        raise Divergence(f"the replay of {what} differs {count(len(found.diff.steps), 'time')}")
+
+
+async def _kept(t: Terminal, run: str) -> RunFile | None:
+    """What is kept of a run that is in no log; None for any other."""
+    async with client(t, "replay") as c:
+        return await c.run(run).kept()
 
 
 async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) -> ReplayTold:

@@ -66,7 +66,7 @@ async def _listed(t: Terminal, topology: str | None, failed: bool, since: str | 
         async for info in c.runs(topology, status="failed" if failed else None, since=since, limit=limit):
             rows.append(_row(info))
             if t.json:
-                t.emit({**_as_dict(info), "scores": plain(await scores_of(c, info.id))})
+                t.emit({**as_dict(info), "scores": plain(await scores_of(c, info.id))})
     if rows and not t.json:
         t.table(rows, {name: name for name in rows[0]})
     return len(rows)
@@ -78,7 +78,7 @@ def _row(info: RunInfo) -> dict[str, object]:
     return {
         "run": info.id,
         "topology": info.topology,
-        "status": info.status,
+        "status": f"{info.status}, {info.kept}" if info.kept else info.status,
         "started": info.started.astimezone().strftime("%d %b %H:%M:%S"),
         "took": took,
         "spent": spent(info.calls, info.usage),
@@ -86,7 +86,7 @@ def _row(info: RunInfo) -> dict[str, object]:
     }
 
 
-def _as_dict(info: RunInfo) -> dict[str, object]:
+def as_dict(info: RunInfo) -> dict[str, object]:
     return {**vars(info), "usage": vars(info.usage)}
 
 
@@ -116,7 +116,7 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     if shown.missing:
         t.note(shown.missing)
     if t.json:
-        t.emit({**_as_dict(info), "scores": plain(scores)})
+        t.emit({**as_dict(info), "scores": plain(scores)})
         for told in shown.root:
             t.emit(told.as_dict())
         return
@@ -124,7 +124,8 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     status = (
         info.status if info.finished is None else f"{info.status} in {(info.finished - info.started).total_seconds():.2f} s"
     )
-    t.line(f"run {info.id}  {info.topology}  {status}  {spent(info.calls, info.usage)}")
+    how = f"  {info.kept}" if info.kept else ""
+    t.line(f"run {info.id}  {info.topology}  {status}  {spent(info.calls, info.usage)}{how}")
     t.line(f"began {began.isoformat(sep=' ', timespec='milliseconds')}")
     for line in score_lines(scores):
         t.line(line)
@@ -177,7 +178,7 @@ def wait(
     """Wait until nothing that a run caused is outstanding. Exit 1 if it has dead letters, 5 when the time is over."""
     t = terminal(context)
     info = t.run(_ended(t, run, timeout))
-    t.emit(_as_dict(info), f"{info.id}  {info.topology}  {info.status}  {spent(info.calls, info.usage)}")
+    t.emit(as_dict(info), f"{info.id}  {info.topology}  {info.status}  {spent(info.calls, info.usage)}")
 
 
 async def _ended(t: Terminal, run: str, timeout: str | None) -> RunInfo:

@@ -32,7 +32,9 @@ _log = structlog.get_logger("dspex.client")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run. `status`: "running", "done" or "failed" (it has dead letters). Times in UTC."""
+    """What is known of a run, times in UTC. `status`: "running", "done" or "failed" (it has dead letters). `kept`: how it came
+    where no log has it, "imported"; "" for one of the logs.
+    """
 
     id: str
     topology: str
@@ -44,6 +46,7 @@ class RunInfo:
     calls: int
     usage: Usage
     dead_letters: int
+    kept: str = ""
 
 
 PartitionId: TypeAlias = tuple[str, str, int]  # topology, stage, partition

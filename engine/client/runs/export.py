@@ -2,14 +2,19 @@
 
 The first line says which run it is, the second one is its source event, and the others what came of it, each with the id of
 what caused it. Calls have what they were asked and answered. Nothing of other runs is in it.
+
+Each line ends with a hash of it and of the hash before, so a file that was changed is refused with the first line that is not
+as it was written. It finds damage and mistakes; who wants to forge a run writes another file. Files of before have no hashes.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +23,7 @@ from dspex.bus import subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.errors import DecodeError, RecordingIncomplete
-from dspex.bus.message import plain
+from dspex.bus.message import Event, plain
 from dspex.bus.records import Usage
 from dspex.engine.client.following.follower import RunInfo
 from dspex.engine.client.runs.history import History
@@ -26,7 +31,8 @@ from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 
 VERSION: Final = 1
-_MAKE: Final = "make one: dspex runs export RUN -o FILE"
+MAKE: Final = "make one: dspex runs export RUN -o FILE"
+_HASH: Final = re.compile(rb',"hash":"([0-9a-f]{32})"}')  # how a line ends
 _BYTES: Final = "base64"  # the key under which data stand that could not be decoded
 _OURS: Final = (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE, subjects.MESSAGE_ID)
 _OF_SOURCE: Final = ("key", "session", "headers", "content_type")
@@ -48,7 +54,7 @@ class RunFile:
     Attributes:
         info: of the run. root: its source event, with what came of it.
         key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
-            data. place: where it lies; None in files of before.
+            data. place: where it lies; None in files of before. text: the file itself; empty for one that is not written.
     """
 
     info: RunInfo
@@ -59,6 +65,7 @@ class RunFile:
     time: str | None = None
     content_type: str | None = None
     place: SourcePlace | None = None
+    text: bytes = b""
 
     @classmethod
     def of(cls, info: RunInfo, root: Happening, past: History) -> RunFile:
@@ -70,6 +77,18 @@ class RunFile:
         return cls(info, root, key, session, own, time, kind, place)
 
     @property
+    def outputs(self) -> list[Event[Any]]:
+        """What it sent to sinks, in order. Of their headers a file has none."""
+        of = self.info.id
+        found = [one for one in self.root if one.kind == "output"]
+        return [Event(o.id, o.node, o.data, o.time, of, o.cause, session=self.session) for o in found]
+
+    @property
+    def steps(self) -> list[Step]:
+        """The attempts at its calls, in the order in which those were asked for."""
+        return [step for call in self.calls for step in call.attempts]
+
+    @property
     def calls(self) -> list[Happening]:
         """Its calls, in the order in which they were asked for."""
         return sorted((one for one in self.root if one.kind == "call"), key=lambda one: one.time)
@@ -77,9 +96,19 @@ class RunFile:
 
 def lines(info: RunInfo, root: Happening, past: History) -> Iterator[bytes]:
     """The lines of a run's file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
-    file = RunFile.of(info, root, past)
-    head = {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage)}
-    yield json_bytes(head) + b"\n"
+    told = [*_rows(info, root, RunFile.of(info, root, past))]
+    hash = b""
+    for row in ({"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "lines": len(told) + 1}, *told):
+        text = json_bytes(row)
+        hash = _hash(hash, text)
+        yield b'%b,"hash":"%b"}\n' % (text[:-1], hash)
+
+
+def _hash(before: bytes, text: bytes) -> bytes:
+    return sha256(before + text).hexdigest()[:32].encode()
+
+
+def _rows(info: RunInfo, root: Happening, file: RunFile) -> Iterator[dict[str, Any]]:
     for one in root:
         if open_ := next((step for step in one.attempts if not step.ended), None):
             fix = "wait for its end: dspex runs wait; or see what it is about: dspex runs show"
@@ -89,7 +118,7 @@ def lines(info: RunInfo, root: Happening, past: History) -> Iterator[bytes]:
         if one.kind == "source":
             row |= {name: getattr(file, name) for name in _OF_SOURCE}
             row |= {"event_time": file.time, "place": file.place}
-        yield json_bytes(row) + b"\n"
+        yield row
 
 
 def _plain(data: Any) -> Any:
@@ -101,47 +130,82 @@ def _attempt(step: Step, error: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def load(path: str | PathLike[str]) -> RunFile:
-    """Read the file of a run. Raises DecodeError where it is none."""
+    """Read the file of a run. Raises DecodeError where it is none, or was changed."""
+    try:
+        return read(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=MAKE) from None
+
+
+class _Chain:
+    """The hashes of a file's lines."""
+
+    def __init__(self) -> None:
+        self._before: bytes | None = b""  # of the line before; None: the file is one of those that have none
+
+    def checked(self, line: bytes) -> bytes:
+        """A line without its hash. Raises DecodeError where it is not as it was written."""
+        found = _HASH.search(line, max(0, len(line) - 44))
+        if self._before is None or (self._before == b"" and found is None):
+            self._before = None
+            return line
+        text = line[: found.start()] + b"}" if found is not None else b""
+        if found is None or _hash(self._before, text) != found[1]:
+            raise DecodeError("it was changed, or a line before it is missing")
+        self._before = found[1]
+        return text
+
+
+def read(text: bytes, name: str) -> RunFile:
+    """The file of a run. `name`: of it, for errors. Raises DecodeError where it is none, or was changed."""
     known: dict[str, Happening] = {}
     head: dict[str, Any] | None = None
     first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=_MAKE) from None
+    chain, number = _Chain(), 0
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            row = checked(dict[str, Any], "a line of a run's file", load_json(line))
+            row = checked(dict[str, Any], "a line of a run's file", load_json(chain.checked(line)))
             if head is None:
                 head = _head(row)
                 continue
             one = _happening(row)
         except (DecodeError, KeyError, TypeError, ValueError) as error:
-            raise DecodeError(f"{path}, line {number}: not the file of a run: {error}", fix=_MAKE) from None
+            raise DecodeError(f"{name}, line {number}: not the file of a run: {error}", fix=MAKE) from None
         if not known:
             first, root = row, one
         else:
             known.get(one.cause, root).below.append(one)  # what several events made has a cause of its own
         known[one.id] = one
     if head is None or not first:
-        raise DecodeError(f"{path}: not the file of a run: it has no event", fix=_MAKE)
-    info = RunInfo(**{name: head[name] for name in RunInfo.__dataclass_fields__})
+        raise DecodeError(f"{name}: not the file of a run: it has no event", fix=MAKE)
+    if number != head.get("lines", number):
+        raise DecodeError(f"{name}: not the whole file of a run: of {head['lines']} lines it has {number}", fix=MAKE)
     key, session, headers, kind = map(first.get, _OF_SOURCE)
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
-    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place)
+    return RunFile(read_info(head), root, key, session, headers or {}, first.get("event_time"), kind, place, text)
 
 
 def _head(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("v") != VERSION or row.get("kind") != "run":
         raise DecodeError("it does not begin as one of this version")
-    finished = _time(row["finished"]) if row["finished"] is not None else None
-    return {**row, "usage": Usage(**row["usage"]), "started": _time(row["started"]), "finished": finished}
+    read_info(row)
+    return row
+
+
+def read_info(row: Mapping[str, Any]) -> RunInfo:
+    """What is known of a run, of the JSON object that says it. Raises KeyError, TypeError, ValueError where it does not."""
+    made = {name: row[name] for name in RunInfo.__dataclass_fields__ if name != "kept"}
+    if not all(isinstance(made[name], str) for name in ("id", "topology", "digest", "status")):
+        raise TypeError("its id, its topology, the digest of that and its status are no texts")
+    finished = _time(made["finished"]) if made["finished"] is not None else None
+    return RunInfo(**{**made, "usage": Usage(**made["usage"]), "started": _time(made["started"]), "finished": finished})
 
 
 def _happening(row: Mapping[str, Any]) -> Happening:
     made = {name: row[name] for name in ("kind", "id", "cause", "node", "label", "where", "data", "error")}
     if isinstance(made["data"], dict) and [*made["data"]] == [_BYTES]:
         made["data"] = base64.b64decode(made["data"][_BYTES])
+    made["recorded"] = bool(row.get("recorded", True))
     attempts = [_step(attempt) for attempt in row["attempts"]]
     return Happening(**made, time=_time(row["time"]), attempts=attempts, failures=[a["failure"] for a in row["attempts"]])
 

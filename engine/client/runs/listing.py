@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
@@ -15,6 +16,7 @@ from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.follower import Follower, RunInfo
+from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.graph.manifest import Manifest
@@ -37,7 +39,8 @@ async def listed(
     limit: int = 100,
 ) -> AsyncIterator[RunInfo]:
     """Runs, the latest first. `since`: seconds since the epoch. Raises TopologyError (DX235) for one that is not applied."""
-    if topology is not None and topology not in manifests:
+    beside = [info for info in (await kept.infos(bus, app)).values() if info.started.timestamp() >= since]
+    if topology is not None and topology not in {*manifests, *(info.topology for info in beside)}:
         fix = did_you_mean(topology, sorted(manifests), "none is applied")
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
     ways = (
@@ -45,12 +48,24 @@ async def listed(
         if status == "failed"
         else _all(bus, app, manifests, topology, since, limit)
     )
-    async for info in ways:
+    async for info in _merged(ways, [info for info in beside if topology in (None, info.topology)]):
         if limit and status in (None, info.status):
             yield info
             limit -= 1
         if not limit:
             return
+
+
+async def _merged(ways: AsyncIterator[RunInfo], beside: Sequence[RunInfo]) -> AsyncIterator[RunInfo]:
+    """Runs of the logs, and those that are in none, the latest first."""
+    left = deque(beside)
+    async for info in ways:
+        while left and left[0].started >= info.started:
+            yield left.popleft()
+        if all(info.id != one.id for one in beside):
+            yield info
+    for info in left:
+        yield info
 
 
 async def _all(
@@ -99,16 +114,20 @@ async def _looked_at(bus: Bus, app: str, manifests: Mapping[str, Manifest], runs
 
 
 async def latest(
-    bus: Bus, manifests: Mapping[str, Manifest], topology: str | None = None, since: float = 0.0
+    bus: Bus,
+    manifests: Mapping[str, Manifest],
+    topology: str | None = None,
+    since: float = 0.0,
+    beside: Iterable[RunInfo] = (),
 ) -> AsyncIterator[str]:
-    """The ids of runs, the latest first: of what the sources of a topology have, or of all."""
+    """The ids of runs, the latest first: of what the sources of a topology have, or of all. `beside`: runs in no log."""
     where = dict.fromkeys(
         (stream, applied.subject(source))
         for name, applied in manifests.items()
         for source, stream in applied.streams.items()
         if topology in (None, name)
     )
-    ways = [_backwards(bus, stream, subject, since) for stream, subject in where]
+    ways = [*(_backwards(bus, stream, subject, since) for stream, subject in where), _in_order(beside)]
     heads: list[tuple[float, int, str]] = []  # the latest of each way that is left; by its negative time
     seen = set[str]()
     for index, way in enumerate(ways):
@@ -121,6 +140,11 @@ async def latest(
             yield run
         if (head := await anext(ways[index], None)) is not None:
             heapq.heappush(heads, (-head[0], index, head[1]))
+
+
+async def _in_order(infos: Iterable[RunInfo]) -> AsyncIterator[tuple[float, str]]:
+    for info in infos:
+        yield info.started.timestamp(), info.id
 
 
 async def _backwards(bus: Bus, stream: str, subject: str, since: float) -> AsyncIterator[tuple[float, str]]:
@@ -138,13 +162,13 @@ async def _backwards(bus: Bus, stream: str, subject: str, since: float) -> Async
         high, size = low - 1, min(2 * size, _MANY)
 
 
-async def named(bus: Bus, manifests: Mapping[str, Manifest], name: str) -> str:
+async def named(bus: Bus, app: str, manifests: Mapping[str, Manifest], name: str) -> str:
     """The id of the run that is called `@last`, or `@last-1` for the one before it, and so on. Raises RunNotFound."""
     back = name.removeprefix(_LAST).removeprefix("-") or "0"
     if not name.startswith(_LAST) or not back.isdecimal():
         raise RunNotFound(f"{name!r} names no run", run=name, fix="@last, @last-1, …, or an id: dspex runs ls")
     left = int(back)
-    async for run in latest(bus, manifests):
+    async for run in latest(bus, manifests, beside=(await kept.infos(bus, app)).values()):
         if not left:
             return run
         left -= 1

@@ -16,7 +16,7 @@ from dspex.engine.cli.app import main
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
         (["fork"], "DX108", "dspex fork"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
-        (["runs", "import"], "DX108", "dspex runs"),
+        (["mcp"], "DX108", "dspex mcp"),
         (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),
         (["show", "--as", "asynkapi"], "DX105", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),

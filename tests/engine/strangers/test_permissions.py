@@ -105,6 +105,7 @@ PUBLISHED: Mapping[str, Collection[str]] = {
     **{f"$KV.DSPEX_{APP}_{key}": OWNERS for key in ("applied.manifest.triage.1", "applied.paused.triage.1", "kept.score.a.b")},
     f"$KV.DSPEX_{APP}_sessions.a": {*OWNERS, "worker", "caller"},
     **{f"$KV.DSPEX_{APP}_cache.12.{pool}.0": {*OWNERS, *who} for pool, who in (("lightweight", ["worker"]), ("gpu", []))},
+    **{f"$JS.API.{verb}.{KV}_kept": OWNERS for verb in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET")},
     "$KV.DSPEX_bank_applied.manifest.triage.1": set(),
     f"$O.DSPEX_{APP}_payloads.C.0": {*OWNERS, "worker"},
     f"$O.DSPEX_{APP}_payloads.M.0": {*OWNERS, "worker"},

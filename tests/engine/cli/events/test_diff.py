@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from cli_bench import NATIVE, Project
@@ -47,5 +48,19 @@ def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_pat
     for wrong in (["runs", "export", run, "-o", nowhere], ["replay", "--file", nowhere]):
         assert f"{nowhere} cannot be" in native.here("--json", *wrong).error()["message"]
     assert native.here("--json", "replay", "--topology", "native", "--until", "soon").error()["code"] == "DX105"
-    file.write_text(file.read_text().replace('"topology":"native"', '"topology":"other"', 1))
+    file.write_text(re.sub(r',"hash":"[^"]*"', "", file.read_text()).replace('"topology":"native"', '"topology":"other"', 1))
     assert native.here("--json", "replay", "--file", str(file)).error()["code"] == "DX235"
+
+
+def test_an_imported_run_is_kept_beyond_the_logs_and_found_by_every_verb(native: Project, tmp_path: Path) -> None:
+    (run,) = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n').objects())
+    file = tmp_path / "run.jsonl"
+    native.here("runs", "export", run, "-o", str(file))
+    (said,) = native.here("--json", "runs", "import", str(file)).objects()
+    assert (said["id"], said["status"], said["kept"]) == (run, "done", "imported")
+    assert native.here("runs", "ls", "--limit", "1").out.splitlines()[1].split()[:4] == [run, "native", "done,", "imported"]
+    assert native.here("runs", "show", run).out.splitlines()[0].endswith("  imported")
+    assert (native.here("replay", run).out.splitlines()[-1], native.here("diff", run, run).code) == ("same", 0)
+    file.write_text(file.read_text().replace("abc", "abd", 1))
+    assert "line 2: not the file of a run" in native.here("--json", "runs", "import", str(file)).error()["message"]
+    assert native.here("audit", "ls").out.count(" import ") == 1

@@ -7,7 +7,7 @@ import json
 import pytest
 from cli_bench import Project
 
-INFO = ["id", "topology", "digest", "parent", "status", "started", "finished", "calls", "usage", "dead_letters"]
+INFO = ["id", "topology", "digest", "parent", "status", "started", "finished", "calls", "usage", "dead_letters", "kept"]
 TOLD = ["kind", "id", "cause", "node", "label", "time", "where", "data", "error", "attempts", "recorded"]
 SCORED = [*INFO, "scores"]
 
