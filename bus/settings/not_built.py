@@ -32,7 +32,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    "Engine": ("observer",),
     "Client.forget": ("run",),
 }
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""

@@ -7,14 +7,16 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import structlog
 
+from dspex.bus import telemetry
 from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
@@ -22,7 +24,6 @@ from dspex.bus.seldom import Seldom
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
-from dspex.bus.settings.not_built import lacks
 from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
@@ -55,7 +56,13 @@ class RunningEngine:
     settings: Settings
 
 
-@lacks("Engine")
+class EngineEvent(NamedTuple):
+    """Something that happened. `name` and `facts`: see `dspex.bus.telemetry.HAPPENINGS`."""
+
+    name: str
+    facts: Mapping[str, object]
+
+
 class Engine:
     """Runs topologies until it is drained. Several engines share the partitions of one application.
 
@@ -63,6 +70,8 @@ class Engine:
         topologies: to run together, as one application.
         settings: loaded as every dspex process loads them when left out.
         pools: which worker pools to start beside it: "all" that the topologies need, "none", or names.
+        observer: called with what happens in this process while the engine runs (commits, dead letters, partitions that
+            come and go, …), on its loop, so it must not block. Pools are processes of their own.
         on_ready: called when a pool is ready, with its description as plain data.
         on_output: called with each line that a pool logs; None: the pools write to stderr themselves.
         again: whether a version that another one has replaced is applied again, on the server of this folder.
@@ -73,6 +82,7 @@ class Engine:
         *topologies: HasGraph,
         settings: Settings | None = None,
         pools: Literal["all", "none"] | Sequence[str] = "all",
+        observer: Callable[[EngineEvent], None] | None = None,
         start_server: bool = True,
         on_ready: Callable[[dict[str, object]], None] = lambda said: None,
         on_output: OnOutput = None,
@@ -88,7 +98,7 @@ class Engine:
         self._wanted = pools
         self._start_server = start_server
         self._on_ready, self._on_output, self._again = on_ready, on_output, again
-        self._stack = AsyncExitStack()
+        self._observer, self._stack = observer, AsyncExitStack()
 
     @property
     def running(self) -> RunningEngine:
@@ -99,6 +109,8 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         needed = self._pool_names()
+        if self._observer is not None:
+            self._stack.callback(telemetry.subscribe(partial(_observed, self._observer)))
         try:
             self._running = await self._start(needed)
         except BaseException:
@@ -184,6 +196,11 @@ class Engine:
     def statistics(self) -> dict[str, Any]:
         """What it is and does now, as plain data."""
         return self._running.host.describe() if self._running else {}
+
+
+def _observed(observer: Callable[[EngineEvent], None], name: str, facts: Mapping[str, object]) -> None:
+    if name != "taken":  # what may be taken again tomorrow has not happened
+        observer(EngineEvent(name, facts))
 
 
 def _events() -> BusEvents:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from engine_lab import Lab
 
+from dspex.bus import telemetry
 from dspex.bus.errors import DspexError, TopologyError, Unreachable
 from dspex.bus.memory.server import Faults
 from dspex.bus.settings.model import Settings
+from dspex.engine.client.client import connect
 from dspex.engine.hosting import engines
 from dspex.engine.hosting.command_process import READ, relay
-from dspex.engine.hosting.engine import Engine
+from dspex.engine.hosting.engine import Engine, EngineEvent
 from dspex.operators.topology import Topology
 
 
@@ -86,3 +88,22 @@ def test_an_engine_process_that_cannot_run_is_given_up_with_its_reason(
 
     with pytest.raises(DspexError, match=what):
         asyncio.run(run())
+
+
+@pytest.mark.asyncio
+async def test_an_observer_is_told_what_an_engine_does_until_that_is_drained(nats_url: str, unique: str) -> None:
+    topology, told = Topology(unique), list[EngineEvent]()
+    topology.source(f"{unique}.in").sink(f"{unique}.out")
+    settings = Settings.load(server__url=nats_url, app=unique)
+    async with (
+        Engine(topology, settings=settings, pools="none", observer=told.append) as engine,
+        connect(settings=settings) as c,
+    ):
+        await (await c.publish(f"{unique}.in", {"n": 1})).wait("30s")
+        assert engine.running
+    names = [event.name for event in told]
+    assert names.index("claimed") < names.index("commit") < names.index("released")
+    assert "taken" not in names
+    (commit,) = [event.facts for event in told if event.name == "commit" and event.facts["messages"]]
+    assert (commit["topology"], commit["arrivals"]) == (unique, 1)
+    assert not telemetry.listeners
