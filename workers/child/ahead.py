@@ -8,8 +8,8 @@ hold nothing that has meaning in one process alone:
 * no device: drivers such as CUDA's do not work in a fork;
 * no process of its own, which would be nobody's there.
 
-Importing dspex and DSPy leaves none of these. What the programs of a user do where they are imported nobody knows: so it is
-looked at afterwards, and where they left something, children are started one by one, and each imports for itself.
+Importing dspex, DSPy and LiteLLM leaves none of these. What the programs of a user do where they are imported nobody knows: so
+it is looked at afterwards, and where they left something, children are started one by one, and each imports for itself.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def import_ahead(pool: PoolConfig) -> str | None:
     if needed_at_start(pool, refs, failed):
         with contextlib.suppress(ImportError):  # each child finds that again, and says what to do
             importlib.import_module("dspex.workers.dspy.programs")
+            importlib.import_module("dspex.workers.dspy.versions.litellm_import").ahead(pool)
     return _unfit(before)
 
 

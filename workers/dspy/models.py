@@ -9,7 +9,7 @@ import dspy
 
 from dspex.workers.answerers.attempt import kept
 from dspex.workers.config import LOCAL_DEFAULTS, SPARE, PoolConfig, Profile, adapter_of, key_of, need_local
-from dspex.workers.dspy.versions import installed
+from dspex.workers.dspy.versions import installed, litellm_import
 
 
 class Models:
@@ -19,6 +19,7 @@ class Models:
         self._config = config
         self._made: dict[tuple[str, str | None], dspy.LM] = {}
         self._for_calls: dict[object, dspy.LM] = {}  # those, with the time and the parameters of calls
+        self._ready: set[str] = set()
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`. Raises ConfigError."""
@@ -33,6 +34,12 @@ class Models:
             self._made[key] = self._make(self.profile(name), local)
         asked = key, timeout, str(params)
         return _own(kept(self._for_calls, asked, lambda: self._made[key].copy(timeout=timeout + SPARE, **params)))
+
+    async def ready(self, name: str) -> None:
+        """Have all imported by which DSPy asks the profile's model: that takes seconds, and other calls go on meanwhile."""
+        if name not in self._ready:
+            await litellm_import.need(of=self.profile(name))
+            self._ready.add(name)
 
     def adapter(self, name: str | None, wanted: str | None) -> dspy.Adapter:
         """The adapter of a call (`adapter_of`). Raises ProgramError where the installed DSPy has none."""

@@ -113,6 +113,8 @@ class Programs:
         else:
             program, inputs, threads = self._job(attempt, of, program, prepared)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
+        if name:
+            await self._models.ready(name)
         asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
         attempt.requests.priced = partial(attempt.priced, profile=profile)
         if attempt.chunk is not None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from dspex.bus.records import Usage
 from dspex.operators.native.lm.completion import MOST_TOKENS
-from dspex.workers.dspy.versions import installed, litellm_requests
+from dspex.workers.dspy.versions import installed, litellm_import, litellm_requests
 from dspex.workers.journal import requests as journal
 from dspex.workers.journal.requests import Requests, WhatIsAsked
 from dspex.workers.journal.tools import ause, marks_of, use
@@ -96,6 +96,7 @@ async def _aexecute(lm: Any, call: Any) -> Any:
     turn = await requests.before(_asked(call))
     if turn.found is not None and turn.answered:
         return call_result.CallResult.load(turn.found.answer)
+    await litellm_import.need(messages=call.legacy.get("messages"))
     result = await _AEXECUTE(lm, call)
     await requests.after(turn, _kept(result), _used(result))
     return result
