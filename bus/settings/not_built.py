@@ -68,7 +68,7 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "replay": frozenset({"--at", "--pdb", "--to", "--to-sinks"}),
+    "replay": frozenset({"--at", "--pdb"}),
     "run": frozenset({"--http", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),

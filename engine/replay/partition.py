@@ -59,7 +59,8 @@ class PartitionReplay:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
         taken: how many arrivals were taken again, by input. build: what the last claim says of the build.
-        differing: the runs of which the last difference is. watcher: told of each arrival before that is handled.
+        differing: the runs of which the last difference is.
+        watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
     """
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
@@ -80,7 +81,7 @@ class PartitionReplay:
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused = self._fails = False
         self._runs: Collection[str] | None = None
-        self.watcher, self.differing, self._at = Watcher(), tuple[str, ...](), 0
+        self.watcher, self.first, self.differing, self._at = Watcher(), 0, tuple[str, ...](), 0
         self.taken, self.build = Counter[str](), dict[str, str]()
 
     async def differences(
@@ -154,7 +155,8 @@ class PartitionReplay:
         self._batch.write_frames()
         mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
         stored, gave = StoredCommit(self.bus, self._address.app, sequence, entry), self._batch.messages
-        self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
+        if sequence >= self.first:
+            await self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
         if self._runs is not None and not (same and mine == changed):
             mine, same = changed, await stored.same_of(self._runs, gave)
         if not same or mine != changed:

@@ -78,6 +78,7 @@ async def replayed(
     span: tuple[float, float] = (0.0, inf),
     partition: tuple[str, int] | None = None,
     told: Callable[[Replayed], None] = lambda found: None,
+    watcher: Watcher | None = None,
 ) -> Replayed:
     """Replay a topology. Raises BusError; TopologyError (DX235) where it has no such partition.
 
@@ -86,7 +87,7 @@ async def replayed(
         build: that of today, see `build`.
         span: only what was committed in between counts, in seconds since the epoch.
         partition: only this one: a stage by its id, or by a source or a hop that it begins at, and a number.
-        told: called after each partition.
+        told: called after each partition. watcher: told what comes of each entry.
     """
     found = Replayed()
     if (info := await bus.stream(subjects.stream(app))) is None:
@@ -95,7 +96,7 @@ async def replayed(
     last = await sequence_before(bus, info, span[1]) if span[1] < inf else NONE
     there = [one async for one in _partitions(bus, app, graph, applied)]
     for stage, index, count in there if partition is None else _only(there, *partition):
-        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None))
+        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None), watcher)
         told(found)
     return found
 
@@ -140,7 +141,7 @@ async def _one(
     stream = applied.streams[stage.name] if stage.source is not None else ""
     replay, (first, last, only, runs) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
-    replay.watcher = watcher or replay.watcher
+    replay.watcher, replay.first = watcher or replay.watcher, first
     async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
         if entry >= first:
             found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))

@@ -31,7 +31,7 @@ class Watcher:
     def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> None:
         """An arrival is about to be handled. `again`: some of its outputs were committed before: it is walked once more."""
 
-    def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+    async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """All arrivals of an entry were handled; what came of them, which would be stored."""
 
     def enters(self, node: str, data: Any, walk: Any) -> Any:

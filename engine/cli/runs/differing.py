@@ -38,7 +38,7 @@ class _Seen(NativeValues):
         super().__init__(run)
         self._of, self._topology, self._given = {run}, topology, given
 
-    def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+    async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         mine = [m for m in messages if of_runs(self._of, [m])]
         as_stored = [Message(m.subject, m.data, {**(m.headers or {})}, where.entry) for m in mine]
         self._given.messages[self._topology, where] = as_stored

@@ -13,6 +13,7 @@ import typer
 
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -34,6 +35,10 @@ AT_ONCE = 16  # runs whose histories are read at once
 WITH = Annotated[
     str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
 ]
+RANGE = Annotated[str | None, typer.Option("--range", metavar="FROM:TO", help="Runs of source events by their sequences.")]
+TO = Annotated[
+    str | None, typer.Option("--to", metavar="SUBJECT", help="Publish what comes: replay.> before each sink's own subject.")
+]
 
 
 def replay(
@@ -44,13 +49,14 @@ def replay(
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="ID", help="The runs of a session.")] = None,
-    span: Annotated[
-        str | None, typer.Option("--range", metavar="FROM:TO", help="The runs of source events by their sequences.")
-    ] = None,
+    span: RANGE = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
     file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
     explain: Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")] = False,
+    to: TO = None,
+    to_sinks: Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sinks are written.")] = False,
 ) -> None:
     """Replay runs, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
     from dspex.engine.cli.runs.choice import chosen
@@ -60,17 +66,21 @@ def replay(
         raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
+    into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if what.file is not None:
-        if explain:
-            fix = "explain it where it is recorded: dspex replay RUN --explain"
-            raise ConfigError("--file and --explain do not go together", code="DX105", fix=fix)
+        if explain or into is not None:
+            fix = "replay it where it is recorded: dspex replay RUN"
+            raise ConfigError("--file goes with --with alone", code="DX105", fix=fix)
         _replay_file(t, what.file, target)
         return
     began = time.monotonic()
     if what.run is not None and (kept := t.run(_kept(t, what.run))) is not None:
+        if explain or into is not None:
+            fix = "this run was imported, so that no log has it: replay it where it is recorded"
+            raise ConfigError("an imported run goes with --with alone", code="DX105", fix=fix)
         _replay_file(t, kept, target)
         return
-    told = t.run(_replayed(t, what, target) if what.whole else _replayed_runs(t, what, target))
+    told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))
     _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
@@ -83,6 +93,7 @@ class ReplayTold(NamedTuple):
     runs: int
     found: Replayed
     differs: RunDifference | None = None
+    sent: SendAgain | None = None
 
     @property
     def first(self) -> str:
@@ -97,6 +108,8 @@ async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, on
     """What is said, with the first run that differs looked at by itself."""
     from dspex.engine.cli.runs.differing import difference
 
+    if told.sent is not None:
+        await told.sent.audited(told.name)
     places = sorted(told.found.diverged, key=lambda one: one.excused)
     for run in dict.fromkeys(run for one in places for run in one.runs):
         try:
@@ -133,7 +146,7 @@ async def _kept(t: Terminal, run: str) -> RunFile | None:
         return await c.run(run).kept()
 
 
-async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) -> ReplayTold:
+async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
     """Replay certain runs."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
@@ -141,13 +154,14 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None) ->
     async with client(t, "replay") as c:
         ids, found = await what.runs(c), Replayed()
         past, applied = await histories(t, c, ids)
-        runs = {one.run for one in past}
-        for topology, taken in taken_by(past, what.topology).items():
+        runs, entries = {one.run for one in past}, taken_by(past, what.topology)
+        sent = SendAgain(c, into, checked(into, applied, entries), runs) if into is not None else None
+        for topology, taken in entries.items():
             graph = graph_of(t, topology, target)
             of = build(graph.digest, graph.functions)
-            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs))
+            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs, sent))
         name = past[0].run if what.run is not None else str(what)
-        return await _told(t, c, ReplayTold(name, len(runs), found), target, what.topology)
+        return await _told(t, c, ReplayTold(name, len(runs), found, sent=sent), target, what.topology)
 
 
 async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
@@ -190,7 +204,7 @@ def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
     return with_defaults(graphs[topology], defaults, timeouts)
 
 
-async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> ReplayTold:
+async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
     """Replay what a topology did in a time. Source events count as runs; where there are none, those over hops."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import replayed
@@ -198,17 +212,20 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None) -> Repl
     topology = str(what.topology)
     graph = graph_of(t, topology, target)
     async with client(t, "replay") as c:
-        applied = (await c.manifests()).get(topology)
+        known = await c.manifests()
+        applied = known.get(topology)
         if applied is None:
             raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
+        sent = SendAgain(c, into, checked(into, known, [topology])) if into is not None else None
         with t.progress("replay", sum(applied.partitions.values()) if what.partition is None else 1) as bar:
 
             def told(so_far: Replayed) -> None:
                 bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
 
             of, span = build(graph.digest, graph.functions), (what.since, what.until)
-            found = await replayed(c.bus, c.app, graph, applied, of, span=span, partition=what.partition, told=told)
-        told_of = ReplayTold(topology, found.taken["source"] or found.taken["events"], found)
+            narrow: dict[str, Any] = {"span": span, "partition": what.partition}
+            found = await replayed(c.bus, c.app, graph, applied, of, told=told, watcher=sent, **narrow)
+        told_of = ReplayTold(topology, found.taken["source"] or found.taken["events"], found, sent=sent)
         return await _told(t, c, told_of, target, topology)
 
 
@@ -221,6 +238,7 @@ def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> N
         said |= {"diverged": vars(differs.diff.first), **differs.as_dict(explain=explain)}
     said |= {"what": told.name, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
     said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
+    said |= {"published": told.sent.as_dict()} if told.sent is not None else {}
     lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
     for name, (then, now) in sorted(found.builds.items()):
         lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
@@ -228,7 +246,7 @@ def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> N
     lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
     if len(found.diverged) > MOST:
         lines.append(f"… and {len(found.diverged) - MOST:,} more")
-    t.emit(said, *lines, *(["same"] if found.same else []))
+    t.emit(said, *lines, *([str(told.sent)] if told.sent is not None else []), *(["same"] if found.same else []))
 
 
 def _place(one: Diverged) -> str:
