@@ -41,6 +41,7 @@ CATCHES_ALL = {
     "workers/answerers/refs.py": "imports the user's program, which may raise anything",
     "workers/answerers/router.py": "runs the user's program, which may raise anything",
     "workers/optimize/scoring.py": "runs the user's metric, whose errors an optimizer would take for bad answers",
+    "engine/judge/metric.py": "runs the user's metric, which may raise anything",
     "engine/cli/topology/targets.py": "imports the user's topology, which may raise anything",
     "engine/cli/app.py": "the last stop before the user",
 }

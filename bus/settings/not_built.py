@@ -24,10 +24,7 @@ OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
-    "Client": (
-        *("replay", "fork"),
-        "evaluate",
-    ),
+    "Client": (*("replay", "fork"),),
     "Run": ("cancel",),
 }
 """Methods and attributes of other classes."""
@@ -62,7 +59,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 VERBS = frozenset(
     {
         *("gateway", "fork"),
-        *("eval", "shadow", "ui", "mcp", "skills"),
+        *("ui", "mcp", "skills"),
         "runs cancel",
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }

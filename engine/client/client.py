@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from os import PathLike
@@ -39,17 +39,19 @@ from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids
 from dspex.engine.client.runs.diff import Diff, NamedRun, compare
+from dspex.engine.client.runs.judged.evaluation import Evaluation
+from dspex.engine.client.runs.judged.scores import Score, Scores
 from dspex.engine.client.runs.kept import imported
 from dspex.engine.client.runs.listing import listed as runs_of
 from dspex.engine.client.runs.listing import moment_of
 from dspex.engine.client.runs.outputs import outputs
-from dspex.engine.client.runs.scores import Score, Scores
 from dspex.engine.client.status import approvals, programs, scaling, state, status
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, listed
 from dspex.engine.graph import manifest
+from dspex.engine.graph.graph import HasGraph
 from dspex.engine.graph.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -359,6 +361,40 @@ class Client(Planned, names=METHODS["Client"]):
         one = self.run(run if isinstance(run, str) else run.id)
         for score in await scores.of((await one.info()).id):
             yield score
+
+    async def evaluate(
+        self,
+        target: str | HasGraph,
+        metric: str | Callable[[Any, Any], Any],
+        *,
+        since: Duration | datetime,
+        baseline: str | PathLike[str] | None = None,
+        expected: str | None = None,
+        fields: Sequence[str] = (),
+        sink: str | None = None,
+        policy: str | None = None,
+        limit: int = 1000,
+        budget: int | None = None,
+    ) -> Evaluation:
+        """Judge a candidate by the recorded runs of its topology: each is done again with it, calls that ask what was asked
+        then are read back, and only others are made. No sink is written. What could not be judged is `missing`, and fails it.
+
+        Args:
+            target: the candidate: a Topology, `module:attr`, or a YAML file.
+            metric: one of dspex.metrics, `module:function`, or a function of (expected, actual), which may be async.
+            since: the runs that began then or later: a time, or how long ago.
+            baseline: a file with what `dspex eval --json` printed; None: what was recorded.
+            expected: the field of the source event that says what is right; None: what was recorded does.
+            fields: of outputs: only these are compared. sink: only what is sent there.
+            policy: "no worse than 0.02", or "at least 0.8".
+            limit: so many runs at most, the latest. budget: tokens after which no call is made any more.
+
+        Raises ConfigError, TopologyError, Saturated where a pool has no worker, BusError.
+        """
+        from dspex.engine.judge import door
+
+        how = {"expected": expected, "fields": fields, "sink": sink, "policy": policy, "limit": limit, "budget": budget}
+        return await door.evaluate(self, self._settings, target, metric, moment_of(since), baseline, said=str(since), **how)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from os import PathLike
 from types import TracebackType
@@ -30,13 +30,15 @@ from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.runs.diff import Diff, NamedRun
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.history import History
-from dspex.engine.client.runs.scores import Score
+from dspex.engine.client.runs.judged.evaluation import Evaluation
+from dspex.engine.client.runs.judged.scores import Score
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, Turn
+from dspex.engine.graph.graph import HasGraph
 from dspex.engine.graph.manifest import Manifest
 
 V = TypeVar("V", default=dict[str, Any])
@@ -482,6 +484,50 @@ class Client(Planned, names=METHODS["Client"]):
     ) -> Iterator[Score]:
         """What was said of runs, the oldest first: of a run, of those of a topology, or of all. `since`: said then or later."""
         return background.each(self._of.scores(run, topology=topology, since=since))
+
+    def evaluate(
+        self,
+        target: str | HasGraph,
+        metric: str | Callable[[Any, Any], Any],
+        *,
+        since: Duration | datetime,
+        baseline: str | PathLike[str] | None = None,
+        expected: str | None = None,
+        fields: Sequence[str] = (),
+        sink: str | None = None,
+        policy: str | None = None,
+        limit: int = 1000,
+        budget: int | None = None,
+    ) -> Evaluation:
+        """Judge a candidate by the recorded runs of its topology: each is done again with it, calls that ask what was asked
+        then are read back, and only others are made. No sink is written. What could not be judged is `missing`, and fails it.
+
+        Args:
+            target: the candidate: a Topology, `module:attr`, or a YAML file.
+            metric: one of dspex.metrics, `module:function`, or a function of (expected, actual), which may be async.
+            since: the runs that began then or later: a time, or how long ago.
+            baseline: a file with what `dspex eval --json` printed; None: what was recorded.
+            expected: the field of the source event that says what is right; None: what was recorded does.
+            fields: of outputs: only these are compared. sink: only what is sent there.
+            policy: "no worse than 0.02", or "at least 0.8".
+            limit: so many runs at most, the latest. budget: tokens after which no call is made any more.
+
+        Raises ConfigError, TopologyError, Saturated where a pool has no worker, BusError.
+        """
+        return background.run(
+            self._of.evaluate(
+                target,
+                metric,
+                since=since,
+                baseline=baseline,
+                expected=expected,
+                fields=fields,
+                sink=sink,
+                policy=policy,
+                limit=limit,
+                budget=budget,
+            )
+        )
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client
-    from dspex.engine.client.runs.scores import Credited, Score
+    from dspex.engine.client.runs.judged.scores import Credited, Score
 
 
 async def scores_of(c: Client, run: str) -> list[Score]:
     """Those of a run, the latest of each name and operator."""
-    from dspex.engine.client.runs.scores import Scores, latest
+    from dspex.engine.client.runs.judged.scores import Scores, latest
 
     return [*latest(await Scores(c.bus, c.app).of(run)).values()]
 
@@ -36,7 +36,7 @@ def said(one: Score) -> str:
 
 def credits_of(found: Iterable[Score], program: str | None = None) -> list[dict[str, object]]:
     """What was said of each program, or of this one, as rows."""
-    from dspex.engine.client.runs.scores import credited
+    from dspex.engine.client.runs.judged.scores import credited
 
     return [_row(one) for one in credited(found) if program in (None, one.answered.program)]
 

@@ -12,7 +12,7 @@ from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.client.runs.scores import Score
+    from dspex.engine.client.runs.judged.scores import Score
 
 
 def score(

@@ -17,7 +17,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 if TYPE_CHECKING:
     from dspex.bus.serving.programs.form import ProgramState
     from dspex.bus.serving.programs.states import SavedProgram, SavedVersion
-    from dspex.engine.client.runs.scores import Score
+    from dspex.engine.client.runs.judged.scores import Score
     from dspex.engine.client.status.programs import ProgramInfo
 
 _DIGITS = 12  # of a digest in a table

@@ -11,7 +11,7 @@ from engine_lab import APP, Lab
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, RunNotFound, Unsettled
 from dspex.bus.memory.handles import MemoryBucket
-from dspex.engine.client.runs.scores import Score, credited, latest
+from dspex.engine.client.runs.judged.scores import Score, credited, latest
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]

@@ -1,0 +1,1 @@
+"""What is said of runs later: scores, and evaluations."""
