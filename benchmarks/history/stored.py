@@ -29,7 +29,7 @@ APP, POOL, NOBODY = "history", "answers", "people"
 TOPOLOGIES, PLACES, KINDS = ("flat", "keyed"), ("first", "middle", "last"), ("done", "open")
 EACH_COMMIT = 2  # events that one commit takes at most
 ASK_EVERY, KEYS, POISONED = 20, 500, 20
-CHUNK, AHEAD = 400, 4000  # events that are published at a time; messages that may be missing meanwhile
+CHUNK, AHEAD = 400, 2000  # events that are published at a time, and until one of them is waited for
 ROWS, TELL = 3, 50_000  # rows of an event; messages between two words on how far it is
 
 
@@ -116,13 +116,11 @@ def poisoned(number: int) -> dict[str, Any]:
 async def _filled(client: dspex.Client, messages: int, make: Callable[[int], dict[str, Any]]) -> None:
     """Publish until the application's stream has so many messages."""
     bus, stream, number = client.bus, subjects.stream(APP), 0
-    first = await _last(client)
-    told = first // TELL
+    told = await _last(client) // TELL
     while (last := await _last(client)) < messages:
-        if number * ROWS - (last - first) > AHEAD:
-            await asyncio.sleep(0.05)
-            continue
         name = TOPOLOGIES[number // CHUNK % 2]
+        if number % AHEAD == 0:  # the engine must not fall far behind
+            await (await client.publish(f"{name}.asked", plain(1))).wait("10m")
         events = [make(at) for at in range(number, number + CHUNK)]
         await bus.publish_all([NewMessage(f"{name}.asked", json.dumps(event).encode()) for event in events])
         number += CHUNK

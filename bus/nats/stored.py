@@ -113,6 +113,7 @@ class _Scan:
 
     async def run(self, filters: Sequence[str], start: int, stop: int) -> list[Message]:
         """The messages with start <= sequence <= stop. Raises BusError."""
+        self._batch = min(self._batch, stop - start + 1)  # there are no more of them
         connection, inbox = self._connection, self._connection.inbox()
         config = ordered(f"scan-{connection.id}-{connection.fresh()}", filters, start - 1, _SCAN_IDLE)
         interest = connection.listen(f"{inbox}.*", self._take)

@@ -23,6 +23,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position
 from dspex.engine.log.tables import Tables
+from dspex.engine.replay.ahead import inputs_of
 from dspex.engine.replay.marks import marked
 from dspex.engine.replay.stored import StoredCommit
 from dspex.engine.replay.watched import ReplayPlace, Watcher
@@ -96,6 +97,7 @@ class PartitionReplay:
             runs: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
         self._runs = runs
+        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, whole=only is None)
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
@@ -184,28 +186,14 @@ class PartitionReplay:
             return
         inputs: list[Input | None] = [self._source, self._events, self._records, self._timers]
         reader = next(i for i in inputs if i is not None and i.name == input)
-        messages = await self._stored(input, first, last)
-        for message in messages:
+        timer = Message(str(self._p.index), b"", {}, first)  # the number of a timer is its sequence
+        for message in [timer] if input == "timers" else await self._logs[input].between(first, last):
             if reader.owner(message) != self._p.index:
                 continue
             for arrival in await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
                     yield marked(arrival, mark or ())
-
-    async def _stored(self, input: str, first: int, last: int) -> list[Message]:
-        """What lies in an input's log from one sequence to another."""
-        a = self._address
-        if input == "timers":
-            return [Message(str(a.partition), b"", {}, first)]
-        if input == "source" and self._stage.source is not None:
-            return await self.bus.scan(self._source_stream, [self._stage.source.subject], start=first, stop=last)
-        if input == "events":
-            where = (a.app, a.topology, a.stage, a.partition)
-            filters = [subjects.edge(*where), subjects.decision(*where)]
-        else:
-            filters = [subjects.record(a.app, "*", a.topology, a.stage, a.partition)]
-        return await self.bus.scan(self._stream, filters, start=first, stop=last)
 
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:

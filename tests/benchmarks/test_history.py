@@ -1,4 +1,4 @@
-"""`scripts/bench runs`: it asks what it says, of a stream that engines wrote. How fast anything is, is no matter here."""
+"""`scripts/bench runs` and `replay`: they do what they say with what engines wrote. How fast that is, is no matter here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts of that folder import each other by name
 
-from history import runs, stored
+from history import banking, replay, runs, stored
 
 
 @pytest.mark.asyncio
@@ -33,3 +33,25 @@ def test_the_table_of_runs_names_what_takes_too_long() -> None:
         ["ls", "0.200", "s", "0.300", "s"],
         ["@last", "1.200", "s", "1.200", "s", "too", "long"],
     ]
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(banking.topology is None, reason="there is no banking77")
+async def test_a_replay_gives_the_same_bytes_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "LATENCY", 0.01)
+    monkeypatch.setattr(replay, "_command", lambda found: 0.5)
+    found = await replay.measure(argparse.Namespace(runs=20, rounds=1))
+    assert found["live"]["requests"] == 20
+    assert found["only nats-server"]
+    for what in ("server", "files"):
+        assert (found[what][0]["same"], found[what][0]["runs"]) == (True, 20)
+
+
+def test_the_table_of_replays_says_how_much_faster_they_are_and_what_is_not_the_same() -> None:
+    one = {"seconds": 0.2, "same": True, "runs": 1000, "ports": [4222]}
+    figures = {"live": {"seconds": 20.0, "requests": 1000}, "server": [one], "files": [{**one, "same": False, "seconds": 10.0}]}
+    figures |= {"command": [0.9], "only nats-server": True, "no network": True}
+    lines = replay.table(figures)
+    assert "100.0x live, byte by byte the same, 0 requests  (goal: at least 50x)" in lines[2]
+    assert "2.0x live, NOT THE SAME" in lines[3]
+    assert not replay.good(figures)
