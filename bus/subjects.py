@@ -460,6 +460,12 @@ def described_pattern(app: str) -> str:
     return f"{prefix(app)}.call.*.{AD_HOC}.{DESCRIBE}"
 
 
+def called_topology(subject: str) -> str:
+    """The topology whose node is called on a subject; "" for what is deployed nowhere."""
+    tokens = subject.split(".")
+    return tokens[4] if len(tokens) == 6 and tokens[4] != AD_HOC else ""
+
+
 def call_pattern(app: str, pool: str) -> str:
     """All interactive calls of a pool: queue group `pool`, members only while they have a free slot."""
     return f"{prefix(app)}.call.{token(pool, 'pool')}.>"
@@ -551,6 +557,8 @@ def handed(app: str, pool: str, process: str) -> str:
 
 
 SERVICE_VERBS: Final = ("PING", "INFO", "STATS")  # of the NATS service protocol
+SERVICE_ERROR: Final = "Nats-Service-Error"  # headers of an answer that is an error: what it says, and a number as HTTP has it
+SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
 
 
 def service(app: str, pool: str) -> str:

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, InvalidInput, NotAllowed
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, NotAllowed
 from dspex.bus.message import Message, in_session
 from dspex.bus.port import NewMessage, Subscription
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
-from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT
+from dspex.bus.serving.sayings import RESULT
 from dspex.bus.serving.sessions.state import MOST_BYTES, check_inputs
 from dspex.bus.serving.work_loop import PASSED_ON
 from dspex.bus.tasks import Tasks
-from dspex.workers.answer import error_map
 from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.handing import HandedCall
+from dspex.workers.pool.plain import answer_to, error_headers, is_plain, refusal, request_of, tell_busy
 from dspex.workers.pool.telling import Asker, Telling
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Interactive:
             if self._pool.free() <= 0 and not any(asker.asks_again(message) for asker in self._askers.values()):
                 self._sent_away += 1
                 self._changed.set()
-                self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+                tell_busy(self._pool.bus, message, self._pool.config.name)
                 return
             if subjects.CLAIM_CHECK in message.headers:  # fetched aside: a small request behind it does not wait for that
                 self._large.start(self._fetched(message), "large request")
@@ -132,13 +132,12 @@ class Interactive:
         """Answer a request that was sent here. Raises BusError."""
         try:
             message = await payloads.required(self._pool.bus, self._pool.config.app, message)
-            work = self._read(message)
-            await self._deployed.check(work)
+            work = await self._asked(message)
         except (DataError, NotAllowed) as error:
             self._refuse(message, error)
             return
         if self._pool.draining:  # since it came
-            self._pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+            tell_busy(self._pool.bus, message, self._pool.config.name)
             return
         self._go_on(message, work, placed=not self._pool.handing.decides(work))
 
@@ -166,22 +165,30 @@ class Interactive:
             until = asyncio.get_running_loop().time() + PLACED_WITHIN
             place = await pool.handing.place(work, HandedCall.of(message), until)
         except TimeoutError:
-            pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+            tell_busy(pool.bus, message, pool.config.name)
             return
         except BusError as error:
             log.warning("a request was dropped", pool=pool.config.name, why=error.message)
             return
         except DspexError as error:
-            self._reply(message.reply, _refusal(error))
+            self._reply(message.reply, refusal(error))
             return
         finally:
             pool.executions.preparing -= 1
         if place == PASSED_ON:
             return
         if pool.draining:  # since then: no worker would answer it here
-            pool.bus.tell(message.reply, b"", headers={subjects.KIND: BUSY})
+            tell_busy(pool.bus, message, pool.config.name)
         else:
             self._begin(message, work, place)
+
+    async def _asked(self, message: Message) -> CallRequest:
+        """What is asked for, by whom it may be. Raises as `_read`, and BusError."""
+        if is_plain(message):
+            return await request_of(message, self._deployed)
+        work = self._read(message)
+        await self._deployed.check(work)
+        return work
 
     def _read(self, message: Message) -> CallRequest:
         """The request. Raises DataError where it is none, NotAllowed where it came on a subject that is not its own."""
@@ -204,7 +211,7 @@ class Interactive:
 
     def _refuse(self, message: Message, error: DspexError) -> None:
         self._refused(message, error.message)
-        self._reply(message.reply, _refusal(error))
+        self._reply(message.reply, refusal(error), plain=is_plain(message))
 
     def _begin(self, message: Message, work: CallRequest, only: Child | None = None) -> None:
         pool = self._pool
@@ -214,12 +221,14 @@ class Interactive:
                 asker.telling.move(message.reply)
             self._accept(asker, pool.free())
             return
-        asker = self._askers[work.call] = Asker(work, message.data, message.reply)
+        plain = is_plain(message)
+        packed = work.pack() if plain else message.data
+        asker = self._askers[work.call] = Asker(work, packed, message.reply, told=plain, plain=plain)
         if work.stream:
             self._accept(asker, pool.free() - 1)
             asker.telling = Telling(pool.bus, message.reply)
         self._turns.begin(work, asyncio.get_running_loop().time() + work.timeout)
-        execution = pool.executions.start(work, message.data, partial(self._ended, asker), only=only)
+        execution = pool.executions.start(work, packed, partial(self._ended, asker), only=only)
         execution.telling = asker.telling  # what its child says comes later, if it has one
         if not work.stream:
             if not self._to_accept:
@@ -235,14 +244,7 @@ class Interactive:
 
     def _accept(self, asker: Asker, free: int) -> None:
         pool = self._pool
-        accepted = {
-            "kind": ACCEPTED,
-            "call": asker.work.call,
-            "worker": pool.worker,
-            "free": max(0, free),
-            "waiting": pool.children.slots.waiting,
-        }
-        pool.bus.tell(asker.reply, codecs.msgpack_bytes(accepted), headers={subjects.KIND: ACCEPTED})
+        asker.accept(pool.bus, pool.worker, max(0, free), pool.children.slots.waiting)
 
     def _ended(self, asker: Asker, record: CallRecord) -> None:
         if asker.work.turn is None:
@@ -259,24 +261,27 @@ class Interactive:
             del self._askers[asker.work.call]
         if asker.telling is not None:
             asker.telling.end()
-        packed = self._reply(asker.reply, record, asker)
+        packed = self._reply(asker.reply, record, asker, plain=asker.plain)
         if asker.work.describe:
             return
         self._pool.records.put(record, asker.work, packed)
         self._pool.service.heard(record)
 
-    def _reply(self, reply: str, record: CallRecord, asker: Asker | None = None) -> bytes:
+    def _reply(self, reply: str, record: CallRecord, asker: Asker | None = None, *, plain: bool = False) -> bytes:
         """Send the result, and give it as it is sent; one that no message holds by its hash."""
         pool = self._pool
         headers = {subjects.KIND: RESULT, **in_session(asker.work.session if asker is not None else None)}
+        if record.error is not None:
+            headers |= error_headers(record.error)
         draft = NewMessage(reply, pool.records.sized(record), headers)
-        if payloads.must_be_stored(pool.bus, draft):
+        sent = answer_to(reply, record, payloads.inline(pool.bus, pool.bus.max_payload)) if plain else draft
+        if payloads.must_be_stored(pool.bus, sent):
             self._large.start(self._reply_large(draft), "large result")
             return draft.data
         if asker is not None:
             asker.told = True
         try:
-            pool.bus.tell(draft.subject, draft.data, headers=draft.headers)
+            pool.bus.tell(sent.subject, sent.data, headers=sent.headers)
         except BusError as error:
             self._not_sent(error)
         return draft.data
@@ -291,9 +296,3 @@ class Interactive:
 
     def _not_sent(self, error: BusError) -> None:
         log.warning("a result was not sent; it is recorded", pool=self._pool.config.name, why=error.message)
-
-
-def _refusal(error: DspexError) -> CallRecord:
-    """What the caller gets. What is no request names no call: the caller knows its own by the subject of the answer."""
-    said = InvalidInput(error.message) if isinstance(error, DecodeError) else error
-    return CallRecord("", 1, 1, "", "", error=error_map(said))

@@ -10,12 +10,12 @@ from typing import Final
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRequest
-from dspex.bus.serving.sayings import SAID, Said, Saying
+from dspex.bus.serving.sayings import ACCEPTED, SAID, Said, Saying
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -34,6 +34,7 @@ class Asker:
     Attributes:
         work, packed: its request. reply: where it hears. told: it has its result.
         telling: what it is told with before that; None: nothing is.
+        plain: it speaks JSON, and is told of nothing but its result; see plain.py.
     """
 
     work: CallRequest
@@ -41,11 +42,19 @@ class Asker:
     reply: str
     telling: Telling | None = None
     told: bool = False
+    plain: bool = False
+
+    def accept(self, bus: Bus, worker: str, free: int, waiting: int) -> None:
+        """Tell that a worker has the call. `free`: slots; `waiting`: calls for one. Raises BusError."""
+        said = {"kind": ACCEPTED, "call": self.work.call, "worker": worker, "free": free, "waiting": waiting}
+        bus.tell(self.reply, codecs.msgpack_bytes(said), headers={subjects.KIND: ACCEPTED})
 
     def asks_again(self, message: Message) -> bool:
         """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""
         connection = self.reply.rpartition(".")[0]
-        return message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
+        return (
+            not self.plain and message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
+        )
 
 
 class Telling:

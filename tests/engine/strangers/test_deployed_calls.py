@@ -137,6 +137,58 @@ async def test_a_pool_answers_to_inboxes_and_never_to_what_a_caller_may_not_writ
     assert heard.empty()
 
 
+async def answered(bus: NatsBus, subject: str, body: bytes, **headers: str) -> tuple[Any, str | None]:
+    """The first message that any client hears for a request, which is the only one that it waits for; and its error's code."""
+    frames = asyncio.Queue[Message]()
+    inbox = bus.inbox(frames.put_nowait)
+    async with asyncio.timeout(60):
+        await bus.send(subject, body, headers=headers, reply=inbox.subject)
+        frame = await frames.get()
+    inbox.close()
+    code = frame.headers.get(subjects.SERVICE_ERROR_CODE)
+    assert (code is None) == (subjects.SERVICE_ERROR not in frame.headers)
+    return json.loads(frame.data), code
+
+
+@pytest.mark.no_cover
+@pytest.mark.asyncio(loop_scope="function")
+async def test_any_nats_client_calls_a_deployed_node_in_json_and_is_told_of_errors_in_headers(
+    project: tuple[Project, str], caller: NatsBus
+) -> None:
+    u = project[0].u
+    subject = subjects.call(u, POOL, "triage", "classify")
+    found, code = await answered(caller, subject, b' {"text": "where is my card"}')
+    assert (code, sorted(found)) == (None, ["intent", "urgency"])
+    refused = [
+        (subject, b"{}", {}, "400", "text"),
+        (subject, b'{"text": ', {}, "400", "JSON"),
+        (subject, b'{"text": "a"}', {subjects.SESSION: "c1"}, "400", "session"),
+        (subject, b'{"text": "standin:503 a"}', {}, "503", "503"),
+        (subjects.call(u, POOL, "triage", "another"), b'{"text": "a"}', {}, "400", "no node"),
+        (subjects.ad_hoc_call(u, POOL, "predict"), b'{"text": "a"}', {}, "400", "no node"),
+    ]
+    for where, body, headers, wanted, why in refused:
+        found, code = await answered(caller, where, body, **headers)
+        assert (code, why in found["error"]["message"]) == (wanted, True), (body, found)
+    many = await asyncio.gather(*(answered(caller, subject, b'{"text": "the same"}') for _ in range(20)))
+    assert {code for _, code in many} <= {None, "429"}
+    assert any(code is None for _, code in many)
+
+
+@pytest.mark.no_cover
+@pytest.mark.asyncio(loop_scope="function")
+async def test_the_answer_to_a_client_of_dspex_has_the_headers_of_an_error_too(
+    project: tuple[Project, str], caller: NatsBus
+) -> None:
+    frames = asyncio.Queue[Message]()
+    inbox = caller.inbox(frames.put_nowait)
+    await caller.send(subjects.ad_hoc_call(project[0].u, POOL, "predict"), b"no request", reply=inbox.subject)
+    frame = await asyncio.wait_for(frames.get(), 60)
+    inbox.close()
+    assert frame.headers[subjects.SERVICE_ERROR_CODE] == "400"
+    assert frame.headers[subjects.SERVICE_ERROR].startswith("not MessagePack")
+
+
 # -- when what is applied changes -----------------------------------------------------------------------------------------
 class Lab:
     """A worker's knowledge of an application on a virtual clock."""

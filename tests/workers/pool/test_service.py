@@ -11,7 +11,9 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 from pool_bench import APP, POOL, Bench, program, work
 
 from dspex.bus import subjects
-from dspex.bus.serving.sayings import RESULT
+from dspex.bus.message import Message
+from dspex.bus.serving.sayings import BUSY, RESULT
+from dspex.workers.pool.plain import tell_busy
 from dspex.workers.pool.service import TYPES
 
 NAME = f"dspex-{APP}-{POOL}"
@@ -57,3 +59,14 @@ async def test_its_statistics_count_calls_their_time_and_their_errors(shared: Be
     assert after.processing_time > before.processing_time
     assert after.average_processing_time == after.processing_time // after.num_requests
     assert after.last_error.startswith("ProgramError")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_who_asks_in_json_is_told_that_all_slots_are_busy_and_others_are_to_ask_again(shared: Bench) -> None:
+    frames = asyncio.Queue[Message]()
+    inbox = shared.bus.inbox(frames.put_nowait)
+    for body, kind, code in ((b'{"text": "a"}', RESULT, "429"), (work(record=None).pack(), BUSY, None)):
+        tell_busy(shared.bus, Message("call", body, {}, 0, 0.0, reply=inbox.subject), POOL)
+        frame = await asyncio.wait_for(frames.get(), 10)
+        assert (frame.headers[subjects.KIND], frame.headers.get(subjects.SERVICE_ERROR_CODE)) == (kind, code)
+    inbox.close()
