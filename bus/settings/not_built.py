@@ -65,7 +65,6 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "replay": frozenset({"--at", "--pdb"}),
     "run": frozenset({"--http", "--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),

@@ -48,7 +48,7 @@ class NativeValues(Watcher):
         self._claimed = 0  # outputs of the walk that have their operator
         self._failing: BaseException | None = None
 
-    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> None:
+    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
         at = (where.stage, where.partition, arrival.place)
         if again and at in self._places:  # the walk of before gave the same
             before, top = self._places[at]
@@ -56,6 +56,7 @@ class NativeValues(Watcher):
         self._top = []
         self._places[at] = where, self._top
         self._where, self._stack, self._claimed, self._failing = where, [], 0, None
+        return arrival
 
     def enters(self, node: str, data: Any, walk: Any) -> Any:
         self._claim(walk)

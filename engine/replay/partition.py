@@ -200,7 +200,8 @@ class PartitionReplay:
         tables, place = self._p.tables, arrival.place
         if (split := tables.splits.rows.get(place)) is not None:
             arrival = arrival._replace(clock=split.clock)
-        self.watcher.arrives(ReplayPlace(self._stage.id, self._p.index, self._at), arrival, again=split is not None)
+        where = ReplayPlace(self._stage.id, self._p.index, self._at)
+        arrival = self.watcher.arrives(where, arrival, again=split is not None)
         effects = self._p.process.handle(arrival, tables)
         self._fails = self._fails or effects.failure is not None or "put_off" in effects.notes
         outputs = effects.outputs

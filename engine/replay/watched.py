@@ -28,8 +28,10 @@ class ReplayPlace(NamedTuple):
 class Watcher:
     """Sees all and changes nothing: what is made of it overrides what it cares for. `walk` is the context of the operator."""
 
-    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> None:
-        """An arrival is about to be handled. `again`: some of its outputs were committed before: it is walked once more."""
+    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
+        """An arrival is about to be handled; what shall be. `again`: some of its outputs were committed before: it is walked
+        again."""
+        return arrival
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """All arrivals of an entry were handled; what came of them, which would be stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from dspex.engine.replay.watched import ReplayPlace
 if TYPE_CHECKING:
     from dspex.engine.cli.terminal.terminal import Terminal
     from dspex.engine.client.client import Client
+    from dspex.engine.graph.graph import Graph
 
 
 @dataclass
@@ -31,12 +32,12 @@ class GivenAgain:
     messages: dict[tuple[str, ReplayPlace], list[Message]] = field(default_factory=dict)
 
 
-class _Seen(NativeValues):
+class SeenRun(NativeValues):
     """Collects values and messages of one run in one topology."""
 
-    def __init__(self, run: str, topology: str, given: GivenAgain) -> None:
+    def __init__(self, run: str, graph: Graph, given: GivenAgain) -> None:
         super().__init__(run)
-        self._of, self._topology, self._given = {run}, topology, given
+        self._of, self._topology, self._given = {run}, graph.name, given
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         mine = [m for m in messages if of_runs(self._of, [m])]
@@ -88,13 +89,23 @@ class RunDifference:
         return found
 
 
-async def difference(t: Terminal, c: Client, run: str, target: str | None, only: str | None = None) -> RunDifference | None:
-    """What one run does otherwise, by itself, with the state of then; None for nothing. `only`: in this topology."""
+async def difference(
+    t: Terminal,
+    c: Client,
+    run: str,
+    target: str | None,
+    only: str | None = None,
+    watcher: Callable[[str, Graph, GivenAgain], SeenRun] = SeenRun,
+) -> RunDifference | None:
+    """What one run does otherwise, by itself, with the state of then; None for nothing.
+
+    `only`: in this topology. `watcher`: makes what sees it, for each topology.
+    """
     past, applied = await c.run(run).history()
-    given, seen = GivenAgain(), dict[str, _Seen]()
+    given, seen = GivenAgain(), dict[str, SeenRun]()
     for topology, taken in taken_by([past], only).items():
         graph = graph_of(t, topology, target)
-        seen[topology] = values = _Seen(past.run, topology, given)
+        seen[topology] = values = watcher(past.run, graph, given)
         of = build(graph.digest, graph.functions)
         await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, past.run, values)
     again = [

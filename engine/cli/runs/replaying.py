@@ -39,6 +39,10 @@ RANGE = Annotated[str | None, typer.Option("--range", metavar="FROM:TO", help="R
 TO = Annotated[
     str | None, typer.Option("--to", metavar="SUBJECT", help="Publish what comes: replay.> before each sink's own subject.")
 ]
+EXPLAIN = Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")]
+AT = Annotated[str | None, typer.Option("--at", metavar="OPERATOR", help="With --pdb: where it stops.")]
+PDB = Annotated[bool, typer.Option("--pdb", help="Open the debugger in the function of an operator.")]
+TO_SINKS = Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")]
 
 
 def replay(
@@ -53,9 +57,11 @@ def replay(
     partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
     file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
     mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
-    explain: Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")] = False,
+    explain: EXPLAIN = False,
+    at: AT = None,
+    debug: PDB = False,
     to: TO = None,
-    to_sinks: Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")] = None,
+    to_sinks: TO_SINKS = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sinks are written.")] = False,
 ) -> None:
     """Replay runs, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
@@ -67,23 +73,31 @@ def replay(
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
-    if what.file is not None:
-        if explain or into is not None:
-            fix = "replay it where it is recorded: dspex replay RUN"
-            raise ConfigError("--file goes with --with alone", code="DX105", fix=fix)
-        _replay_file(t, what.file, target)
+    if at is not None or debug:
+        _debug(t, what, target, at if debug else None, other=explain or into is not None)
         return
     began = time.monotonic()
-    if what.run is not None and (kept := t.run(_kept(t, what.run))) is not None:
+    by_itself = what.file or (t.run(_kept(t, what.run)) if what.run is not None else None)
+    if by_itself is not None:
         if explain or into is not None:
-            fix = "this run was imported, so that no log has it: replay it where it is recorded"
-            raise ConfigError("an imported run goes with --with alone", code="DX105", fix=fix)
-        _replay_file(t, kept, target)
+            fix = "replay it where it is recorded: dspex replay RUN"
+            raise ConfigError("a file, and a run that was imported, go with --with alone", code="DX105", fix=fix)
+        _replay_file(t, by_itself, target)
         return
     told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))
     _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
+
+
+def _debug(t: Terminal, what: ReplayChoice, target: str | None, at: str | None, *, other: bool) -> None:
+    """Replay a run in the debugger. `other`: what it does not go together with is there."""
+    from dspex.engine.cli.runs.debugging import debugged
+
+    if what.run is None or at is None or other or t.json:
+        fix = "dspex replay RUN --at OPERATOR --pdb, and --with TARGET for other code"
+        raise ConfigError("the debugger takes a run, and an operator to stop at", code="DX105", fix=fix)
+    t.run(debugged(t, what.run, target, at))
 
 
 class ReplayTold(NamedTuple):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine_lab import APP, Lab
 
+from dspex.bus import codecs
+from dspex.bus.port import NewMessage
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.replaying import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
+from dspex.engine.replay.altered import GoingOn
 from dspex.engine.replay.natives import NativeValues
 from dspex.engine.replay.topology import replayed_run
+from dspex.engine.replay.watched import ReplayPlace
+from dspex.engine.runtime.arrival import Arrival
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -106,6 +111,54 @@ def test_where_an_event_was_dropped_or_failed_is_said(lab: MakeLab) -> None:
     assert "ZeroDivisionError" in said[at + 1]
     assert "dead letter at louder" in said[at + 2]
     assert any("~ urgent#0  outlet 1: none of the tests" in line for line in lines(one, triage(), other))
+
+
+class Changed(NativeValues):
+    """Changes what an operator gives, and lets that go on."""
+
+    def __init__(self, run: str, at: str, **changed: Any) -> None:
+        super().__init__(run)
+        self._going_on, self._at, self._changed = GoingOn(run), at, changed
+        self.sent: list[Any] = []
+
+    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
+        return super().arrives(where, self._going_on.arrives(arrival), again=again)
+
+    def gives(self, node: str, outlet: int, data: Any, walk: Any) -> Any:
+        data = super().gives(node, outlet, data, walk)
+        return {**data, **self._changed} if node == self._at else data
+
+    async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+        self._going_on.gave(messages)
+        self.sent += [(m.subject, codecs.decode(m.data, "application/json")) for m in messages if m.subject in ("out", "sums")]
+
+
+def changed(one: Lab, run: str, at: str, **values: Any) -> list[Any]:
+    async def found() -> list[Any]:
+        past, applied = await one.client.run(run).history()
+        watcher = Changed(run, at, **values)
+        entries = taken_by([past])["triage"]
+        await replayed_run(one.client.bus, APP, triage().graph, applied["triage"], {}, entries, run, watcher)
+        return watcher.sent
+
+    sent: list[Any] = one.run(found())
+    return sent
+
+
+def test_what_is_changed_goes_on_over_calls_and_hops_and_a_call_that_is_not_made_does_not_arrive(lab: MakeLab) -> None:
+    one = made(lab, triage())
+    run = one.publish("in", {"text": "card arrived"})
+    one.advance(30)
+    assert changed(one, run, "none") == [
+        ("out", {"text": "CARD ARRIVED", "left": 0}),
+        ("sums", {"intent": "card", "n": 1}),
+    ]
+    assert changed(one, run, "size", size=2)[0] == ("out", {"text": "CARD ARRIVED", "left": 5})
+    assert changed(one, run, "total", n=7)[0] == ("out", {"text": "CARD ARRIVED", "left": 0})
+    asked = len(one.asked)
+    left = changed(one, run, "read", text=None, size="spoiled")
+    assert left == [("sums", {"intent": "card", "n": 1})]  # of state, which is what the log says
+    assert len(one.asked) == asked
 
 
 def test_a_run_of_many_events_is_readable(lab: MakeLab) -> None:
