@@ -62,6 +62,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         ),
         "replay": "runs.replaying:replay",
         "eval": "runs.judging:evaluate",
+        "shadow": "runs.shadowing:shadow",
         "diff": "runs.comparing:diff",
         "dlq": _Noun(
             "Dead letters: events that could not be processed.",

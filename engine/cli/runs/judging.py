@@ -93,6 +93,7 @@ def evaluate(
 async def _evaluated(t: Terminal, topology: str, graphs: list[Graph], terms: Terms) -> Evaluation:
     from contextlib import ExitStack
 
+    from dspex.engine.cli.terminal.log import without
     from dspex.engine.cli.terminal.progress import Bar, NoBar
     from dspex.engine.judge.evaluate import evaluate as judge
 
@@ -106,6 +107,7 @@ async def _evaluated(t: Terminal, topology: str, graphs: list[Graph], terms: Ter
         def told(so_far: Evaluation) -> None:
             bar.advance(1, f"{so_far.served:,} calls served, {so_far.called:,} made, {so_far.tokens:,} tokens")
 
+        stack.enter_context(without("dspex.engine"))
         async with client(t, "eval") as c:
             return await judge(c, topology, graphs, terms, begun=begun, told=told)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TextIO
 
 import structlog
@@ -54,6 +56,18 @@ def configure(spec: str = "info", *, verbosity: int = 0, quiet: bool = False, pe
         logging.getLogger(name).setLevel(level.upper())
     if quiet or verbosity:
         logging.getLogger(_OURS).setLevel(logging.ERROR if quiet else logging.DEBUG)
+
+
+@contextmanager
+def without(name: str) -> Generator[None]:
+    """Nothing of a logger below what is critical: an engine that does something again has said all of it before."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -183,6 +183,13 @@ def test_what_is_no_evaluation_is_refused_before_anything_is_done(past: Past, ar
     assert said in past.here("--json", "eval", *args).error()["message"]
 
 
+def test_what_is_no_fault_of_a_run_ends_it(past: Past) -> None:
+    draft = '"text -> reply, tone", pool: gpu, retry'
+    file = past.write("gpu.yaml", (past.folder / "triage.yaml").read_text().replace('"text -> reply", retry', draft))
+    done = past.eval("--json", "--metric", "f1", candidate=file)
+    assert (done.code, done.error()["message"], done.out) == (5, "pool gpu has no worker", "")
+
+
 def test_a_client_judges_a_topology_of_its_program(past: Past) -> None:
     settings = Settings.load(past.folder / "dspex.toml", server__url=past.env["NATS_URL"])
     candidate = Topology.load(str(past.folder / past.candidate("client", POLITE)))
