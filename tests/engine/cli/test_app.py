@@ -40,7 +40,7 @@ def test_help_lists_the_verbs_and_is_shown_where_no_verb_is_given(folder: Path, 
 
 
 PATHS = [
-    [word] if isinstance(found, str) else [word, verb.rpartition(":")[2]]
+    [word] if isinstance(found, str) else [word, verb.rpartition(":")[2].rstrip("_")]
     for words in app.VERBS.values()
     for word, found in words.items()
     for verb in ([found] if isinstance(found, str) else found.verbs)

@@ -23,7 +23,7 @@ sources: {{ {u}.in: {{}} }}
 nodes:
   classify: {{ from: {u}.in, predict: "text -> intent: Literal['card','rate']", retry: {{ attempts: 1 }} }}
   ask: {{ from: classify, {ask} }}
-  draft: {{ from: ask, predict: "{draft}", retry: {{ attempts: 1 }} }}
+  draft: {{ from: ask, predict: "{draft}", {state}retry: {{ attempts: 1 }} }}
 sinks: {{ {u}.out: {{ from: draft }} }}
 """
 SAME, POLITE, FEWER = ('set: {{ asked: "text" }}', """set: {{ text: "text + ' please'" }}""", 'filter: "n != 1"')
@@ -37,6 +37,8 @@ def length(expected, actual):
         raise RuntimeError("no such thing")
     return len(actual["reply"]) / len(expected["reply"])
 """
+FIELDS = [{"prefix": f"{name}:", "description": f"${{{name.lower()}}}"} for name in ("Text", "Reply")]
+STATE: dict[str, object] = {"demos": []}
 TEXTS = ["my card was stolen", "what is the rate", "lost it", "broken beyond repair"]
 
 
@@ -46,8 +48,9 @@ class Past(Project):
     model: StandIn
     runs: list[str]
 
-    def candidate(self, name: str, ask: str = SAME, draft: str = "text -> reply") -> str:
-        return self.write(f"{name}.yaml", TOPOLOGY.format(u=self.u, ask=ask.format(), draft=draft))
+    def candidate(self, name: str, ask: str = SAME, draft: str = "text -> reply", state: str = "writer@1") -> str:
+        saved = f"state: {state}, " if state else ""
+        return self.write(f"{name}.yaml", TOPOLOGY.format(u=self.u, ask=ask.format(), draft=draft, state=saved))
 
     def eval(self, *args: str, candidate: str | None = None) -> Done:
         return self.here("eval", *args, *(["--with", candidate] if candidate is not None else []))
@@ -65,6 +68,9 @@ def past(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Pa
     with stand_in(model) as url:
         one = Past(tmp_path_factory.mktemp("eval"), f"e{os.urandom(5).hex()}", SETTINGS.format(url=url), NATS_URL=nats_url)
         one.model = model
+        for instructions in ("Answer.", "Answer in short."):
+            one.write("state.json", json.dumps(STATE | {"signature": {"instructions": instructions, "fields": FIELDS}}))
+            assert one.here("programs", "put", "writer", "state.json").code == 0
         one.candidate("triage")
         one.write("metrics_of_mine.py", METRICS)
         with one.start("run") as run:
@@ -87,12 +93,14 @@ def test_what_has_not_changed_is_read_back_and_costs_nothing(past: Past) -> None
 
 def test_only_what_changed_is_paid(past: Past) -> None:
     asked = past.model.stats()["requests"]
-    more = past.candidate("more", draft="text -> reply, tone")
+    more = past.candidate("more", draft="text -> reply, tone", state="")
     done, cases, found = past.judged("--metric", "f1", "--field", "reply", candidate=more)
     assert (done.code, found["mean"], found["served"], found["called"]) == (0, 1.0, 4, 4)
     assert past.model.stats()["requests"] == asked + 4
     assert found["tokens"] == sum(int(str(case["tokens"])) for case in cases) > 0
     assert float(str(found["cost"])) > 0
+    _, _, found = past.judged("--metric", "f1", "--field", "reply", candidate=past.candidate("saved", state="writer@2"))
+    assert (found["passed"], found["served"], found["called"]) == (True, 4, 4)
 
 
 def test_what_got_worse_is_told_the_worst_first_and_a_policy_decides(past: Past) -> None:
@@ -157,7 +165,7 @@ def test_an_earlier_evaluation_is_a_baseline_and_a_run_of_it_that_is_gone_is_mis
 
 def test_a_budget_ends_the_asking_and_says_so(past: Past) -> None:
     asked = past.model.stats()["requests"]
-    more = past.candidate("again", draft="text -> reply, mood")
+    more = past.candidate("again", draft="text -> reply, mood", state="")
     done, cases, found = past.judged("--metric", "f1", "--field", "reply", "--budget", "1", "-c", "1", candidate=more)
     assert (done.code, found["called"], found["stopped"]) == (1, 1, "the budget of 1 tokens is spent")
     assert past.model.stats()["requests"] == asked + 1
@@ -184,10 +192,24 @@ def test_what_is_no_evaluation_is_refused_before_anything_is_done(past: Past, ar
 
 
 def test_what_is_no_fault_of_a_run_ends_it(past: Past) -> None:
-    draft = '"text -> reply, tone", pool: gpu, retry'
-    file = past.write("gpu.yaml", (past.folder / "triage.yaml").read_text().replace('"text -> reply", retry', draft))
+    same = (past.folder / past.candidate("there", state="writer@2")).read_text()
+    file = past.write("gpu.yaml", same.replace("state: writer@2", "state: writer@2, pool: gpu"))
     done = past.eval("--json", "--metric", "f1", candidate=file)
     assert (done.code, done.error()["message"], done.out) == (5, "pool gpu has no worker", "")
+
+
+def test_what_people_say_is_credited_to_the_saved_state_that_answered(past: Past) -> None:
+    for run, value in zip(past.runs, ("1", "0")):
+        assert past.here("runs", "score", run, "helpful", value, "--node", "draft").code == 0
+    (credit,) = past.here("--json", "runs", "scores", "--topology", "triage").objects()
+    assert (credit["program"], credit["node"], credit["lm"]) == ("writer@1", "draft", "main")
+    assert (credit["runs"], credit["mean"], credit["lowest"]) == (2, 0.5, 0.0)
+    assert past.here("--json", "programs", "show", "writer@1").objects()[0]["scores"] == [credit]
+    assert (
+        past.here("programs", "show", "writer@1").out.splitlines()[-1]
+        == "score helpful of draft  mean 0.5 of 2, lowest 0  main"
+    )
+    assert past.here("--json", "programs", "show", "writer@2").objects()[0]["scores"] == []
 
 
 def test_a_client_judges_a_topology_of_its_program(past: Past) -> None:
