@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
+from sealed_app import CARD, Sealed
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError, RunNotFound, Unsettled
+from dspex.bus.errors import ConfigError, NotAllowed, RunNotFound, Unsettled
 from dspex.bus.memory.handles import MemoryBucket
 from dspex.engine.client.runs.judged.scores import Score, credited, latest
 from dspex.operators.topology import Topology
@@ -116,3 +118,27 @@ def test_what_is_no_score_among_those_that_are_kept_is_passed_over(one: Lab) -> 
     kept[f"score.{run}.x"] = b"anything", 98
     kept["score.x"] = b"\x80", 99
     assert said(scores(one, run)) == said(scores(one)) == [("good", 1.0, None)]
+
+
+@pytest.mark.asyncio
+async def test_a_note_is_sealed_and_forgotten_with_the_session_of_its_run(nats_url: str, unique: str) -> None:
+    async with AsyncExitStack() as stack:
+        app = Sealed(nats_url, unique, stack)
+        await app.engine()
+        await app.worker()
+        client = await app.client()
+        run = await client.publish(f"{unique}.in", {"text": "hello"}, session="s1")
+        await run.wait("30s")
+        await client.score(run, "helpful", 1.0, note=CARD)
+        plain = await app.bus(None)
+        stream = f"KV_{subjects.kept(unique)}"
+        stored = await plain.scan(stream, [">"], start=1, stop=1000)
+        assert stored
+        assert not any(CARD.encode() in m.data for m in stored)
+        assert [score.note async for score in client.scores(run)] == [CARD]
+        assert [score.note async for score in (await app.client(None)).scores()] == [None]
+        with pytest.raises(NotAllowed):
+            await (await app.client(None)).score(run, "helpful", 1.0, note="in clear text")
+        await client.forget(session="s1")
+        again = await app.client()
+        assert [(score.value, score.note) async for score in again.scores()] == [(1.0, None)]
