@@ -188,7 +188,7 @@ async def _case(
     except _ENDS:
         raise
     except (DspexError, MetricFailed) as error:
-        return JudgedRun(info.id, before, None, str(error), **mine.paid)
+        return JudgedRun(info.id, before, None, " ".join(str(error).split()), **mine.paid)  # a line of a table
     if terms.baseline is not None:
         case = JudgedRun(info.id, before, case.after, case.missing, case.note)
     return JudgedRun(info.id, case.before, case.after, case.missing, case.note, **mine.paid)
@@ -197,6 +197,8 @@ async def _case(
 async def scored(judged: Judged, file: RunFile, again: Repeated) -> JudgedRun:
     """How well a run ended, and ends with the candidate. Raises MetricFailed."""
     run, event = file.info.id, file.root.data
+    if file.info.status == "cancelled":
+        return JudgedRun(run, None, None, note="it was cancelled: it did not come to its end then")
     then, now = judged.outputs(file.root), judged.outputs(again.file.root)
     if again.file.info.status == "running":
         return JudgedRun(run, None, None, "with the candidate it does not come to an end")

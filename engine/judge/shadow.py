@@ -191,7 +191,7 @@ class Shadow:
         except (ConfigError, TopologyError):
             raise
         except DspexError as error:
-            return self._skipped(run, error.message)
+            return self._skipped(run, " ".join(error.message.split()))
         harmless = [*_OTHER, *self._terms.harmless]
         diff = compare(file.root, again.file.root, (file.info, again.file.info), self._terms.fields, harmless)
         now = self.so_far

@@ -43,7 +43,7 @@ def evaluate(
         typer.Option("--baseline", metavar="RUNS", help="An earlier evaluation: what --json printed; else what was recorded."),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", metavar="P", help='"no worse than 0.02", or "at least 0.8"; else exit 1 fails it.')
+        str | None, typer.Option("--policy", metavar="P", help='"no worse than 0.02", or "at least 0.8"; else exit 1.')
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="So many runs at most, the latest.")] = 1000,
     budget: Annotated[
