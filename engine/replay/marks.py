@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import NodeEvent, unpack_frame
+from dspex.bus.records import Letter, NodeEvent, unpack_frame
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.records import without_payload
 
@@ -44,10 +45,19 @@ def of_runs(runs: Collection[str], messages: Iterable[Message | NewMessage | Non
         if m is None:
             continue
         if (m.headers or {}).get(subjects.RUN) in runs:
-            found.append((m.subject, m.data))
+            found.append(outcome(m))
             continue
         found += [(m.subject, event) for event in _events(m) if event.origin.run in runs]
     return found
+
+
+def outcome(m: Message | NewMessage) -> tuple[str, bytes]:
+    """What a message says: of a dead letter all but the lines of code that failed, which other code has elsewhere."""
+    try:
+        letter = Letter.unpack(m.data) if subjects.matches("dspex.*.dead.>", m.subject) else None
+    except DecodeError:  # in the object store, or sealed
+        letter = None
+    return m.subject, m.data if letter is None else replace(letter, traceback="").pack()
 
 
 def runs_in(messages: Iterable[Message | NewMessage | None]) -> list[str]:

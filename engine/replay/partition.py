@@ -161,6 +161,7 @@ class PartitionReplay:
             await self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
         if self._runs is not None and not (same and mine == changed):
             mine, same = changed, await stored.same_of(self._runs, gave)
+        same = same or await stored.same_but_for_lines(gave)
         if not same or mine != changed:
             self.excused = self.excused or self._fails or await stored.failed(changed)
             self.differing = await stored.differing(gave, self._runs)

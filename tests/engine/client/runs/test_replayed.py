@@ -108,3 +108,46 @@ def test_of_runs_that_share_a_commit_only_the_one_that_changed_differs(lab: Make
 
 async def listed(one: Lab) -> list[RunInfo]:
     return [info async for info in one.client.runs()]
+
+
+def failing(where: str) -> Topology:
+    """Fails at "x". `where`: in which of two functions, which differ by their lines."""
+
+    def above(data: dict[str, Any]) -> dict[str, Any]:
+        if data["text"] == "x":
+            raise ValueError("x is not known")
+        return data
+
+    def below(data: dict[str, Any]) -> dict[str, Any]:
+        if data["text"] == "x":
+            why = "x is not known"
+            raise ValueError(why)
+        return data
+
+    topology = Topology("totals")
+    topology.source("in").map({"above": above, "below": below}[where], name="fail").sink("out")
+    return topology
+
+
+def test_a_dead_letter_that_names_other_lines_of_code_is_no_difference(lab: MakeLab) -> None:
+    one = lab(failing("above"))
+    one.start()
+    drafts = [NewMessage("in", f'{{"text":"{text}"}}'.encode()) for text in ("a", "x")]
+    one.run(one.client.bus.publish_all(drafts))
+    one.advance(1)
+    runs = [info.id for info in one.run(listed(one))]
+    assert [letter.traceback for letter in one.letters()] != [""]
+    assert again(one, failing("below")).diverged == []
+    assert [again(one, failing("below"), run).same for run in runs] == [True, True]
+
+
+def test_a_dead_letter_of_another_error_is_a_difference_that_names_its_run(lab: MakeLab) -> None:
+    one = lab(failing("above"))
+    one.start()
+    run = one.publish("in", {"text": "x"})
+    one.advance(1)
+    other = Topology("totals")
+    other.source("in").map(lambda data: data["none"], name="fail").sink("out")
+    (differs,) = again(one, other).diverged
+    assert (differs.excused, differs.runs) == (True, (run,))
+    assert "KeyError" in differs.what
