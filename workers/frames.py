@@ -164,13 +164,15 @@ class ChunkFrame:
 class JournalFrame:
     """What a call asks of its journal: to append a packed JournalEntry, or to be opened. `number`: of what it asks.
 
-    `asks`: a model is about to be asked, and it is told when there is room for that in the limits.
+    `asks`: a model is about to be asked, and it is told when there is room for that in the limits. `failed`: what was asked so
+    has failed, and needs its room no more; nobody waits for an answer.
     """
 
     id: int
     number: int
     entry: bytes | None = None
     asks: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True)

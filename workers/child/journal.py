@@ -33,6 +33,10 @@ class CallJournal:
         """Returns when the limits have room for a request. Raises CallError where they have none for a while."""
         await self._ask(None, asks=True)
 
+    def failed(self) -> None:
+        """What there was room for has failed: it leaves nothing behind."""
+        self._send(JournalFrame(self._id, next(self._numbers), failed=True))
+
     async def _ask(self, entry: bytes | None, *, asks: bool = False) -> list[bytes]:
         number = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()

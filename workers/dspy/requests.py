@@ -18,6 +18,7 @@ from dspex.bus.records import Usage
 from dspex.operators.native.lm.completion import MOST_TOKENS
 from dspex.workers.dspy.versions import installed, litellm_import, litellm_requests
 from dspex.workers.journal import requests as journal
+from dspex.workers.journal.making import making
 from dspex.workers.journal.requests import Requests, WhatIsAsked
 from dspex.workers.journal.tools import ause, marks_of, use
 
@@ -84,7 +85,8 @@ def _execute(lm: Any, call: Any) -> Any:
     turn = requests.before_blocking(_asked(call))
     if turn.found is not None and turn.answered:
         return call_result.CallResult.load(turn.found.answer)
-    result = _EXECUTE(lm, call)
+    with making(requests, turn):
+        result = _EXECUTE(lm, call)
     requests.after_blocking(turn, _kept(result), _used(result))
     return result
 
@@ -97,7 +99,8 @@ async def _aexecute(lm: Any, call: Any) -> Any:
     if turn.found is not None and turn.answered:
         return call_result.CallResult.load(turn.found.answer)
     await litellm_import.need(messages=call.legacy.get("messages"))
-    result = await _AEXECUTE(lm, call)
+    with making(requests, turn):
+        result = await _AEXECUTE(lm, call)
     await requests.after(turn, _kept(result), _used(result))
     return result
 

@@ -63,6 +63,10 @@ class RequestLimits(Protocol):
         """A request has used this, and it is stored."""
         ...
 
+    def failed(self) -> None:
+        """A request for which there was room has failed, and leaves nothing to be stored."""
+        ...
+
 
 class Journals:
     """Makes the journals of a pool's calls. `above`: bytes of a part that is not stored in its message."""
@@ -112,6 +116,10 @@ class Journal:
 
     def take(self, frame: JournalFrame) -> None:
         """Do what a child asks. It is told later."""
+        if frame.failed:
+            if self._limits is not None:
+                self._limits.failed()
+            return
         if frame.asks:  # others may be answered meanwhile
             task = self._all.tasks.start(self._room(frame), "room in limits")
             self._asking.add(task)

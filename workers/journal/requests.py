@@ -104,6 +104,7 @@ class Requests:
         made: how many were made in this attempt, also in a batch.
         lm: the profile that is asked now.
         priced: adds what tokens cost.
+        loop: on which the program was begun.
         ending: why the call ends, whatever its program makes of it.
         context: what `dspex.workers.context()` gives, for threads that only DSPy knows.
         meter: of a job of an optimizer; None for other calls.
@@ -111,8 +112,8 @@ class Requests:
 
     def __init__(self, call: str, journal: Journaling | None) -> None:
         self.call, self.journal = call, journal
-        self._loop: asyncio.AbstractEventLoop | None = None  # on which the program was begun, and its thread
-        self._thread = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # of the loop
         self._opening = asyncio.Lock()
         self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
         self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
@@ -130,7 +131,7 @@ class Requests:
     def begin(self, lm: str) -> None:
         """The program begins, with this profile; also where it began before in this attempt, with another one."""
         self.lm = lm
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self.loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._occurrences.clear()
         _requests.set(self)
 
@@ -195,8 +196,8 @@ class Requests:
 
     def blocking(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` gives, in a thread of the program's, which has begun."""
-        assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def before_blocking(self, asking: WhatIsAsked) -> OpenRequest:
         """`before` where nothing can be awaited. On the loop, where nothing can be waited for either, a request of a model is

@@ -22,6 +22,10 @@ class Journaling(Protocol):
         """Returns when the limits have room for a request of a model. Raises CallError where they have none for a while."""
         ...
 
+    def failed(self) -> None:
+        """A request for which there was room has failed."""
+        ...
+
 
 class WithinAttempt:
     """The journal of a call that has no second attempt: an interactive one. Its program may begin anew all the same, with the
@@ -39,3 +43,6 @@ class WithinAttempt:
 
     async def room(self) -> None:
         """It is counted when it ends: what it has paid for would be lost."""
+
+    def failed(self) -> None:
+        """Nothing was kept for it."""

@@ -142,9 +142,13 @@ class Limits:
         try:
             await self._reserve(execution, granted)
         except (DspexError, asyncio.CancelledError):  # it asks for the same again, or for nothing more
-            if (granted := self._granted.get(execution)) is not None:
-                self._granted[execution] = granted._replace(asking=max(0, granted.asking - 1))
+            self.failed(execution)
             raise
+
+    def failed(self, execution: Execution) -> None:
+        """See CallLimits."""
+        if (granted := self._granted.get(execution)) is not None:
+            self._granted[execution] = granted._replace(asking=max(0, granted.asking - 1))
 
     async def _reserve(self, execution: Execution, granted: Granted) -> None:
         """Reserve what all requests need that it is making. Raises the refusal."""

@@ -53,6 +53,10 @@ class CallLimits(Protocol):
         """A request has used this."""
         ...
 
+    def failed(self, execution: Execution) -> None:
+        """A request has failed: what is reserved for it need not be."""
+        ...
+
 
 @dataclass(frozen=True)
 class OfCall:
@@ -68,3 +72,7 @@ class OfCall:
     def spent(self, used: Usage) -> None:
         """See CallLimits."""
         self.limits.spent(self.execution, used)
+
+    def failed(self) -> None:
+        """See CallLimits."""
+        self.limits.failed(self.execution)

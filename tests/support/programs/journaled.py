@@ -87,6 +87,18 @@ class Threads(dspy.Module):
         return str(dspy.Predict("text, number: int -> reply")(text=text, number=number).reply) + read(str(number))
 
 
+async def insists(text: str) -> Any:
+    """Asks again where its model fails, on the loop and in a thread."""
+    made = dspy.Predict("text -> reply")
+    for ask in (made.acall, lambda **inputs: asyncio.to_thread(made, **inputs)):
+        for number in range(3):
+            try:
+                reply = (await ask(text=text, config={"rollout_id": number, "temperature": 1.0})).reply
+            except Exception as error:  # noqa: BLE001  a program of a user
+                reply = str(error)
+    return {"reply": reply}
+
+
 async def told(text: str) -> Any:
     """Says what is the same in every attempt, and asks with what is not, where it is told to."""
     mine, made = context(), dspy.Predict("text, drawn -> reply")

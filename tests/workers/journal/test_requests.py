@@ -253,6 +253,7 @@ class Room:
 
     refusals: list[CallError | None]
     used: list[Usage] = field(default_factory=list[Usage])
+    failures: int = 0
 
     async def room(self) -> None:
         if self.refusals and (refused := self.refusals.pop(0)) is not None:
@@ -260,6 +261,9 @@ class Room:
 
     def spent(self, used: Usage) -> None:
         self.used.append(used)
+
+    def failed(self) -> None:
+        self.failures += 1
 
 
 async def test_each_request_waits_for_room_in_the_limits_and_where_there_is_none_it_is_not_paid(lab: Lab) -> None:
@@ -271,6 +275,14 @@ async def test_each_request_waits_for_room_in_the_limits_and_where_there_is_none
     lab.limits = Room([None, BudgetExceeded("spent")])
     outputs(await lab.attempt(item))
     assert (lab.model.requests, len(lab.limits.refusals)) == (2, 1), "what the journal answers needs no room"
+
+
+async def test_a_request_that_fails_needs_its_room_no_more(lab: Lab) -> None:
+    item, lab.limits = work("fails", spec=program("insists")), Room([])
+    lab.model.fault("fails", "401")
+    await lab.attempt(item)
+    await until(lambda: isinstance(lab.limits, Room) and lab.limits.failures == 6)
+    assert lab.limits.used == []
 
 
 async def test_what_a_program_draws_is_the_same_in_every_attempt(lab: Lab) -> None:

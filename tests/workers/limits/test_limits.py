@@ -324,6 +324,27 @@ def test_what_a_long_call_has_used_counts_while_it_runs_and_holds_it_and_others(
     run(w, main())
 
 
+def test_requests_that_fail_reserve_nothing_for_those_behind_them(loop: VirtualLoop) -> None:
+    """A program that asks again where its model fails: it makes one request at a time."""
+    w = world(loop, configured(tokens=(3_000.0, MINUTE)))
+    one = Usage(400, 100, 0.001, requests=1)
+
+    async def main() -> None:
+        limits = await w.process()
+        job = cast(Execution, Asked(work()))
+        found = limits.before(job)
+        assert found is None or await found is None
+        await limits.room(job)
+        limits.spent(job, one)
+        for _ in range(20):
+            await limits.room(job)
+            limits.failed(job)
+        await limits.room(job)
+        limits.spent(job, one)
+
+    run(w, main())
+
+
 def test_what_was_counted_where_it_was_spent_is_not_counted_by_who_goes_on(loop: VirtualLoop) -> None:
     """An agent that is handed on goes on from its journal, and its record has what all have cost."""
     w = world(loop, configured(tokens=(1e9, MINUTE * 60)))

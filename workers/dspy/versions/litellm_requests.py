@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import dspy
 
+from dspex.workers.journal.making import making
 from dspex.workers.journal.requests import OpenRequest, Requests, WhatIsAsked
 
 _KINDS: Final = ("ModelResponse", "TextCompletionResponse", "ResponsesAPIResponse")  # LiteLLM's classes of answers
@@ -33,7 +34,8 @@ def look(
         turn = requests.before_blocking(asked(_whole(self, prompt, messages, kwargs)))
         if (found := _found(turn)) is not None:
             return found
-        result: Any = forward(self, prompt, messages, **kwargs)
+        with making(requests, turn):
+            result: Any = forward(self, prompt, messages, **kwargs)
         requests.after_blocking(turn, _stored(result, kept), used(dict(result.usage)))
         return result
 
@@ -44,7 +46,8 @@ def look(
         turn = await requests.before(asked(_whole(self, prompt, messages, kwargs)))
         if (found := _found(turn)) is not None:
             return found
-        result: Any = await aforward(self, prompt, messages, **kwargs)
+        with making(requests, turn):
+            result: Any = await aforward(self, prompt, messages, **kwargs)
         await requests.after(turn, _stored(result, kept), used(dict(result.usage)))
         return result
 
