@@ -121,7 +121,8 @@ class Run(Planned, names=METHODS["Run"]):
         takes the right to read that.
 
         Raises the call's error, CallTimeout after `timeout`, RunFailed where the call's own time was over, RunNotFound where
-        the run is no submitted call, or its record is not kept any more.
+        the run is no submitted call, or its record is not kept any more; without a timeout also where none of its name is
+        stored, and this user may look for that.
         """
         from dspex.engine.client.calls.submit import finished
 

@@ -126,10 +126,11 @@ async def answer_to(bus: Bus, app: str, of: Submission, timeout: Duration | None
     """The result of a submitted call, when it is there.
 
     Raises the call's error; CallTimeout after `timeout`; RunFailed where its own time is over; RunNotFound where the
-    application takes no submitted calls.
+    application takes no submitted calls, or where there is no timeout and this user can see that none of that name is stored.
     """
     clock, limit = asyncio.get_running_loop().time, math.inf if timeout is None else seconds(timeout)
     end, told, pause = clock() + limit, of.told or HeardAnswer(), LOOK if of.told is not None else 0.0
+    stored = of.told is not None or limit < math.inf  # it is, or who waits for it ends by itself
     while True:
         if await told.wait(min(pause, end - clock())):
             pause = 0.0
@@ -142,7 +143,22 @@ async def answer_to(bus: Bus, app: str, of: Submission, timeout: Duration | None
         if clock() >= end:
             why = f"the call {of.pool}/{of.call} has no answer after {human(limit)}"
             raise CallTimeout(why, run=of.call, fix="wait longer, or see what it waits for: dspex status")
+        if not stored and pause > LOOK:
+            if not (stored := await _is_stored(bus, app, of)) and (found := await _look(bus, app, of)) is None:
+                raise RunNotFound(f"no submitted call {of.pool}/{of.call} is stored", run=of.call)
+            continue
         pause = min(max(SOON, 2 * pause), MOST_LOOK)
+
+
+async def _is_stored(bus: Bus, app: str, of: Submission) -> bool:
+    """Whether the event is there that submitted a call; so, too, where this user may not look for it."""
+    stream = subjects.sources(app)
+    try:
+        if await bus.stream(stream) is None:
+            return False
+        return await bus.last(stream, subjects.submit(app, of.pool, "*", user_of(bus), of.call)) is not None
+    except DspexError:
+        return True
 
 
 async def _look(bus: Bus, app: str, of: Submission) -> CallRecord | None:

@@ -254,6 +254,20 @@ def test_a_submitted_run_is_followed_as_any_other_by_the_id_that_it_had(lab: Mak
         one.run(one.client.run("lightweight/none").info())
 
 
+def test_who_waits_for_ever_for_what_was_never_submitted_is_told_so(lab: MakeLab) -> None:
+    one = made(lab)
+    with pytest.raises(RunNotFound, match="no submitted call lightweight/none is stored"):
+        one.run(one.client.run("lightweight/none").result())
+    run = submit(one)
+    one.kill()
+    waits = one.loop.create_task(one.client.run(run.id).result())
+    one.loop.advance(60.0)
+    assert not waits.done(), "it is stored, and will be answered"
+    one.start("b")
+    one.work()
+    assert one.run(waits).data == {"reply": "re: hi"}
+
+
 def test_it_survives_the_death_of_engine_and_worker(lab: MakeLab) -> None:
     one = made(lab)
     runs = [submit(one, text=str(n)) for n in range(5)]
