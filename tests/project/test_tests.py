@@ -56,6 +56,7 @@ SLEEPS = {
     "workers/pool/test_large_calls.py": "virtual time",
     "workers/limits/test_budgets.py": "virtual time",
     "workers/limits/test_limits.py": "virtual time",
+    "workers/limits/test_long_calls.py": "virtual time",
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
     "workers/routing/test_hedge.py": "virtual time",

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DecodeError, DspexError, WorkerLost
+from dspex.bus.errors import CallError, DecodeError, DspexError, WorkerLost
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import NewMessage, StreamConfig
-from dspex.bus.records import DEFAULT_POOL, CallRecord, CallRequest, RecordTo
+from dspex.bus.records import DEFAULT_POOL, CallRecord, CallRequest, RecordTo, Usage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.sayings import ACCEPTED, RESULT, SAID, Said, Saying
@@ -178,6 +178,25 @@ class Answering:
         before = len(work.inputs.get("history", {}).get("messages", ()))
         text = work.inputs["text"]
         return Answer(0.0, outputs={"reply": self.replies.get(text, f"{text} after {before}")})
+
+
+@dataclass
+class Room:
+    """The limits of a call: refusals of its requests, one after the other; None for room."""
+
+    refusals: list[CallError | None]
+    used: list[Usage] = field(default_factory=list[Usage])
+    failures: int = 0
+
+    async def room(self) -> None:
+        if self.refusals and (refused := self.refusals.pop(0)) is not None:
+            raise refused
+
+    def spent(self, used: Usage) -> None:
+        self.used.append(used)
+
+    def failed(self) -> None:
+        self.failures += 1
 
 
 class IdleChild:

@@ -64,8 +64,7 @@ class RequestLimits(Protocol):
         ...
 
     def failed(self) -> None:
-        """A request for which there was room has failed, and leaves nothing to be stored."""
-        ...
+        """A request for which there was room has failed."""
 
 
 class Journals:
@@ -119,15 +118,13 @@ class Journal:
         if frame.failed:
             if self._limits is not None:
                 self._limits.failed()
-            return
-        if frame.asks:  # others may be answered meanwhile
+        elif frame.asks:  # others may be answered meanwhile
             task = self._all.tasks.start(self._room(frame), "room in limits")
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
-            return
-        self._waiting.append(frame)
-        if self._task is None:
-            self._task = self._all.tasks.start(self._work(), "journal")
+        else:
+            self._waiting.append(frame)
+            self._task = self._task or self._all.tasks.start(self._work(), "journal")
 
     def close(self) -> None:
         """The call has ended: store nothing more of it."""

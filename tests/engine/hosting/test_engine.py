@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_lab import Lab
@@ -107,3 +108,12 @@ async def test_an_observer_is_told_what_an_engine_does_until_that_is_drained(nat
     (commit,) = [event.facts for event in told if event.name == "commit" and event.facts["messages"]]
     assert (commit["topology"], commit["arrivals"]) == (unique, 1)
     assert not telemetry.listeners
+
+
+@pytest.mark.parametrize(("submit", "pools", "started"), [(True, "all", ["optimizer"]), (False, "all", []), (True, "none", [])])
+def test_the_pool_of_optimizers_is_started_where_jobs_can_be_submitted(submit: bool, pools: Any, started: list[str]) -> None:
+    settings = Settings.load(app="test", engine={"submit": submit}, pools={"lightweight": {}, "optimizer": {}})
+    engine = Engine(settings=settings, pools=pools)
+    assert engine._pool_names() == started  # pyright: ignore[reportPrivateUsage]
+    without = Settings.load(app="test", engine={"submit": submit}, pools={"lightweight": {}})
+    assert Engine(settings=without)._pool_names() == []  # pyright: ignore[reportPrivateUsage]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import journaled
 import pytest
 import pytest_asyncio
-from pool_bench import APP, POOL, config
+from pool_bench import APP, POOL, Room, config
 from pool_bench import work as asked
 from waiting import until
 
 from dspex.bus import subjects
-from dspex.bus.errors import BudgetExceeded, CallError, RateLimited
+from dspex.bus.errors import BudgetExceeded, RateLimited
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.message import new_id
 from dspex.bus.port import StreamConfig
-from dspex.bus.records import CallRequest, Usage
+from dspex.bus.records import CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.keys.keyring import Keyring
@@ -245,25 +245,6 @@ async def test_an_attempt_at_an_earlier_request_does_not_begin(lab: Lab) -> None
     answer = await lab.attempt(item, at=4)
     assert (answer.error or {})["type"] == "WorkerLost"
     assert (lab.outdone, lab.model.requests) == ([Outdone(later=True)], before)
-
-
-@dataclass
-class Room:
-    """The limits of a call: refusals of its requests, one after the other; None for room."""
-
-    refusals: list[CallError | None]
-    used: list[Usage] = field(default_factory=list[Usage])
-    failures: int = 0
-
-    async def room(self) -> None:
-        if self.refusals and (refused := self.refusals.pop(0)) is not None:
-            raise refused
-
-    def spent(self, used: Usage) -> None:
-        self.used.append(used)
-
-    def failed(self) -> None:
-        self.failures += 1
 
 
 async def test_each_request_waits_for_room_in_the_limits_and_where_there_is_none_it_is_not_paid(lab: Lab) -> None:
