@@ -8,12 +8,15 @@ time neither stands still nor jumps for what is measured with it.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Final
 
 from dspex.bus.port import Bus, StreamInfo
 
 SLEW: Final = 0.1  # how much faster or slower than a second the clock's second may be, while a difference is made up for
+STILL: Final = 5.0  # seconds for which a process stands still only where it was stopped, or its machine slept
 JUMP: Final = 10.0  # seconds behind the server from which on the clock is set forward at once: this machine has slept
 
 
@@ -74,3 +77,28 @@ class ServerClock:
     def _set(self, at: float, value: float, behind: float) -> None:
         self._at, self._value = at, value
         self._rate, self._until = (1 + SLEW if behind > 0 else 1 - SLEW), at + abs(behind) / SLEW
+
+
+class Stillness:
+    """Whether this process stood still: it was stopped, or its machine slept. `beat`: seconds between two looks, at most."""
+
+    def __init__(self, beat: float) -> None:
+        self._beat = beat
+        self._seen, self._slept, self._woke = math.inf, _asleep(), -math.inf
+
+    def begin(self) -> None:
+        """It is there from now on."""
+        self._seen, self._slept = asyncio.get_running_loop().time(), _asleep()
+
+    def woke(self) -> float:
+        """When it was there again after it had stood still last, on the clock of the loop; -infinity where it never did."""
+        now, slept = asyncio.get_running_loop().time(), _asleep()
+        if now - self._seen > self._beat + STILL or slept - self._slept > STILL:
+            self._woke = now
+        self._seen, self._slept = now, slept
+        return self._woke
+
+
+def _asleep() -> float:
+    """Seconds for which this machine has slept, which the clock of a loop does not count; 0 where no clock does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() if hasattr(time, "CLOCK_BOOTTIME") else 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from typing import Final, Literal
 
 import structlog
@@ -22,7 +21,7 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.record_store import RecordStore
 from dspex.bus.serving.sayings import AnswerStore
-from dspex.bus.serving.server_clock import ServerClock
+from dspex.bus.serving.server_clock import STILL, ServerClock, Stillness
 from dspex.bus.serving.sessions.turns import Turns
 from dspex.bus.serving.shares import Charge, Shares, tokens_of
 from dspex.bus.tasks import Tasks
@@ -30,7 +29,6 @@ from dspex.bus.tasks import Tasks
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 SIGN_OF_LIFE: Final = 5.0
-STILL: Final = 5.0  # seconds for which a process stands still only where it was stopped, or its machine was
 OPEN_AGAIN: Final = 1.0  # seconds between two tries to open the work queue
 ASK_TIME: Final = 10.0  # seconds between two questions for the server's time
 
@@ -55,7 +53,7 @@ class WorkLoop:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
         served: pieces of work that are answered and acked.
         refused: requests that nobody who knows dspex could have sent, and that were not run.
-        clock: tells how long ago work was stored. answers: of submitted calls. turns: of sessions.
+        clock: tells how long ago work was stored. answers: of submitted calls. turns: of sessions. stillness: of this process.
     """
 
     def __init__(
@@ -86,12 +84,12 @@ class WorkLoop:
         self._found = {band: asyncio.Event() for band in subjects.BANDS}  # its consumer has been there
         self._looking = 0  # pieces of work whose record is being looked for
         self._held: dict[Delivery, None] = {}  # taken and not settled, in the order in which they came
-        self._beat, self._woke = inf, -inf  # when this process was there last; and when after it had stood still
+        self.stillness = Stillness(sign_of_life)
 
     def start(self) -> None:
         """Begin to take work; also after `drain`."""
         self._taking = [self._loops.start(self._take(band), f"take {band}") for band in subjects.BANDS]
-        self._beat = asyncio.get_running_loop().time()
+        self.stillness.begin()
         self._loops.start(self._signs_of_life(), "signs of life")
         self._loops.start(self._ask_time(), "time")
 
@@ -187,7 +185,7 @@ class WorkLoop:
     async def _signs_of_life(self) -> None:
         while True:
             await asyncio.sleep(self._sign_of_life)
-            self._stood_still()
+            self.stillness.woke()
             for delivery in list(self._held):
                 try:
                     await delivery.in_progress()
@@ -196,9 +194,7 @@ class WorkLoop:
 
     def _stood_still(self) -> bool:
         """Whether this process was stopped a moment ago: what it has just read may have been given to others meanwhile."""
-        before, self._beat = self._beat, asyncio.get_running_loop().time()
-        self._woke = self._beat if self._beat - before > self._sign_of_life + STILL else self._woke
-        return self._beat - self._woke < STILL
+        return asyncio.get_running_loop().time() - self.stillness.woke() < STILL
 
     # -- one piece of work -----------------------------------------------------------------------------------------
     async def adopt(self, delivery: Delivery, accept: Accept) -> None:

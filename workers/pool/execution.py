@@ -45,7 +45,8 @@ class Execution:
         state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
         said: what its program has said last of how it goes; "" for nothing.
         batch: it waits for the answer of a provider's batch, in a child and without a slot, and is not asked live.
-        handed_back: somebody else shall go on with it: what is made of this one is not recorded.
+        handed_back: somebody else shall go on with it: this one is not recorded.
+        at: the sequence at which its request lies. since, until: accepted, and its deadline, on the clock of the loop.
     """
 
     def __init__(
@@ -58,21 +59,20 @@ class Execution:
         at: int,
         only: Child | None = None,
     ) -> None:
-        self._all, self.work, self._packed, self.ended, self._until = executions, work, packed, ended, until
+        self._all, self.work, self._packed, self.ended, self.until = executions, work, packed, ended, until
         self._loop = asyncio.get_running_loop()
         self._live_at = until - work.left + work.batch
         self.batch = bool(work.batch) and self._loop.time() < self._live_at
         self.slots = 0 if self.batch else executions.children.slots.per_child if work.alone else work.spec.cost
         self.affinity, self.only = work.affinity, None if self.batch else only
-        self.handed_back = False
-        self._moving = False
+        self.handed_back = self._moving = False
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it
         self._started: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._record: CallRecord | None = None
         self._error: DspexError | None = None  # why it is given up
-        self._at = at
+        self.at, self.since = at, self._loop.time()
         self._journal: Journal | None = None  # where its requests are, once it has made one
         self.outdone: Outdone | None = None
         self.lms: Sequence[str] | None = None
@@ -130,8 +130,11 @@ class Execution:
     def begin(self, child: Child) -> None:
         """It has its slots."""
         self._child, self._started = child, time.time()
-        if not self.in_time():
-            return
+        if self.in_time() and not self._all.looks_first(self, child):
+            self.ask(child)
+
+    def ask(self, child: Child) -> None:
+        """Have its child run it."""
         if (model := self._all.models.needed(self.work, self.lms)) is None:
             self._ask(child, None)
         elif (url := self._all.models.running(model)) is not None:
@@ -151,11 +154,6 @@ class Execution:
     def inherited(self) -> Usage | None:
         """What those before it have cost, of the same try, that ended without a record: its own has it too."""
         return self._journal.inherited if self._journal is not None else None
-
-    @property
-    def until(self) -> float:
-        """Its deadline, on the clock of the loop."""
-        return self._until
 
     @property
     def ran(self) -> float:
@@ -217,7 +215,7 @@ class Execution:
             return  # the child would not ask
         if self._journal is None:
             tell, limits = self._child.tell, OfCall(self._all.limits, self) if self._all.limits is not None else None
-            self._journal = Journal(self._all.journals, self.work, self._at, tell, self._outdone_by, limits)
+            self._journal = Journal(self._all.journals, self.work, self.at, tell, self.outdone_by, limits)
         self._journal.take(frame)
 
     def further(self, frame: FurtherFrame) -> None:
@@ -225,7 +223,8 @@ class Execution:
         if self._child is not None:
             self._all.go_further(self, frame, self._child.tell)
 
-    def _outdone_by(self, other: Outdone) -> None:
+    def outdone_by(self, other: Outdone) -> None:
+        """Somebody else answers it, or has."""
         self.outdone = other
         self.give_up(WorkerLost("another attempt at the call goes on", node=self.work.node))
 
@@ -237,7 +236,7 @@ class Execution:
 
     def in_time(self) -> bool:
         """Whether its deadline is still to come; else it has failed."""
-        if self._loop.time() < self._until:
+        if self._loop.time() < self.until:
             return True
         self.fail(CallTimeout("its deadline passed before a worker was free", node=self.work.node))
         return False
@@ -257,7 +256,7 @@ class Execution:
 
     def _ask(self, child: Child, local: str | None) -> None:
         now = self._loop.time()
-        limit = self._live_at - now if self.batch else min(self.work.timeout, self._until - now)
+        limit = self._live_at - now if self.batch else min(self.work.timeout, self.until - now)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(max(0.0, limit) + REACT_WITHIN * self.batch, self._late, limit)

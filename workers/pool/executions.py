@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import Cancelled, DspexError, Saturated, WorkerLost
+from dspex.bus.errors import BusError, Cancelled, DspexError, Saturated, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
 from dspex.workers.frames import FurtheredFrame, FurtherFrame
 from dspex.workers.journal.cancelled import job_cancelled
-from dspex.workers.journal.keeping import Journals
+from dspex.workers.journal.keeping import Journals, Outdone
 from dspex.workers.models.local import LocalModels
 from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.supervisor import Supervisor
@@ -44,6 +45,7 @@ class Executions:
         batched: those that wait for a batch.
         routes: which way they went.
         limits: asked while calls run.
+        overtaken: asked where a call gets a child: looks for its record, where others may have answered it meanwhile.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Executions:
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
         self.limits: CallLimits | None = None
+        self.overtaken: Callable[[Execution], Coroutine[Any, Any, CallRecord | None] | None] = lambda execution: None
         self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
@@ -96,6 +99,24 @@ class Executions:
         else:
             execution.go_on()
         return execution
+
+    def looks_first(self, execution: Execution, child: Child) -> bool:
+        """Whether it is to be seen first whether a call that has a child now was answered while it waited for that."""
+        if (look := self.overtaken(execution)) is None:
+            return False
+        self.tasks.start(self._look_first(execution, child, look), "look for a record")
+        return True
+
+    async def _look_first(self, execution: Execution, child: Child, look: Coroutine[Any, Any, CallRecord | None]) -> None:
+        try:
+            found = await look
+        except BusError:  # it is not known, and comes again
+            execution.outdone_by(Outdone(later=False))
+            return
+        if found is not None:
+            execution.outdone_by(Outdone(later=True))
+        elif not execution.over:
+            execution.ask(child)
 
     def over(self, execution: Execution, record: CallRecord) -> None:
         """The end of an execution."""

@@ -7,8 +7,9 @@ given to somebody else.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -37,6 +38,7 @@ from dspex.workers.pool.children.holding import Holding
 from dspex.workers.pool.children.managing import Managing
 from dspex.workers.pool.children.scaling import Scaling
 from dspex.workers.pool.children.supervisor import Supervisor
+from dspex.workers.pool.execution import Execution
 from dspex.workers.pool.executions import Executions
 from dspex.workers.pool.interactive import Interactive
 from dspex.workers.pool.routing.routing import Routing
@@ -98,6 +100,7 @@ class Pool:
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
         self.executions.limits = self.limits
+        self.executions.overtaken = self._overtaken
         shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
         dspy, generation = (lambda: self.children.hello.dspy_version), (lambda: self.children.generation)
         self.cache = Caching(config, shared, dspy, generation, sealed=bus.sealing is not None)
@@ -236,6 +239,11 @@ class Pool:
         finally:
             self.executions.preparing -= 1
         return PASSED_ON if place == PASSED_ON else await self._answering(work, delivery, place).record()
+
+    def _overtaken(self, execution: Execution) -> Coroutine[Any, Any, CallRecord | None] | None:
+        """Looks for the record of a durable call that waited here while this process stood still; None for any other."""
+        waited = execution.work.record is not None and self.work.stillness.woke() > execution.since
+        return self.records.found(execution.work, execution.at) if waited else None
 
     def _answering(self, work: CallRequest, delivery: Delivery, only: Child | None) -> _Answering:
         return _Answering(self.executions, work, delivery, self.work.clock.age(delivery.message.time), only)
