@@ -37,7 +37,7 @@ def test_what_cannot_be_replayed_says_so(native: Project) -> None:
     assert native.here("--json", "replay", "--topology", "nativ").error()["code"] == "DX235"
     assert native.here("--json", "replay").error()["code"] == "DX105"
     assert native.here("--json", "replay", "--topology", "native", "--mode", "live").error()["code"] == "DX108"
-    assert native.here("--json", "replay", "--topology", "native", "--pdb").error()["code"] == "DX108"
+    assert native.here("--json", "replay", "--topology", "native", "--pdb").error()["code"] == "DX105"
 
 
 def test_one_run_is_replayed_and_others_are_not_looked_at(native: Project) -> None:
