@@ -34,6 +34,7 @@ DECIDE: Final = "Dspex-Decide"  # the operator at which an event waits that a me
 LETTER: Final = "Dspex-Letter"  # sequence of the dead letter that a redriven event was in
 SEALED: Final = "Dspex-Sealed"  # of a body that only who has the key can read: see bus/serving/keys/keyring.py
 SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/keys/signatures.py
+HASH: Final = "Dspex-Hash"  # of a record: see bus/serving/keys/hashes.py
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 HANDED: Final = "Dspex-Handed"  # of a call that a process hands to another one: when it did, in seconds since the epoch
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
@@ -398,6 +399,11 @@ def record(app: str, pool: str, topology: str, stage: str, partition: int | str)
 def interactive_record(app: str, pool: str) -> str:
     """Records of interactive calls, which no stage asked for; `*` as pool for all of them."""
     return f"{prefix(app)}.record.{pool}"
+
+
+def is_record(subject: str) -> bool:
+    """Whether records of some application's calls lie on `subject`."""
+    return matches("dspex.*.record.>", subject)
 
 
 MOST_NAME: Final = 512  # characters of a name in a subject: a server closes the connection over a line of 4096 bytes

@@ -23,6 +23,7 @@ from dspex.bus.port import COMMIT_LIMIT, Bus, NewMessage
 from dspex.bus.records import CallRequest, RecordTo
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.keys.clear_text import SETTING
+from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.bus.serving.keys.new_leader import shown
 
 ABOVE: Final = 256 << 10  # bytes of a body; a larger one is checked in, unless the settings say otherwise
@@ -74,8 +75,12 @@ def must_be_stored(bus: Bus, message: NewMessage) -> bool:
 
 async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
     """The message with its body; None where nobody can have that any more: it is stored nowhere, its key was deleted, or what
-    names it names nothing. Raises BusError; NotAllowed where the payloads are sealed, and this process has no key.
+    names it names nothing; or it is a record whose bytes are damaged. Raises BusError; NotAllowed where the payloads are
+    sealed, and this process has no key.
     """
+    if is_damaged(message):
+        _log.error("a record is damaged", subject=message.subject, sequence=message.sequence)
+        return None
     if subjects.CLAIM_CHECK in message.headers:
         found = await _fetched(bus, app, message)
         if found is None:
@@ -136,7 +141,7 @@ async def required(bus: Bus, app: str, message: Message) -> Message:
 def gone(node: str) -> DataError:
     """The error of an event whose payload is stored nowhere any more."""
     return DataError(
-        f"the payload of an event at {node} is stored nowhere any more, or its session was forgotten",
+        f"the payload of an event at {node} is stored nowhere any more, or is damaged, or its session was forgotten",
         code="DX511",
         node=node,
         fix="do not remove objects from the application's store; publish the event again, and drop the letter",

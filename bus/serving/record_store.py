@@ -20,6 +20,7 @@ from dspex.bus.port import WINDOW, WINDOW_BYTES, Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keys.hashes import hashed
 from dspex.bus.serving.keys.signatures import Keys, is_signed, signed
 from dspex.bus.tasks import Tasks, patiently
 
@@ -202,7 +203,7 @@ class RecordStore:
             return [error] if len(messages) == 1 else [None] * len(messages)  # it may be the fault of one of them
 
     async def _ready(self, message: NewMessage) -> NewMessage:
-        ready = await payloads.checked_in(self.bus, self.app, message, self.above)
+        ready = hashed(await payloads.checked_in(self.bus, self.app, message, self.above))
         return signed(ready, self._keys) if self._keys else ready
 
     def _go_alone(self, one: _Waiting, outcome: Ack | DspexError | None) -> None:
@@ -278,8 +279,7 @@ class RecordStore:
             found = CallRecord.unpack(stored.data) if stored is not None else None
         except DataError:
             return None
-        same = found is not None and (found.call, found.try_number) == (request.call, request.try_number)
-        return found if same else None
+        return found if found and (found.call, found.try_number) == (request.call, request.try_number) else None
 
     def _under_fresh_id(self, message: NewMessage, ack: Ack, request: CallRequest) -> NewMessage:
         """The same message under an id that nobody can have used: without it, a paid answer would be dropped."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from dspex.bus.errors import CallError, Divergence, DspexError, Saturated
+from dspex.bus.errors import CallError, Divergence, DspexError, RecordingIncomplete, Saturated
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.client.runs.recorded import Answer, RecordedCalls
@@ -92,6 +92,8 @@ class Answering(Workers):
         step = found.step
         if not step.ended:  # nobody ever answered it: it comes to its deadline again
             return None
+        if step.damaged:
+            raise RecordingIncomplete(f"the record of {step.id} is damaged", node=step.node, run=request.run)
         await asyncio.sleep(step.elapsed.total_seconds())
         return self._record(
             request,

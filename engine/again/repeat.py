@@ -146,7 +146,8 @@ class _Again:
         stored = file.place.time if file.place is not None else file.root.time.timestamp()
         self._place = InMemory(start=stored - _BEGIN, loop=loop)
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
-        recorded = RecordedCalls(file.calls, states)
+        whole = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
+        recorded = RecordedCalls(whole, states)
         self._answering = Answering(self._place, loop, app, pools, recorded, mode, make, alter)
         self._stopped = False
 

@@ -38,7 +38,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing, full_ids
-from dspex.engine.client.runs.diff import Diff, NamedRun, compare
+from dspex.engine.client.runs.diff import Diff, NamedRun, compare, need_records
 from dspex.engine.client.runs.judged.evaluation import Evaluation
 from dspex.engine.client.runs.judged.scores import Score, Scores
 from dspex.engine.client.runs.kept import imported
@@ -327,8 +327,13 @@ class Client(Planned, names=METHODS["Client"]):
         return self.run(file.info.id)
 
     async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
-        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
+        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count.
+
+        Raises RunNotFound; RecordingIncomplete where a record of one is damaged.
+        """
         one, other = [await self.run(run if isinstance(run, str) else run.id).file() for run in (a, b)]
+        for file in (one, other):
+            need_records(file.root)
         return compare(one.root, other.root, (one.info, other.info), fields)
 
     async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:

@@ -462,7 +462,10 @@ class Client(Planned, names=METHODS["Client"]):
         return Run(background.run(self._of.import_run(path)))
 
     def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
-        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count. Raises RunNotFound."""
+        """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count.
+
+        Raises RunNotFound; RecordingIncomplete where a record of one is damaged.
+        """
         return background.run(self._of.diff(a, b, fields=fields))
 
     def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:

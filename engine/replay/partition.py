@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError
+from dspex.bus.errors import DspexError, RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
@@ -191,6 +192,8 @@ class PartitionReplay:
         for message in [timer] if input == "timers" else await self._logs[input].between(first, last):
             if reader.owner(message) != self._p.index:
                 continue
+            if is_damaged(message) and not (mark and mark[0] == "record_gone"):  # it was not when it was taken
+                raise _damaged(message)
             for arrival in await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
@@ -241,6 +244,14 @@ class PartitionReplay:
         for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, sequence if within else first + index)
+
+
+def _damaged(m: Message) -> RecordingIncomplete:
+    run = m.headers.get(subjects.RUN, "")
+    fix = f"what else the run did is shown by dspex runs show {run}"
+    return RecordingIncomplete(
+        f"the record at {m.sequence}, of run {run}, is damaged: it is not what was stored", run=run, fix=fix
+    )
 
 
 class _Nobody:

@@ -69,7 +69,15 @@ def said(told: Happening, began: datetime) -> str:
     after = f"+{max(0.0, (told.time - began).total_seconds()):.3f}s"
     if told.kind == "call":
         last = told.attempts[-1]
-        how = "open" if not last.ended else "failed" if last.error is not None else ""
+        how = (
+            "open"
+            if not last.ended
+            else "its record is damaged"
+            if last.damaged
+            else "failed"
+            if last.error is not None
+            else ""
+        )
         tries = f"{len(told.attempts)} attempts" if len(told.attempts) > 1 else ""
         who = " ".join(word for word in (last.route, last.lm) if word)
         took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if last.ended else ""

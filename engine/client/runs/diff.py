@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any, Final, Protocol
 
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.records import Usage
 from dspex.engine.client.following.follower import RunInfo
 from dspex.engine.client.runs.tree import Happening
@@ -127,6 +128,12 @@ def compare(
     tokens, cost = [u.input_tokens + u.output_tokens for u in used], [u.cost or 0.0 for u in used]
     first = found[0] if found else None
     return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
+
+
+def need_records(root: Happening) -> None:
+    """Raise RecordingIncomplete where a record of a run is damaged: what its call was answered is not known."""
+    for step in (step for told in root for step in told.attempts if step.damaged):
+        raise RecordingIncomplete(f"the record of {step.id} of run {step.run} is damaged", run=step.run, node=step.node)
 
 
 def by_step(root: Happening) -> dict[str, Happening]:

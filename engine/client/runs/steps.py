@@ -23,6 +23,7 @@ class Step:
         id: `node#ordinal` within the run; it does not depend on worker or attempt.
         inputs: of the call, where `steps` was told how nodes make them; else the data of the event that it was made for.
         asked: what was asked, see `what_is_asked`; "" where that is not known. state: the saved state that it had, `draft@4`.
+        damaged: its record is not what was stored, and says nothing.
     """
 
     id: str
@@ -43,11 +44,12 @@ class Step:
     attempt: int = 1
     asked: str = ""
     state: str = ""
+    damaged: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether it has a record."""
-        return self.outputs is not None or self.error is not None
+        return self.outputs is not None or self.error is not None or self.damaged
 
 
 def what_is_asked(spec: CallSpec) -> str:

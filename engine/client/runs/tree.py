@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
+from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.client.following.follower import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step, what_is_asked
@@ -92,6 +93,7 @@ class Tree:
         self._known: dict[str, Happening] = {}
         self._calls: dict[str, Happening] = {}
         records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
+        self._damaged = [m.headers.get(subjects.MESSAGE_ID, "") for m in of.records if is_damaged(m)]
         source = of.source
         self.root = self._add(
             Happening("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source))
@@ -140,7 +142,11 @@ class Tree:
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
         told.failures.append(record.error if record is not None else None)
-        told.attempts.append(_step(told, asked, record, event.origin.id if event is not None else ""))
+        step = _step(told, asked, record, event.origin.id if event is not None else "")
+        id = asked.record.id if asked.record is not None else ""
+        if any(f"{damaged}.".startswith(f"{id}.") for damaged in self._damaged):  # under a fresh id, more is behind it
+            step = replace(step, damaged=True)
+        told.attempts.append(step)
 
     def _hop(self, taken: Taken, m: Message, event: NodeEvent) -> None:
         label = f"{event.node}/{event.origin.key}" if event.origin.key is not None else event.node
@@ -157,7 +163,7 @@ class Tree:
 
 def _record(m: Message) -> CallRecord | None:
     try:
-        return CallRecord.unpack(m.data)
+        return CallRecord.unpack(m.data) if not is_damaged(m) else None
     except DataError:
         return None
 

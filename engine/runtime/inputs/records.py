@@ -20,6 +20,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.reading import request_of
 from dspex.engine.log.rows import OpenCall, Place, Position
 from dspex.engine.runtime.arrival import Answered, Arrival
@@ -84,7 +85,7 @@ class RecordsInput(Input):
 
     def at_once(self, p: Partition, message: Message, clock: float) -> Arrival | None:
         what: Answered | None = None
-        if subjects.CLAIM_CHECK in message.headers or subjects.SEALED in message.headers:  # is_whole, written out
+        if subjects.CLAIM_CHECK in message.headers or subjects.SEALED in message.headers or is_damaged(message):
             return None
         if (found := _of_an_open_call(p, message)) is not None:
             event = _its_event(*found, message)

@@ -1,0 +1,138 @@
+"""A record whose bytes are damaged where they lie is told as that: never as a difference, an open call, or another answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engine_lab import APP, STREAM, Lab
+
+from dspex.bus import subjects
+from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.port import NewMessage
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.keys.hashes import hashed, is_damaged
+from dspex.engine.again.repeat import repeat
+from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.client.run import Run
+from dspex.engine.replay.topology import Replayed, replayed_run
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+RECORDS = subjects.record(APP, "*", "*", "*", "*")
+
+
+def words() -> Topology:
+    topology = Topology("words")
+    topology.source("in").predict("text -> label", name="ask").sink("out")
+    return topology
+
+
+@pytest.fixture
+def one(lab: MakeLab) -> Lab:
+    found = lab(words())
+    found.answers["ask"] = lambda inputs, work: {"label": str(inputs["text"]).upper()}
+    found.start()
+    return found
+
+
+def ran(one: Lab) -> Run:
+    one.work()
+    run = one.client.run(one.publish("in", {"text": "good"}))
+    one.advance(1)
+    return run
+
+
+def damage(one: Lab) -> None:
+    """One bit of the answer in the only record."""
+    (record,) = one.messages(RECORDS)
+    assert record.data.count(b"GOOD") == 1
+    stored = one.server.streams[STREAM].messages
+    stored[record.sequence] = stored[record.sequence]._replace(data=record.data.replace(b"GOOD", b"FOOD"))
+
+
+def replayed(one: Lab, run: Run) -> Replayed:
+    async def go() -> Replayed:
+        past, applied = await run.history()
+        taken: dict[tuple[str, int], set[int]] = {}
+        for commit in past.taken:
+            taken.setdefault(commit.partition[1:], set()).add(commit.sequence)
+        return await replayed_run(one.client.bus, APP, words().graph, applied["words"], {}, taken, {past.run})
+
+    found: Replayed = one.run(go())
+    return found
+
+
+def test_a_damaged_record_of_a_run_is_named_by_whatever_needs_it(one: Lab, tmp_path: Path) -> None:
+    run = ran(one)
+    assert replayed(one, run).same
+    damage(one)
+    root = one.run(run.tree())
+    assert any("ask#0  its record is damaged" in line for line in drawn(root, root.time))
+    (step,) = root.below[0].attempts
+    assert (step.ended, step.damaged, step.outputs, step.error) == (True, True, None, None)
+    with pytest.raises(RecordingIncomplete, match=r"the record of ask#0 of run .* is damaged"):
+        one.run(run.export(tmp_path / "run.jsonl"))
+    with pytest.raises(RecordingIncomplete, match=f"the record of ask#0 of run {run.id} is damaged"):
+        one.run(one.client.diff(run, run))
+    with pytest.raises(RecordingIncomplete, match=f"of run {run.id}, is damaged"):
+        replayed(one, run)
+
+
+def test_who_does_a_run_again_is_told_or_asks_again(one: Lab) -> None:
+    run = ran(one)
+    damage(one)
+    file = one.run(run.file())
+    with pytest.raises(RecordingIncomplete, match="the record of ask#0 is damaged"):
+        asyncio.run(repeat(None, file, [words().graph]))
+
+    async def made(pool: str, request: CallRequest) -> CallRecord:
+        return CallRecord("", 0, 0, "", "", outputs={"label": "AGAIN"})
+
+    found = asyncio.run(repeat(None, file, [words().graph], mode="hybrid", make=made))
+    assert (found.served, found.called, [event.data["label"] for event in found.file.outputs]) == (0, 1, ["AGAIN"])
+
+
+def test_a_record_that_is_damaged_before_it_is_taken_gives_no_answer(one: Lab) -> None:
+    """The engine is not there when the worker answers, and nobody has the answer any more."""
+    one.publish("in", {"text": "good"})
+    one.advance(1)
+    one.kill()
+    one.work()
+    one.advance(1)
+    damage(one)
+    one.start()
+    one.advance(5)
+    assert one.outputs("out") == []
+    assert [(letter.code, letter.node) for letter in one.letters()] == [("DX511", "ask")]
+    assert one.differences() == []
+    one.run(one.client.redrive(one.letters()))
+    one.advance(5)
+    assert [output["label"] for output in one.outputs("out")] == ["GOOD"]
+
+
+def test_a_record_of_before_there_were_hashes_is_taken_as_it_is(one: Lab) -> None:
+    one.publish("in", {"text": "good"})
+    one.advance(1)
+    (request,) = one.requests()
+    one.store(one.result(request))
+    one.advance(1)
+    assert not any(subjects.HASH in message.headers for message in one.messages(RECORDS))
+    assert [output["label"] for output in one.outputs("out")] == ["GOOD"]
+
+
+@pytest.mark.parametrize("header", [subjects.SEALED, subjects.CLAIM_CHECK])
+def test_a_body_that_cannot_change_unseen_has_no_other_hash(header: str) -> None:
+    message = NewMessage("dspex.a.record.p", b"body", {header: "x"})
+    assert hashed(message) == message
+
+
+def test_an_event_with_a_strangers_hash_is_an_event(one: Lab) -> None:
+    one.work()
+    one.store(NewMessage("in", b'{"text": "good"}', {subjects.HASH: "0" * 32}))
+    one.advance(1)
+    (event,) = one.messages("in")
+    assert not is_damaged(event)
+    assert [output["label"] for output in one.outputs("out")] == ["GOOD"]
