@@ -7,13 +7,15 @@ is written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from dspex.bus.errors import BusError, ConfigError, Divergence, DspexError, Saturated, TopologyError
 from dspex.bus.records import CallRecord, CallRequest, Usage
@@ -122,8 +124,8 @@ async def evaluate(
         begun: hears how many runs there are. told: hears after each.
 
     Raises:
-        ConfigError, TopologyError, BusError. Saturated: a pool has no worker. Whatever else a run cannot be judged for is said
-        of its case.
+        ConfigError, TopologyError. BusError, and Saturated where a pool has no worker, before anything was judged; later they
+        stop it. Whatever else a run cannot be judged for is said of its case.
     """
     found = Evaluation(topology, terms.judged.name, terms.said, policy=terms.policy)
     infos = await _dataset(client, topology, terms, found)
@@ -136,8 +138,15 @@ async def evaluate(
             info = waiting.pop()
             try:
                 cases[info.id] = await _case(client, graphs, terms, found, bill, info)
-            except BaseException:
+            except (BusError, Saturated) as error:
+                left = [info, *reversed(waiting)]
                 waiting.clear()  # the others end with the run that they are at
+                if not cases:
+                    raise
+                found.stopped = error.message  # what was paid for is told
+                cases.update((one.id, JudgedRun(one.id, None, None, error.message)) for one in left)
+            except BaseException:
+                waiting.clear()
                 raise
             found.called, found.tokens, found.cost = bill.called, bill.tokens, bill.cost
             if told is not None:
@@ -148,23 +157,26 @@ async def evaluate(
         if isinstance(one, BaseException):
             raise one
     found.cases = [cases[info.id] for info in infos] + _gone(terms, {info.id for info in infos})
-    found.stopped = f"the budget of {terms.budget:,} tokens is spent" if bill.spent else ""
+    found.stopped = f"the budget of {terms.budget:,} tokens is spent" if bill.spent else found.stopped
     return found
 
 
 async def _dataset(client: Client, topology: str, terms: Terms, found: Evaluation) -> list[RunInfo]:
     """The runs that are cases, the latest first. One that a fork made is none: nobody asked that."""
     infos = list[RunInfo]()
-    async for info in client.runs(topology, since=datetime.fromtimestamp(terms.since, UTC), limit=2**31):
-        if info.parent is not None:
-            continue
-        if info.status == "running":
-            found.open.append(info.id)
-        elif len(infos) == terms.limit:
-            found.more = True
-            break
-        else:
-            infos.append(info)
+    since = datetime.fromtimestamp(terms.since, UTC)
+    runs = cast("AsyncGenerator[RunInfo]", client.runs(topology, since=since, limit=sys.maxsize))
+    async with aclosing(runs) as there:
+        async for info in there:
+            if info.parent is not None:
+                continue
+            if info.status == "running":
+                found.open.append(info.id)
+            elif len(infos) == terms.limit:
+                found.more = True
+                break
+            else:
+                infos.append(info)
     return infos
 
 
@@ -214,7 +226,7 @@ async def scored(judged: Judged, file: RunFile, again: Repeated) -> JudgedRun:
         return JudgedRun(run, fmean(before), None, f"not sent any more: {', '.join(gone)}{_why(again)}")
     after = [await judged.pair(data, now[name], event) for name, data in then.items()]
     more = [name for name in now if name not in then]
-    note = f"sent besides: {', '.join(more)}" if more else ""
+    note = f"sent besides: {', '.join(more)}{_why(again)}" if more else _why(again).strip()
     return JudgedRun(run, fmean(before) if before else 1.0, fmean([*after, *(0.0 for _ in more)]), note=note)
 
 

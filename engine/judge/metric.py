@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -125,11 +126,11 @@ class Judged:
 
     def outputs(self, root: Happening) -> dict[str, Any]:
         """The data of what a run sent to sinks, by subject and number there."""
-        found: dict[str, Any] = {}
+        found, numbers = dict[str, Any](), Counter[str]()
         for one in root:
             if one.kind == "output" and self.sink in (None, one.node):
-                number = sum(key.rpartition("#")[0] == one.node for key in found)
-                found[f"{one.node}#{number}"] = one.data
+                found[f"{one.node}#{numbers[one.node]}"] = one.data
+                numbers[one.node] += 1
         return found
 
     @property

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client
-    from dspex.engine.client.runs.judged.scores import Credited, Score
+    from dspex.engine.client.runs.judged.scores import Credited, Score, Scores
 
 
-async def scores_of(c: Client, run: str) -> list[Score]:
+def scores_in(c: Client) -> Scores:
+    """The scores of an application."""
+    from dspex.engine.client.runs.judged.scores import Scores
+
+    return Scores(c.bus, c.app)
+
+
+async def scores_of(scores: Scores, run: str) -> list[Score]:
     """Those of a run, the latest of each name and operator."""
-    from dspex.engine.client.runs.judged.scores import Scores, latest
+    from dspex.engine.client.runs.judged.scores import latest
 
-    return [*latest(await Scores(c.bus, c.app).of(run)).values()]
+    return [*latest(await scores.of(run)).values()]
 
 
 def plain(found: Iterable[Score]) -> list[dict[str, Any]]:

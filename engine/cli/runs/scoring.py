@@ -19,7 +19,7 @@ def score(
     context: typer.Context,
     run: RUN,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What is said: helpful, correct, …")],
-    value: Annotated[float, typer.Argument(metavar="VALUE", help="A number; more is better.")],
+    value: Annotated[float, typer.Argument(metavar="VALUE", help="A number; more is better. Below 0 behind --.")],
     node: Annotated[str | None, typer.Option("--node", metavar="N", help="Only of this operator, or step.")] = None,
     note: Annotated[str, typer.Option("--note", metavar="T", help="Why.")] = "",
 ) -> None:

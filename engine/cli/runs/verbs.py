@@ -10,7 +10,7 @@ import typer
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.drawing import drawn, said
-from dspex.engine.cli.runs.scored import plain, score_lines, scores_of
+from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
 from dspex.engine.cli.terminal.client import client, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -63,10 +63,11 @@ def ls(
 async def _listed(t: Terminal, topology: str | None, failed: bool, since: str | None, limit: int) -> int:
     rows = list[dict[str, object]]()
     async with client(t, "runs") as c:
+        scores = scores_in(c)
         async for info in c.runs(topology, status="failed" if failed else None, since=since, limit=limit):
             rows.append(_row(info))
             if t.json:
-                t.emit({**as_dict(info), "scores": plain(await scores_of(c, info.id))})
+                t.emit({**as_dict(info), "scores": plain(await scores_of(scores, info.id))})
     if rows and not t.json:
         t.table(rows, {name: name for name in rows[0]})
     return len(rows)
@@ -112,7 +113,7 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
 
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
-        info, scores = shown.info, await scores_of(c, shown.info.id)
+        info, scores = shown.info, await scores_of(scores_in(c), shown.info.id)
     if shown.missing:
         t.note(shown.missing)
     if t.json:

@@ -14,7 +14,10 @@ from standin import StandIn, intent
 
 import dspex.sync
 from dspex import Settings, Topology
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import ConfigError, Unreachable
+from dspex.bus.port import Bus
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.engine.judge import evaluate
 
 TOPOLOGY = """
 dspex: 1
@@ -196,6 +199,23 @@ def test_what_is_no_fault_of_a_run_ends_it(past: Past) -> None:
     file = past.write("gpu.yaml", same.replace("state: writer@2", "state: writer@2, pool: gpu"))
     done = past.eval("--json", "--metric", "f1", candidate=file)
     assert (done.code, done.error()["message"], done.out) == (5, "pool gpu has no worker", "")
+
+
+def test_where_the_server_goes_in_the_middle_what_was_paid_is_told(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = evaluate.made, list[CallRequest]()
+
+    async def twice(bus: Bus, app: str, pool: str, request: CallRequest) -> CallRecord:
+        asked.append(request)
+        if len(asked) > 2:
+            raise Unreachable("it is gone")
+        return await made(bus, app, pool, request)
+
+    monkeypatch.setattr(evaluate, "made", twice)
+    other = past.candidate("other", draft="text -> reply, way", state="")
+    done, cases, found = past.judged("--metric", "f1", "--field", "reply", "-c", "1", candidate=other)
+    assert (done.code, found["judged"], found["missing"], found["stopped"]) == (1, 2, 2, "it is gone")
+    assert [case["missing"] for case in cases] == ["it is gone", "it is gone", "", ""]
+    assert int(str(found["tokens"])) > 0
 
 
 def test_what_people_say_is_credited_to_the_saved_state_that_answered(past: Past) -> None:

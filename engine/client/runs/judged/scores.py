@@ -15,7 +15,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import ConfigError, DecodeError, Fenced, RunNotFound, Unsettled
 from dspex.bus.message import Message, in_session, new_id
-from dspex.bus.port import Bus, NewMessage
+from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.settings.similar import did_you_mean
@@ -100,6 +100,12 @@ class Scores:
 
     def __init__(self, bus: Bus, app: str) -> None:
         self._bus, self._app = bus, app
+        self._opened: Bucket | None = None
+
+    async def _bucket(self) -> Bucket:
+        if self._opened is None:
+            self._opened = await self._bus.bucket(subjects.kept(self._app))
+        return self._opened
 
     async def add(
         self, info: RunInfo, root: Happening, session: str | None, name: str, value: float, node: str | None, note: str
@@ -115,14 +121,13 @@ class Scores:
             there = sorted({one.node for one in root if one.kind == "call"})
             fix = did_you_mean(node, there, "see dspex runs show")
             raise RunNotFound(f"run {info.id} has no answer of {node!r}", run=info.id, fix=fix)
-        bucket = await self._bus.bucket(subjects.kept(self._app))
-        time, who = await bucket.time(), audit.whoami()
+        time, who = await (await self._bucket()).time(), audit.whoami()
         score = Score(info.id, info.topology, name, float(value), node, note, who, datetime.fromtimestamp(time, UTC), answered)
         await self._put(subjects.score_key(info.id, new_id()), await self._packed(score, time, session))
         return score
 
     async def _put(self, key: str, value: bytes) -> None:
-        bucket = await self._bus.bucket(subjects.kept(self._app))
+        bucket = await self._bucket()
         for tried in range(_TRIES):
             try:
                 await bucket.put(key, value, revision=0)
@@ -156,9 +161,9 @@ class Scores:
                 yield score
 
     async def _listed(self, prefix: str) -> AsyncIterator[Score]:
-        if not await self._bus.has("bucket", name := subjects.kept(self._app)):
+        if self._opened is None and not await self._bus.has("bucket", subjects.kept(self._app)):
             return
-        found = await (await self._bus.bucket(name)).items(prefix)
+        found = await (await self._bucket()).items(prefix)
         for key, (value, _) in sorted(found.items(), key=lambda item: item[1][1]):
             if (score := await self._read(subjects.scored_run(key), value)) is not None:
                 yield score
@@ -172,11 +177,11 @@ class Scores:
             return None
         note: str | None = raw["note"]
         if raw["seal"]:
-            note = await self._opened(raw)
+            note = await self._note(raw)
         answered = tuple(WhoAnswered(*(one.get(name, "") for name in WhoAnswered._fields)) for one in raw["answered"])
         return Score(run, raw["topology"], raw["name"], raw["value"], raw["node"], note, raw["who"], time, answered)
 
-    async def _opened(self, raw: _Stored) -> str | None:
+    async def _note(self, raw: _Stored) -> str | None:
         if self._bus.sealing is None:
             return None
         headers = {subjects.SEALED: raw["seal"], **_session(raw["session"])}

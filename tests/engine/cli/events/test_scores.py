@@ -27,6 +27,7 @@ def test_a_run_is_scored_and_shown_and_listed_with_what_was_said(native: Project
     assert [one["value"] for one in native.here("--json", "runs", "scores", good).objects()] == [0.5, 0.75]
     (entry, *_) = native.here("--json", "audit", "ls", "--since", "1h").objects()[-1:]
     assert (entry["verb"], entry["what"]["run"], entry["what"]["value"]) == ("score", other, 1.0)
+    assert native.here("--json", "runs", "score", good, "helpful", "--", "-1.5").objects()[0]["value"] == -1.5
     error = native.here("--json", "runs", "score", good, "helpful", "1", "--node", "classify").error()
     assert error["code"] == "DX622"
 
