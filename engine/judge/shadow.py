@@ -24,6 +24,7 @@ OVERLAP: Final = 5.0  # seconds of what was looked at that are looked at again: 
 MOST_WAITING: Final = 1000  # runs that have ended, and are not compared yet
 _OTHER: Final = ("lm", "program")  # what a candidate may have another one of: what it answers counts
 _TRIES: Final = 3
+REST: Final = 9  # times as long as a look took until the next one: where runs take long, each look reads much
 
 
 @dataclass(frozen=True)
@@ -119,22 +120,25 @@ class Shadow:
         info = await self._client.bus.stream(subjects.stream(self._client.app))
         self._begin = self._since = info.now if info is not None else 0.0
 
-    async def follow(self) -> AsyncIterator[Shadowed]:
-        """Each run of the sample, once it is compared, or left out. It ends where the budget is spent."""
+    async def follow(self) -> AsyncIterator[Shadowed | None]:
+        """Each run of the sample, once it is compared, or left out; None now and then. It ends where the budget is spent."""
+        clock, due = asyncio.get_running_loop().time, 0.0
         while not self.so_far.stopped:
-            try:
-                for one in await self._look():
-                    yield one
-                self.trouble = ""
-            except BusError as error:  # the connection comes back by itself
-                self.trouble = error.message
+            if (began := clock()) >= due:
+                try:
+                    for one in await self._look():
+                        yield one
+                    self.trouble = ""
+                except BusError as error:  # the connection comes back by itself
+                    self.trouble = error.message
+                due = clock() + max(self._terms.every, REST * (clock() - began))
+                yield None
             some = [self._ended.popleft() for _ in range(min(self._terms.at_once, len(self._ended)))]
             for found in await asyncio.gather(*(self._compared(*one) for one in some)):
-                if found is not None:
-                    yield found
+                yield found
             self._count()
             if not self._ended:
-                await asyncio.sleep(self._terms.every)
+                await asyncio.sleep(max(0.0, due - clock()))
 
     def _count(self) -> None:
         now, bill = self.so_far, self._bill

@@ -68,7 +68,8 @@ async def _shadowed(
 async def _told(t: Terminal, one: Shadow) -> None:
     said, trouble = time.monotonic(), ""
     async for found in one.follow():
-        t.emit(found.as_dict(), *_lines(found))
+        if found is not None:
+            t.emit(found.as_dict(), *_lines(found))
         if one.trouble != trouble and (trouble := one.trouble):
             t.note(f"cannot look now, and goes on: {trouble}")
         if time.monotonic() - said > EVERY and not t.json:
