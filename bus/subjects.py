@@ -37,6 +37,7 @@ SIGNATURE: Final = "Dspex-Signature"  # of a record: see bus/serving/keys/signat
 HASH: Final = "Dspex-Hash"  # of a record: see bus/serving/keys/hashes.py
 KIND: Final = "Dspex-Kind"  # of a reply to an interactive call: see bus/records.py
 HANDED: Final = "Dspex-Handed"  # of a call that a process hands to another one: when it did, in seconds since the epoch
+CANCELLED: Final = "Dspex-Cancelled"  # of the dead letter of a call that somebody has cancelled
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
@@ -394,6 +395,11 @@ def job_end(app: str, pool: str, call: str) -> str:
 def record(app: str, pool: str, topology: str, stage: str, partition: int | str) -> str:
     """The records of a stage partition's calls; `*` as pool for all of them."""
     return f"{prefix(app)}.record.{pool}.{topology}.{stage}.{partition}"
+
+
+def pool_of_record(subject: str) -> str:
+    """The pool of the calls whose records lie on a subject that `record` made."""
+    return subject.split(".")[3]
 
 
 def interactive_record(app: str, pool: str) -> str:

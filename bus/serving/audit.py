@@ -33,8 +33,8 @@ class AuditEntry:
 
     Attributes:
         sequence: of the entry in its stream. time: when it was stored.
-        verb: publish, call, end (a session), redrive, drop, decide, score, replay, forget, import, apply, pause, resume,
-            delete, put, promote, rollback, scale, drain, restart (of a pool).
+        verb: publish, call, cancel (a run), end (a session), redrive, drop, decide, score, replay, forget, import,
+            apply, pause, resume, delete, put, promote, rollback, scale, drain, restart (of a pool).
         who: user@host, as the client says.
         what: more of it, by verb: subjects, counts, names.
     """

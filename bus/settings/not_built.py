@@ -25,7 +25,6 @@ OPERATORS: tuple[str, ...] = ()
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
     "Client": (*("replay", "fork"),),
-    "Run": ("cancel",),
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -60,7 +59,6 @@ VERBS = frozenset(
     {
         *("gateway", "fork"),
         *("ui", "mcp", "skills"),
-        "runs cancel",
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

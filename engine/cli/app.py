@@ -54,7 +54,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "runs": _Noun(
             "Runs: what source events caused.",
             (
-                *(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "forget")),
+                *(f"runs.verbs:{verb}" for verb in ("ls", "show", "explain", "wait", "cancel", "forget")),
                 "runs.comparing:export",
                 "runs.comparing:import_",
                 *(f"runs.scoring:{verb}" for verb in ("score", "scores")),

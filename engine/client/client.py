@@ -33,11 +33,12 @@ from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
-from dspex.engine.client.following.follower import RunInfo, RunProgress
+from dspex.engine.client.following.naming import full_ids
+from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
-from dspex.engine.client.run import Run, finishing, full_ids
+from dspex.engine.client.run import Run, finishing
 from dspex.engine.client.runs.diff import Diff, NamedRun, compare, need_records
 from dspex.engine.client.runs.judged.evaluation import Evaluation
 from dspex.engine.client.runs.judged.scores import Score, Scores
@@ -300,7 +301,7 @@ class Client(Planned, names=METHODS["Client"]):
         self,
         topology: str | None = None,
         *,
-        status: Literal["running", "done", "failed"] | None = None,
+        status: Literal["running", "done", "failed", "cancelled"] | None = None,
         since: Duration | datetime | None = None,
         limit: int = 100,
     ) -> AsyncIterator[RunInfo]:

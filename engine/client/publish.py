@@ -14,8 +14,9 @@ from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.settings.duration import Duration, seconds
+from dspex.engine.client.following.naming import AT
 from dspex.engine.client.following.waits import RunWaits
-from dspex.engine.client.run import AT, Run
+from dspex.engine.client.run import Run
 from dspex.engine.graph import manifest
 
 

@@ -11,13 +11,16 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
-from dspex.bus.message import PLACED, Event, new_id, run_of
+from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.settings.duration import Duration, human, seconds
-from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client.call import Result
+from dspex.engine.client.calls import cancelling
 from dspex.engine.client.calls.answers import Submission, answer_to
-from dspex.engine.client.following.follower import Follower, RunInfo, RunProgress
+from dspex.engine.client.calls.cancelling import OfRun
+from dspex.engine.client.following.follower import Follower
+from dspex.engine.client.following.naming import AT, find, full_ids
+from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.export import RunFile, lines
@@ -33,10 +36,9 @@ from dspex.engine.graph.manifest import Manifest
 FULL_ID = 36  # characters; what is shorter is the end of one
 AGAIN = 0.2  # seconds between two looks at a run that is followed
 MANY = 5000  # entries of all logs that are passed over in between
-AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
-class Run(Planned, names=METHODS["Run"]):
+class Run:
     """Everything that one source event caused.
 
     Attributes:
@@ -96,7 +98,8 @@ class Run(Planned, names=METHODS["Run"]):
         except TimeoutError:
             raise _too_late([self.id], 1, timeout) from None
         if info.dead_letters:
-            raise RunFailed(f"run {info.id} is done, with {info.dead_letters} dead letter(s)", run=info.id)
+            how = "was cancelled" if info.status == "cancelled" else "is done"
+            raise RunFailed(f"run {info.id} {how}, with {info.dead_letters} dead letter(s)", run=info.id)
         return info
 
     async def _finished(self) -> RunInfo:
@@ -196,6 +199,22 @@ class Run(Planned, names=METHODS["Run"]):
         id, applied = await self._known()
         return await history(self._bus, self._app, applied, id), applied
 
+    async def cancel(self) -> None:
+        """End its open calls in their workers, with the requests that they make, and those that follow from what is under way:
+        each becomes a dead letter, which can be redriven. What was sent stays. A run that is over is left as it is.
+
+        It returns when nothing of the run is open any more, or after ten seconds: a call that waits for a slot ends when it
+        would begin. Events that wait for their time, or for somebody's approval, go on then.
+
+        Raises Saturated where no process of a pool is there that could end its calls; RunNotFound; BusError.
+        """
+        await self.cancelled()
+
+    async def cancelled(self) -> OfRun:
+        """`cancel`, and what came of it; for tools."""
+        id, applied = await self._known()
+        return await cancelling.cancel(self._bus, self._app, applied, id)
+
     async def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
         progress, applied = self._told or (None, {})
@@ -233,59 +252,3 @@ def _too_late(left: Sequence[str], of: int, timeout: Duration | None) -> CallTim
         run=left[0],
         fix="wait longer, or see what they wait for: dspex status",
     )
-
-
-async def full_ids(bus: Bus, app: str, ids: Iterable[str]) -> list[str]:
-    """The same runs by their full ids, where some are named by the place of their event, or as calls that were submitted.
-
-    Raises RunNotFound.
-    """
-    return [await at_place(bus, id) if AT in id else await _of_submitted(bus, app, id) if "/" in id else id for id in ids]
-
-
-async def _of_submitted(bus: Bus, app: str, id: str) -> str:
-    """The id of the run of a submitted call. Raises RunNotFound."""
-    pool, _, call = id.partition("/")
-    stream = subjects.sources(app)
-    info = await bus.stream(stream) if subjects.is_subject(f"{pool}.{call}") else None
-    message = await bus.last(stream, subjects.submit(app, pool, "*", "*", call)) if info is not None else None
-    if info is None or message is None:
-        raise RunNotFound(f"no submitted call {id} is stored", run=id)
-    return run_of(stream, info.created, message)
-
-
-async def at_place(bus: Bus, place: str) -> str:
-    """The id of the run whose source event lies at `stream@sequence`. Raises RunNotFound."""
-    stream, _, number = place.rpartition(AT)
-    info = await bus.stream(stream) if number.isdecimal() else None
-    message = await bus.get(stream, int(number)) if info is not None else None
-    if info is None or message is None:
-        raise RunNotFound(f"no event is stored at {place}", run=place)
-    return run_of(stream, info.created, message)
-
-
-async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: str) -> str:
-    """The full id of the run that ends with `suffix` (6 hex digits or more). Raises RunNotFound."""
-    if len(suffix) < 6:
-        raise RunNotFound(f"{suffix!r} is too short for the end of a run's id", fix="give at least 6 of its last digits")
-    digits = suffix[-PLACED:]
-    if not {*digits} <= {*"0123456789abcdef"}:
-        fix = "an id has the digits 0 to f: dspex runs ls shows those there are"
-        raise RunNotFound(f"no run ends with {suffix!r}", fix=fix)
-    found = {id for id in await kept.infos(bus, app) if id.endswith(suffix)}
-    for stream, subject in {(stream, m.subject(source)) for m in manifests.values() for source, stream in m.streams.items()}:
-        info = await bus.stream(stream)
-        if info is None:
-            continue
-        apart = 1 << 4 * len(digits)
-        first = info.first + (int(digits, 16) - info.first) % apart
-        for sequence in range(first, info.last + 1, apart):  # an id ends with the sequence of its event, so few can be meant
-            message = await bus.get(stream, sequence)
-            if message is None or not subjects.matches(subject, message.subject):
-                continue
-            if (run := run_of(stream, info.created, message)).endswith(suffix):
-                found.add(run)
-    if len(found) != 1:
-        how = "no run ends with" if not found else f"{len(found)} runs end with"
-        raise RunNotFound(f"{how} {suffix!r}")
-    return found.pop()

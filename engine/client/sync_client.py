@@ -23,8 +23,9 @@ from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
 from dspex.engine.client.calls import session as _session
 from dspex.engine.client.calls import stream as _stream
+from dspex.engine.client.calls.cancelling import OfRun
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
-from dspex.engine.client.following.follower import RunInfo, RunProgress
+from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
 from dspex.engine.client.runs.diff import Diff, NamedRun
@@ -44,7 +45,7 @@ from dspex.engine.graph.manifest import Manifest
 V = TypeVar("V", default=dict[str, Any])
 
 
-class Run(Planned, names=METHODS["Run"]):
+class Run:
     """Everything that one source event caused.
 
     Attributes:
@@ -123,6 +124,21 @@ class Run(Planned, names=METHODS["Run"]):
     def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         return background.run(self._of.history())
+
+    def cancel(self) -> None:
+        """End its open calls in their workers, with the requests that they make, and those that follow from what is under way:
+        each becomes a dead letter, which can be redriven. What was sent stays. A run that is over is left as it is.
+
+        It returns when nothing of the run is open any more, or after ten seconds: a call that waits for a slot ends when it
+        would begin. Events that wait for their time, or for somebody's approval, go on then.
+
+        Raises Saturated where no process of a pool is there that could end its calls; RunNotFound; BusError.
+        """
+        background.run(self._of.cancel())
+
+    def cancelled(self) -> OfRun:
+        """`cancel`, and what came of it; for tools."""
+        return background.run(self._of.cancelled())
 
     def outputs(self) -> list[Event[Any]]:
         """What it sent to sinks so far, in order."""
@@ -440,7 +456,7 @@ class Client(Planned, names=METHODS["Client"]):
         self,
         topology: str | None = None,
         *,
-        status: Literal["running", "done", "failed"] | None = None,
+        status: Literal["running", "done", "failed", "cancelled"] | None = None,
         since: Duration | datetime | None = None,
         limit: int = 100,
     ) -> Iterator[RunInfo]:

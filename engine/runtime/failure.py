@@ -31,6 +31,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import (
     BusError,
     CallError,
+    Cancelled,
     CircuitOpen,
     DataError,
     DspexError,
@@ -137,6 +138,8 @@ def operator_gone(node: str) -> TopologyError:
 
 def decide(error: DspexError, row: OpenCall, call: Call, left: float) -> Verdict:
     """What happens to a call whose latest execution failed. `left`: seconds until its deadline."""
+    if isinstance(error, Cancelled):
+        return Verdict("dead")  # nobody wants what would come of it
     again = _again(error, row, call)
     if again is not None and again.after < left:
         return again
@@ -223,6 +226,8 @@ def letter(
     own = {subjects.EVENT_ID: event.origin.id, subjects.RUN: event.origin.run}
     own = {name: value[:INHERITED] for name, value in own.items() if value.isprintable()}  # who published may have chosen it
     own |= in_session(event.origin.session)
+    if isinstance(failure.error, Cancelled):
+        own[subjects.CANCELLED] = "1"  # so that who lists runs need not read letters
     if whole.stored is not None:
         own[subjects.STORED] = f"{whole.stored.stream}:{whole.stored.sequence}"
     to = subjects.dead(a.app, a.topology, whole.node)

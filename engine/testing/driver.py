@@ -27,8 +27,8 @@ from dspex.bus.serving import payloads
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
+from dspex.engine.client.following.naming import at_place
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import at_place
 from dspex.engine.client.runs.diff import Replay
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.outputs import read_event

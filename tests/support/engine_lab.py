@@ -21,8 +21,8 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.work_loop import Job, WorkLoop
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
+from dspex.engine.client.following.naming import at_place
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import at_place
 from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import HasGraph

@@ -60,7 +60,7 @@ class Executions:
         self.overtaken: Callable[[Execution], Coroutine[Any, Any, CallRecord | None] | None] = lambda execution: None
         self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
-        self._left: dict[str, None] = {}  # interactive calls whose callers have left: one may not have begun yet
+        self._left: dict[str, int] = {}  # calls that nobody wants any more → up to which attempt: one may not have begun yet
         self.tasks = Tasks(f"calls of {self.pool}")
 
     def start(
@@ -94,7 +94,7 @@ class Executions:
             execution.fail(Saturated(why, node=work.node, fix=f"wait, or start more workers: dspex worker {self.pool}"))
         elif delivered > DELIVERIES:
             execution.fail(WorkerLost(f"{delivered - 1} pools took this call and none came back", node=work.node))
-        elif work.record is None and work.call in self._left:
+        elif work.call in self._left and (work.record is None or work.attempt <= self._left[work.call]):
             execution.fail(_given_up(work))
         else:
             execution.go_on()
@@ -140,15 +140,18 @@ class Executions:
         for step in reversed(execution.passed):
             step.after(execution, record)
 
-    def cancel(self, call: str) -> None:
-        """Stop an interactive call, whose caller waits for it no more; also one that comes later: its request may still be on
-        its way here, from another process of the pool, or wait for its worker. A durable one is its engine's.
+    def cancel(self, call: str, attempt: int = 0) -> None:
+        """Stop a call that nobody wants any more; also one that comes later: its request may still be on its way here, from
+        another process of the pool, or wait for its worker.
+
+        `attempt`: of a durable call, up to which one: its run is cancelled. 0: an interactive call, whose caller has left; who
+        may make calls can say so, so no durable one is stopped for it.
         """
         if len(call) <= MOST_CALL:
-            self._left[call] = None
+            self._left[call] = max(attempt, self._left.pop(call, 0))
             if len(self._left) > MOST_LEFT:
                 del self._left[next(iter(self._left))]
-        for execution in [e for e in self.open if e.work.call == call and e.work.record is None]:
+        for execution in [e for e in self.open if e.work.call == call and (e.work.record is None or e.work.attempt <= attempt)]:
             execution.give_up(_given_up(execution.work))
 
     def go_further(self, execution: Execution, frame: FurtherFrame, tell: Callable[[FurtheredFrame], None]) -> None:
@@ -228,4 +231,4 @@ def _job_of(work: CallRequest) -> str | None:
 
 
 def _given_up(work: CallRequest) -> Cancelled:
-    return Cancelled("its caller gave it up", node=work.node)
+    return Cancelled("its caller gave it up" if work.record is None else "its run was cancelled", node=work.node)

@@ -35,8 +35,8 @@ from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.terminal import terminal
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
+from dspex.engine.client.following.naming import full_ids
 from dspex.engine.client.letters import DeadLetter
-from dspex.engine.client.run import full_ids
 from dspex.engine.client.runs.outputs import read_event
 from dspex.engine.client.runs.steps import Step, steps
 from dspex.engine.hosting.engine import stop_on_signals

@@ -18,7 +18,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, to_json
 if TYPE_CHECKING:
     from dspex.bus.message import Event
     from dspex.engine.client.client import Client
-    from dspex.engine.client.following.follower import RunProgress
+    from dspex.engine.client.following.progress import RunProgress
     from dspex.engine.client.letters import DeadLetter
     from dspex.engine.client.run import Run
 
@@ -30,7 +30,7 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
 
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
     """
-    from dspex.engine.client.run import full_ids
+    from dspex.engine.client.following.naming import full_ids
 
     await _read_by_someone(t, c, runs[0].subject)
     full = await full_ids(c.bus, c.app, [run.id for run in runs])
@@ -72,10 +72,6 @@ async def _finished(t: Terminal, c: Client, ids: Sequence[str], limit: float | N
     return found
 
 
-def _status(p: RunProgress) -> str:
-    return "failed" if p.dead_letters else "done"
-
-
 def _object(run: Run, p: RunProgress, outputs: Sequence[Event[object]]) -> dict[str, object]:
     return {
         "run": p.id,
@@ -83,7 +79,7 @@ def _object(run: Run, p: RunProgress, outputs: Sequence[Event[object]]) -> dict[
         "stream": run.stream,
         "seq": run.sequence,
         "duplicate": run.duplicate,
-        "status": _status(p),
+        "status": p.status,
         "outputs": [{"subject": e.subject, "data": e.data} for e in outputs],
         "calls": p.calls,
         "usage": asdict(p.usage),
@@ -91,7 +87,7 @@ def _object(run: Run, p: RunProgress, outputs: Sequence[Event[object]]) -> dict[
 
 
 def _print_one(t: Terminal, p: RunProgress, outputs: Sequence[Event[object]], took: float) -> None:
-    t.line(f"run {p.id}  {_status(p)} in {took:.1f} s  {spent(p.calls, p.usage)}")
+    t.line(f"run {p.id}  {p.status} in {took:.1f} s  {spent(p.calls, p.usage)}")
     for event in outputs:
         t.line(f"{event.subject}  {to_json(event.data)}")
 

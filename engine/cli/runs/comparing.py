@@ -13,7 +13,7 @@ from dspex.engine.cli.terminal.client import client, shown, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.client.following.follower import RunInfo
+    from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.diff import Diff
 
 

@@ -13,7 +13,7 @@ from dspex.engine.client.runs.tree import Happening, StepLabels, Tree
 if TYPE_CHECKING:
     from dspex.engine.cli.terminal.terminal import Terminal
     from dspex.engine.client.client import Client
-    from dspex.engine.client.following.follower import RunInfo
+    from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest

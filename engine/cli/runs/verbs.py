@@ -10,12 +10,13 @@ import typer
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.drawing import drawn, said
-from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
-from dspex.engine.cli.terminal.client import client, spent
+from dspex.engine.cli.runs.scored import plain, score_lines, scores_of
+from dspex.engine.cli.terminal.client import client, count, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.client.following.follower import RunInfo
+    from dspex.engine.client.calls.cancelling import OfRun
+    from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.tree import Happening
 
 
@@ -180,6 +181,24 @@ def wait(
     t = terminal(context)
     info = t.run(_ended(t, run, timeout))
     t.emit(as_dict(info), f"{info.id}  {info.topology}  {info.status}  {spent(info.calls, info.usage)}")
+
+
+def cancel(context: typer.Context, run: RUN) -> None:
+    """End the open calls of a run, and those that follow; each becomes a dead letter. What was sent stays."""
+    t = terminal(context)
+    info, (calls, over) = t.run(_cancelled(t, run))
+    row = {"run": info.id, "topology": info.topology, "status": info.status, "calls": calls}
+    what = f"{count(calls, 'call')} ended" if calls else "nothing to end"
+    t.emit(row, f"{info.id}  {info.topology}  {info.status}  {what}")
+    if not over:
+        t.note("something of it is open yet: a call ends when it would begin; dspex runs show says what waits")
+
+
+async def _cancelled(t: Terminal, run: str) -> tuple[RunInfo, OfRun]:
+    async with client(t, "runs") as c:
+        one = c.run(run)
+        done = await one.cancelled()
+        return await one.info(), done
 
 
 async def _ended(t: Terminal, run: str, timeout: str | None) -> RunInfo:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 import structlog
 
@@ -21,6 +20,7 @@ from dspex.bus.message import Message, id_time, new_id, partition_of, run_of, sp
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
 from dspex.bus.serving import payloads
+from dspex.engine.client.following.progress import PartitionId, RowId, RunProgress, Waits
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, readable
 from dspex.engine.log.positions import pages, sequence_before
@@ -28,71 +28,6 @@ from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Position, Timer
 
 _log = structlog.get_logger("dspex.client")
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What is known of a run, times in UTC. `status`: "running", "done" or "failed" (it has dead letters). `kept`: how it came
-    where no log has it, "imported"; "" for one of the logs.
-    """
-
-    id: str
-    topology: str
-    digest: str
-    parent: str | None
-    status: str
-    started: datetime
-    finished: datetime | None
-    calls: int
-    usage: Usage
-    dead_letters: int
-    kept: str = ""
-
-
-PartitionId: TypeAlias = tuple[str, str, int]  # topology, stage, partition
-Waits: TypeAlias = tuple[PartitionId, str]  # for an input of a partition to be taken
-RowId: TypeAlias = tuple[PartitionId, str, int]  # of a partition's table
-
-
-@dataclass
-class RunProgress:
-    """One run while it is followed.
-
-    Attributes:
-        waiting: input of a partition → how far that must be taken.
-        open: rows that are its: open calls, and timers of events that were put off.
-        started: its source event was seen.
-        after: behind which sequence of the application's stream everything lies that it has emitted; None: not known.
-    """
-
-    id: str
-    topology: str = ""
-    waiting: dict[Waits, int] = field(default_factory=dict)
-    open: set[RowId] = field(default_factory=set)
-    started: bool = False
-    finished: datetime | None = None
-    calls: int = 0
-    usage: Usage = field(default_factory=Usage)
-    dead_letters: int = 0
-    after: int | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Nothing of it is known to be outstanding."""
-        return not (self.waiting or self.open)
-
-    @property
-    def done(self) -> bool:
-        return self.started and self.idle
-
-    def info(self, manifests: Mapping[str, Manifest]) -> RunInfo:
-        status = "running" if not self.done else "failed" if self.dead_letters else "done"
-        digest = manifests[self.topology].digest if self.topology in manifests else ""
-        started = id_time(self.id) or datetime.now(UTC)
-        finished = self.finished if self.done else None
-        return RunInfo(
-            self.id, self.topology, digest, None, status, started, finished, self.calls, self.usage, self.dead_letters
-        )
 
 
 class Follower:
@@ -169,6 +104,7 @@ class Follower:
         elif subjects.matches(self._dead, m.subject):
             if (run := self._of(m.headers.get(subjects.RUN, ""))) is not None:
                 run.dead_letters += 1
+                run.cancelled = run.cancelled or subjects.CANCELLED in m.headers
         else:
             for (stream, source), readers in self._sources.items():
                 if stream == self.stream and subjects.matches(source, m.subject):

@@ -21,7 +21,8 @@ from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import FRESH
 from dspex.bus.tasks import Tasks
-from dspex.engine.client.following.follower import Follower, RunProgress
+from dspex.engine.client.following.follower import Follower
+from dspex.engine.client.following.progress import RunProgress
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
 

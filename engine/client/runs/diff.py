@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.records import Usage
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.tree import Happening
 
 NOTHING: Final = "nothing"

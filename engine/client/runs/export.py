@@ -25,7 +25,7 @@ from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.errors import DecodeError, RecordingIncomplete
 from dspex.bus.message import Event, plain
 from dspex.bus.records import Usage
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening

@@ -18,7 +18,7 @@ from dspex.bus.message import PLACED, Message, id_time, partition_of, run_of, sp
 from dspex.bus.port import Bus, StreamInfo
 from dspex.bus.records import unpack_frame
 from dspex.bus.serving import payloads
-from dspex.engine.client.following.follower import PartitionId
+from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import Outstanding, leap
 from dspex.engine.graph.manifest import Manifest

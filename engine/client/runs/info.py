@@ -9,7 +9,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import DataError
 from dspex.bus.message import id_time
 from dspex.bus.records import CallRecord, Usage
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo, ended
 from dspex.engine.client.runs.history import History
 from dspex.engine.graph.manifest import Manifest
 
@@ -22,7 +22,8 @@ def info_of(past: History, app: str, applied: Mapping[str, Manifest]) -> RunInfo
             usage = usage + Usage.read(CallRecord.unpack(message.data).usage)
         except DataError:
             continue  # anybody may write to a stream, and what is sealed may be nobody's any more
-    letters = sum(subjects.matches(subjects.dead_pattern(app), message.subject) for message in past.messages)
+    letters = [message for message in past.messages if subjects.matches(subjects.dead_pattern(app), message.subject)]
+    cancelled = any(subjects.CANCELLED in letter.headers for letter in letters)
     calls = sum(table == "calls" for one in past.taken for table, _ in one.closed)
     finished = datetime.fromtimestamp(past.taken[-1].time, tz=UTC) if past.done and past.taken else None
     return RunInfo(
@@ -30,10 +31,10 @@ def info_of(past: History, app: str, applied: Mapping[str, Manifest]) -> RunInfo
         topology=topology,
         digest=applied[topology].digest if topology in applied else "",
         parent=None,
-        status="running" if not past.done else "failed" if letters else "done",
+        status="running" if not past.done else ended(len(letters), cancelled=cancelled),
         started=id_time(past.run) or datetime.fromtimestamp(past.source.time, tz=UTC),
         finished=finished,
         calls=calls,
         usage=usage,
-        dead_letters=letters,
+        dead_letters=len(letters),
     )

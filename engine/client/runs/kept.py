@@ -27,7 +27,7 @@ from dspex.bus.message import Message, id_time, in_session
 from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import SETTING, may_store
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.export import MAKE, RunFile, lines, read, read_info
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.tree import Tree

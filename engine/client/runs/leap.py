@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from dspex.bus.port import Bus
-from dspex.engine.client.following.follower import PartitionId
+from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.log.entries import LogAddress, bases, packed
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import named_snapshot, restored

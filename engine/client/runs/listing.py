@@ -15,14 +15,15 @@ from dspex.bus.message import Message, id_time, run_of
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.similar import did_you_mean
-from dspex.engine.client.following.follower import Follower, RunInfo
+from dspex.engine.client.following.follower import Follower
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages, sequence_before
 
-RunStatus = Literal["running", "done", "failed"]
+RunStatus = Literal["running", "done", "failed", "cancelled"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
 _FEW, _MANY = 256, 8192  # sequences of a stream that are looked through at a time, from the end
 _LAST: Final = "@last"
@@ -45,7 +46,7 @@ async def listed(
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
     ways = (
         _failed(bus, app, manifests, topology, since)
-        if status == "failed"
+        if status in ("failed", "cancelled")
         else _all(bus, app, manifests, topology, since, limit)
     )
     async for info in _merged(ways, [info for info in beside if topology in (None, info.topology)]):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
-from dspex.engine.client.following.follower import PartitionId
+from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.graph.manifest import Manifest
 
 Reads: TypeAlias = tuple[str, tuple[str, int]]

@@ -12,7 +12,7 @@ from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.bus.serving.keys.hashes import is_damaged
-from dspex.engine.client.following.follower import PartitionId
+from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step, what_is_asked
 from dspex.engine.graph.manifest import Manifest

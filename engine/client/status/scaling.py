@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import orjson
@@ -19,7 +20,7 @@ from dspex.bus.serving import audit
 from dspex.engine.client.status.pools import FIRST_ANSWER, MORE_ANSWERS, processes
 
 _log = structlog.get_logger("dspex.client")
-OrderKind: TypeAlias = Literal["drain", "restart", "look"]
+OrderKind: TypeAlias = Literal["drain", "restart", "look", "cancel"]
 PATIENCE: Final = 600.0  # seconds that processes have for what they are told
 LOOK: Final = 5.0  # seconds between two looks whether they are still there
 
@@ -113,11 +114,15 @@ async def manage(
     process: str | None = None,
     grace: float = 0.0,
     patience: float = PATIENCE,
+    calls: Mapping[str, int] | None = None,
 ) -> list[Managed]:
-    """Tell the processes of a pool, or one, and wait until each is done, `patience` seconds beyond `grace`."""
+    """Tell the processes of a pool, or one, and wait until each is done, `patience` seconds beyond `grace`.
+
+    `calls`: that are cancelled, each with the attempt up to which that holds.
+    """
     queue: asyncio.Queue[Message] = asyncio.Queue()
     inbox = bus.inbox(queue.put_nowait)
-    order = {"kind": kind, "process": process, "grace": grace}
+    order = {"kind": kind, "process": process, "grace": grace, "calls": dict(calls or {})}
     states: dict[str, _Said] = {}
     end = asyncio.get_running_loop().time() + grace + patience
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -37,7 +38,7 @@ def tree(cls: type[e.DspexError]) -> Iterator[type[e.DspexError]]:
 
 OUTAGES = {e.Saturated, e.RateLimited, e.LMUnavailable, e.CircuitOpen}
 RETRIED = {e.CallTimeout, e.InvalidOutput}
-AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.Cancelled, e.OutcomeUnknown, e.CallError}
+AT_ONCE = {e.ProgramError, e.LMRefused, e.BudgetExceeded, e.OutcomeUnknown, e.CallError}
 
 
 def row(attempts: int = 1, *, id: str = "id", try_number: int | None = None, invalid: int = 0, deaths: int = 0) -> OpenCall:
@@ -111,6 +112,11 @@ def test_a_lasting_error_of_a_call_falls_back_at_once(cls: type[e.CallError]) ->
     assert decide(cls("x"), row(), call(), FOREVER).what == "dead"
 
 
+def test_what_somebody_cancelled_is_neither_tried_again_nor_covered_by_a_fallback_nor_skipped() -> None:
+    assert decide(e.Cancelled("x"), row(), call(fallback=True), FOREVER).what == "dead"
+    assert decide(e.Cancelled("x"), row(), replace(call(), on_error="skip"), FOREVER).what == "dead"
+
+
 @pytest.mark.parametrize("cls", sorted(tree(e.DataError), key=lambda c: c.__name__))
 def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataError]) -> None:
     assert decide(cls("x"), row(), call(fallback=True), FOREVER).what == "dead"
@@ -118,7 +124,7 @@ def test_bad_data_is_neither_retried_nor_covered_by_a_fallback(cls: type[e.DataE
 
 
 def test_the_policy_tests_cover_every_class_of_call_error() -> None:
-    assert set(tree(e.CallError)) == RETRIED | AT_ONCE | OUTAGES | {e.WorkerLost, e.NoBatchAnswer}
+    assert set(tree(e.CallError)) == RETRIED | AT_ONCE | OUTAGES | {e.WorkerLost, e.NoBatchAnswer, e.Cancelled}
 
 
 def test_waits_grow_to_their_cap_and_are_spread_by_the_calls_id() -> None:

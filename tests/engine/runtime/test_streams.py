@@ -14,7 +14,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, Fenced, PayloadTooLarge, SubjectTaken, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
-from dspex.engine.client.run import full_ids
+from dspex.engine.client.following.naming import full_ids
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
 

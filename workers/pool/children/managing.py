@@ -27,14 +27,16 @@ class PoolOrder(TypedDict):
 
     Attributes:
         kind: "drain": take nothing more, until a restart; "restart": have new children, which import everything anew; "look":
-            have as many as there shall be.
+            have as many as there shall be; "cancel": end calls of runs that are cancelled.
         process: the id of the only process that is meant.
         grace: seconds that calls have to end, of a drain.
+        calls: that are cancelled, each with the attempt up to which that holds: one that is redriven later is made.
     """
 
-    kind: Literal["drain", "restart", "look"]
+    kind: Literal["drain", "restart", "look", "cancel"]
     process: NotRequired[str | None]
     grace: NotRequired[float]
+    calls: NotRequired[dict[str, int]]
 
 
 class Managing:
@@ -68,7 +70,11 @@ class Managing:
         grace = order.get("grace", GRACE)
         reply = message.reply if subjects.is_inbox(message.reply) else ""
         await self._say(reply, "begun")
-        if self._doing and order["kind"] != "look":
+        if order["kind"] == "cancel":
+            for call, attempt in order.get("calls", {}).items():
+                self._pool.executions.cancel(call, attempt)
+            await self._say(reply, "done")
+        elif self._doing and order["kind"] != "look":
             await self._say(reply, "failed", f"it is busy with a {self._doing}")
         else:
             self._tasks.start(self._do(order["kind"], grace, reply), order["kind"])

@@ -19,7 +19,7 @@ from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.settings.similar import did_you_mean
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.tree import Happening
 
 MOST_NOTE: Final = 2000  # characters

@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs import history as reading
 from dspex.engine.client.runs.tree import Happening
 from dspex.operators.topology import Topology

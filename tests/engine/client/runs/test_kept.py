@@ -18,7 +18,7 @@ from waiting import until
 
 from dspex.bus import subjects
 from dspex.bus.errors import DataError, DecodeError, NotAllowed, RunError, RunFailed, RunNotFound
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import Run
 from dspex.engine.log.housekeeping import forget_kept
 from dspex.operators.topology import Topology

@@ -9,7 +9,7 @@ import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus.port import NewMessage
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.replay.topology import Replayed, replayed, replayed_run
 from dspex.operators.topology import Topology
 

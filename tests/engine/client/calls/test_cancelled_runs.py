@@ -1,0 +1,113 @@
+"""A run that somebody cancels: its calls end in their workers, and everybody else's go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_bench import Project, Running, stand_in
+from standin import StandIn
+from waiting import eventually
+
+SETTINGS = """
+topologies = ["two.yaml"]
+server.local = {{ port = -1 }}
+lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
+pools.lightweight = {{ size = 1, slots = 2 }}
+"""
+TWO = """
+dspex: 1
+topology: two
+sources: {{ {u}.in: {{}} }}
+nodes:
+  ask: {{ from: {u}.in, predict: "text -> label", retry: {{ attempts: 3 }} }}
+  again: {{ from: ask, predict: "text, label -> reply" }}
+sinks: {{ {u}.out: {{ from: again }} }}
+"""
+
+
+@pytest.fixture
+def model() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def project(tmp_path: Path, unique: str, model: StandIn) -> Iterator[Project]:
+    with stand_in(model) as url:
+        made = Project(tmp_path, unique, SETTINGS.format(url=url))
+        made.write("two.yaml", TWO.format(u=unique))
+        yield made
+
+
+@pytest.fixture
+def running(project: Project) -> Iterator[Running]:
+    with project.start("run") as run:
+        run.until("ready in")
+        yield run
+        assert run.end() == 0, run.errors()
+
+
+def published(project: Project, text: str) -> str:
+    (said,) = project.here("--json", "publish", project.input, f"text={text}").objects()
+    return str(said["run"])
+
+
+def status(project: Project, run: str) -> str:
+    return str(project.here("--json", "runs", "show", run).objects()[0]["status"])
+
+
+def test_cancelling_a_run_closes_the_connection_to_its_model_and_leaves_other_runs_alone(
+    project: Project, running: Running, model: StandIn
+) -> None:
+    run, other = published(project, "standin:hang"), published(project, "standin:slow=3")
+    eventually(lambda: model.running == 2)
+    (said,) = project.here("--json", "runs", "cancel", run).objects()
+    assert said == {"run": said["run"], "topology": "two", "status": "cancelled", "calls": 1}
+    assert project.here("runs", "wait", other, "--timeout", "60s").code == 0
+    eventually(lambda: model.running == 0)
+    (letter,) = project.here("--json", "dlq", "ls").objects()
+    assert (letter["reason"], letter["node"], letter["event"]["data"]) == ("Cancelled", "ask", {"text": "standin:hang"})
+    assert (status(project, run), status(project, other)) == ("cancelled", "done")
+    (entry,) = [e for e in project.here("--json", "audit", "ls").objects() if e["verb"] == "cancel"]
+    assert entry["what"] == {"run": said["run"], "calls": 1}
+
+
+def test_a_cancelled_call_is_not_retried_and_can_be_redriven(project: Project, running: Running, model: StandIn) -> None:
+    run = published(project, "standin:hang")
+    eventually(lambda: model.running == 1)
+    assert project.here("runs", "cancel", run).code == 0
+    asked = model.requests
+    model.fault("standin:hang", "ok")
+    (letter,) = project.here("--json", "dlq", "ls").objects()
+    assert project.here("dlq", "redrive", str(letter["sequence"])).code == 0
+    assert project.here("runs", "wait", run, "--timeout", "60s").code == 0
+    assert status(project, run) == "done"
+    assert model.requests == asked + 2
+
+
+def test_calls_that_wait_for_a_slot_are_not_made(project: Project, running: Running, model: StandIn) -> None:
+    busy = [published(project, "standin:slow=4"), published(project, "standin:slow=4")]
+    eventually(lambda: model.running == 2)
+    waiting = published(project, "standin:hang")
+    assert project.here("runs", "cancel", waiting).code == 0
+    assert status(project, waiting) == "cancelled"
+    for run in busy:
+        assert project.here("runs", "wait", run, "--timeout", "60s").code == 0
+    assert model.texts["standin:hang"] == 0
+
+
+def test_a_run_that_is_over_is_left_as_it_is(project: Project, running: Running) -> None:
+    run = published(project, "hello")
+    assert project.here("runs", "wait", run, "--timeout", "60s").code == 0
+    assert json.loads(project.here("--json", "runs", "cancel", run).out)["calls"] == 0
+    assert status(project, run) == "done"
+
+
+def test_where_no_worker_is_there_to_end_a_call_that_is_said(project: Project) -> None:
+    with project.start("run", "--pools", "none") as run:
+        run.until("ready in")
+        found = project.here("--json", "runs", "cancel", published(project, "hello")).error()
+        assert (found["code"], found["node"]) == ("DX601", "lightweight")
+        assert run.end() == 0
