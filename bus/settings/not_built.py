@@ -24,7 +24,7 @@ OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
-    "Client": (*("replay", "fork"),),
+    "Client": ("fork",),
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -69,7 +69,7 @@ VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
 }
 """Options by their verb."""
-VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"}), "replay": frozenset({"hybrid", "live"})}
+VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
 """Values of options that are a choice of words, by their verb."""
 
 

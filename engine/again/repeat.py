@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import ConfigError, Divergence, TopologyError
+from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.memory.faults import Luck
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import Usage
@@ -24,6 +24,7 @@ from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mode, NotRecorded
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.again.making import made
+from dspex.engine.again.stopped import stopped
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, compare
@@ -147,8 +148,8 @@ class _Again:
         self._place = InMemory(start=stored - _BEGIN, loop=loop)
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
         whole = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
-        recorded = RecordedCalls(whole, states)
-        self._answering = Answering(self._place, loop, app, pools, recorded, mode, make, alter)
+        self._recorded = RecordedCalls(whole, states)
+        self._answering = Answering(self._place, loop, app, pools, self._recorded, mode, make, alter)
         self._stopped = False
 
     def give_up(self) -> None:
@@ -198,7 +199,7 @@ class _Again:
 
     def _until_done(self, engines: Engines) -> None:
         """Let time pass until nothing of it is open. Raises what ended it."""
-        info, answering, clock = self._file.info, self._answering, self._loop.time
+        info, answering, clock, run = self._file.info, self._answering, self._loop.time, partial(self._loop.run, advance=True)
         most = clock() + _LONGER + ((info.finished or info.started) - info.started).total_seconds()
         self._loop.settle()
         while True:
@@ -207,7 +208,7 @@ class _Again:
             if answering.problem is not None:
                 raise answering.problem
             if answering.failure is not None:
-                raise self._diverged(answering.failure)
+                raise run(self._diverged(answering.failure))
             if self._told is not None:
                 self._told(answering.spent)
             if self._stopped or clock() > most + answering.ran or self._done():
@@ -217,14 +218,13 @@ class _Again:
     def _done(self) -> bool:
         return self._loop.run(self._client.run(self._file.info.id).info(), advance=True).status != "running"
 
-    def _diverged(self, failure: BaseException) -> BaseException:
+    async def _diverged(self, failure: BaseException) -> BaseException:
         if not isinstance(failure, NotRecorded):
             return failure
-        request, info = failure.request, self._file.info
-        why = (
-            f"replay of …{info.id[-8:]} stopped at {request.node}: {dict(request.inputs)} was not asked then, and has no answer"
-        )
-        return Divergence(why, run=info.id, node=request.node, fix="undo the change, or see what it does: --mode hybrid")
+        request, run = failure.request, self._client.run(self._file.info.id)
+        step = next(iter([s.id async for s in run.steps() if s.call == request.call]), request.node)
+        then = next((call for call in self._file.calls if call.label == step), None)
+        return stopped(run.id, step, request, then or self._recorded.nearest(request.node), self._graphs)
 
 
 _CODECS: Final[Mapping[codecs.Codec, str]] = {"msgpack": codecs.MSGPACK, "arrow": codecs.ARROW}

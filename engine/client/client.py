@@ -39,7 +39,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing
-from dspex.engine.client.runs.diff import Diff, NamedRun, compare, need_records
+from dspex.engine.client.runs.diff import Diff, NamedRun, Replay, compare, need_records
 from dspex.engine.client.runs.judged.evaluation import Evaluation
 from dspex.engine.client.runs.judged.scores import Score, Scores
 from dspex.engine.client.runs.kept import imported
@@ -401,6 +401,33 @@ class Client(Planned, names=METHODS["Client"]):
 
         how = {"expected": expected, "fields": fields, "sink": sink, "policy": policy, "limit": limit, "budget": budget}
         return await door.evaluate(self, self._settings, target, metric, moment_of(since), baseline, said=str(since), **how)
+
+    async def replay(
+        self,
+        run: str | NamedRun | None = None,
+        *,
+        topology: str | HasGraph | None = None,
+        since: Duration | datetime | None = None,
+        until: datetime | None = None,
+        mode: Literal["strict", "hybrid", "live"] = "strict",
+    ) -> Replay:
+        """Do a run again, or all that a topology did, with the code of today: whether it ends as it did. No sink is written.
+
+        Args:
+            run: its id, or itself. None: all that `topology` did.
+            topology: what is run: a Topology; a name is one of those that the settings name, as is what is left out.
+            since, until: of a topology, only what was then: a time, or how long ago.
+            mode: "strict": each call is answered by its record, and none is made; "hybrid": a call that has no recorded answer
+                to the same request is made; "live": all calls are made. State begins empty then.
+
+        Raises:
+            Divergence: strict, a call was not made then. RunNotFound. Saturated: a pool has no worker.
+            ConfigError: DX135, the settings name no topology. TopologyError: DX235, there is none of this name.
+        """
+        from dspex.engine.again import door
+
+        given = run if run is None or isinstance(run, str) else run.id
+        return await door.replay(self, self._settings, given, topology, moment_of(since), until, mode)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

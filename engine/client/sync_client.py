@@ -28,7 +28,7 @@ from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
-from dspex.engine.client.runs.diff import Diff, NamedRun
+from dspex.engine.client.runs.diff import Diff, NamedRun, Replay
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.judged.evaluation import Evaluation
@@ -548,6 +548,30 @@ class Client(Planned, names=METHODS["Client"]):
                 budget=budget,
             )
         )
+
+    def replay(
+        self,
+        run: str | NamedRun | None = None,
+        *,
+        topology: str | HasGraph | None = None,
+        since: Duration | datetime | None = None,
+        until: datetime | None = None,
+        mode: Literal["strict", "hybrid", "live"] = "strict",
+    ) -> Replay:
+        """Do a run again, or all that a topology did, with the code of today: whether it ends as it did. No sink is written.
+
+        Args:
+            run: its id, or itself. None: all that `topology` did.
+            topology: what is run: a Topology; a name is one of those that the settings name, as is what is left out.
+            since, until: of a topology, only what was then: a time, or how long ago.
+            mode: "strict": each call is answered by its record, and none is made; "hybrid": a call that has no recorded answer
+                to the same request is made; "live": all calls are made. State begins empty then.
+
+        Raises:
+            Divergence: strict, a call was not made then. RunNotFound. Saturated: a pool has no worker.
+            ConfigError: DX135, the settings name no topology. TopologyError: DX235, there is none of this name.
+        """
+        return background.run(self._of.replay(run, topology=topology, since=since, until=until, mode=mode))
 
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

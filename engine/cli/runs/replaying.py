@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.again import other_builds, repeated
 from dspex.engine.cli.runs.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
@@ -45,6 +45,12 @@ PDB = Annotated[bool, typer.Option("--pdb", help="Open the debugger in the funct
 TO_SINKS = Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")]
 
 
+MODE = Annotated[
+    Literal["strict", "hybrid", "live"],
+    typer.Option("--mode", help="strict: no call is made; hybrid: those that have no recorded answer are; live: all are."),
+]
+
+
 def replay(
     context: typer.Context,
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last.")] = None,
@@ -56,7 +62,7 @@ def replay(
     span: RANGE = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
     file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
-    mode: Annotated[str, typer.Option("--mode", metavar="strict", help="strict: no call is made.")] = "strict",
+    mode: MODE = "strict",
     explain: EXPLAIN = False,
     at: AT = None,
     debug: PDB = False,
@@ -64,26 +70,24 @@ def replay(
     to_sinks: TO_SINKS = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sinks are written.")] = False,
 ) -> None:
-    """Replay runs, or all that a topology did, with the code of today. No call is made. Exit 6 where it differs."""
+    """Replay runs, or all that a topology did, with the code of today. No sink is written. Exit 6 where it differs (strict)."""
     from dspex.engine.cli.runs.choice import chosen
 
     t = terminal(context)
-    if mode != "strict":
-        raise typer.BadParameter(f"{mode!r} is not one of strict", context, param_hint="--mode")
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if at is not None or debug:
-        _debug(t, what, target, at if debug else None, other=explain or into is not None)
+        _debug(t, what, target, at if debug else None, other=explain or into is not None or mode != "strict")
+        return
+    again = mode != "strict" or what.file is not None or (what.run is not None and t.run(_kept(t, what.run)) is not None)
+    if again and (explain or into is not None or what.partition is not None):
+        why = "only a strict replay of what the logs have is explained, published, or one of a partition"
+        raise ConfigError(why, code="DX105", fix="replay it strictly, where it is recorded: dspex replay RUN")
+    if again:
+        repeated(t, what, target, mode)
         return
     began = time.monotonic()
-    by_itself = what.file or (t.run(_kept(t, what.run)) if what.run is not None else None)
-    if by_itself is not None:
-        if explain or into is not None:
-            fix = "replay it where it is recorded: dspex replay RUN"
-            raise ConfigError("a file, and a run that was imported, go with --with alone", code="DX105", fix=fix)
-        _replay_file(t, by_itself, target)
-        return
     told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))
     _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
@@ -135,25 +139,6 @@ async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, on
     return told
 
 
-def _replay_file(t: Terminal, given: Path | RunFile, target: str | None) -> None:
-    from dspex.engine.cli.topology.targets import load
-    from dspex.engine.client.runs.export import load as read
-    from dspex.engine.testing.driver import Driver
-
-    file, what = (read(given), str(given)) if isinstance(given, Path) else (given, given.info.id)
-    name = file.info.topology
-    there = [one for one in load(t, [target] if target is not None else None) if one.name == name]
-    if not there:
-        raise TopologyError(f"there is no topology {name!r} in the code", code="DX235", fix="name it: --with module:attr")
-    with Driver(*there) as d:
-        found = d.replay(file)
-    said = {name: getattr(found, name) for name in ("same", "runs", "served", "live", "tokens")} | {"mode": "strict"}
-    first = vars(found.diverged) if found.diverged is not None else None
-    t.emit({**said, "diverged": first, "what": what}, *found.diff.lines(), *(["same"] if found.same else []))
-    if not found.same:
-        raise Divergence(f"the replay of {what} differs {count(len(found.diff.steps), 'time')}")
-
-
 async def _kept(t: Terminal, run: str) -> RunFile | None:
     """What is kept of a run that is in no log; None for any other."""
     async with client(t, "replay") as c:
@@ -162,6 +147,7 @@ async def _kept(t: Terminal, run: str) -> RunFile | None:
 
 async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
     """Replay certain runs."""
+    from dspex.engine.client.runs.recorded import taken_by
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
 
@@ -191,17 +177,6 @@ async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[H
 
         found = await asyncio.gather(*(one(run) for run in runs))
     return [past for past, _ in found], found[0][1]
-
-
-def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict[tuple[str, int], set[int]]]:
-    """The entries that took something of runs: by topology, stage and partition. `only`: of this topology; None: of all."""
-    found = dict[str, dict[tuple[str, int], set[int]]]()
-    for one in (taken for run in past for taken in run.taken):
-        topology, stage, index = one.partition
-        if only not in (None, topology):
-            continue
-        found.setdefault(topology, {}).setdefault((stage, index), set()).add(one.sequence)
-    return found
 
 
 def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
@@ -254,8 +229,7 @@ def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> N
     said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
     said |= {"published": told.sent.as_dict()} if told.sent is not None else {}
     lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
-    for name, (then, now) in sorted(found.builds.items()):
-        lines.append(f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now")
+    lines += other_builds(found)
     lines += differs.lines(explain=explain) if differs is not None else []
     lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
     if len(found.diverged) > MOST:

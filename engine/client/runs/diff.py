@@ -94,7 +94,7 @@ class Diff:
             if one.step != before:
                 yield f"!  {one.step}"
             before = one.step
-            yield f"     {one.field:<16} {_change(one.a, one.b)}{mark}"
+            yield f"     {one.field:<16} {change(one.a, one.b)}{mark}"
 
     def markdown(self) -> str:
         """As a table, for a review."""
@@ -220,7 +220,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 2 * _WIDE else f"{text[: 2 * _WIDE - 1]}…"
 
 
-def _change(a: Any, b: Any) -> str:
+def change(a: Any, b: Any) -> str:
+    """Two values, in a line; of long texts the words that differ."""
     if isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > _WIDE and NOTHING not in (a, b):
         return _words(a.split(), b.split())
     return f"{_short(a)} → {_short(b)}"

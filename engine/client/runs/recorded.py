@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step, what_is_asked
 from dspex.engine.client.runs.tree import Happening
 
@@ -72,6 +73,17 @@ class RecordedCalls:
             return True  # what the state was is not known
         then = next((step.state for step in call.attempts if step.state), "")
         return then == self._states.get(spec.state or "", "")
+
+
+def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict[tuple[str, int], set[int]]]:
+    """The entries that took something of runs: by topology, stage and partition. `only`: of this topology; None: of all."""
+    found = dict[str, dict[tuple[str, int], set[int]]]()
+    for one in (taken for run in past for taken in run.taken):
+        topology, stage, index = one.partition
+        if only not in (None, topology):
+            continue
+        found.setdefault(topology, {}).setdefault((stage, index), set()).add(one.sequence)
+    return found
 
 
 def _canonical(inputs: Any) -> str:

@@ -97,10 +97,13 @@ def test_changed_code_behind_the_calls_differs_and_nothing_is_called(one: Lab) -
 def test_a_call_that_was_not_made_then_ends_a_strict_replay(one: Lab) -> None:
     file, other = recorded(one), Topology("other")
     other.source("in").sink("out")
-    with pytest.raises(Divergence, match=r"stopped at ask"):
+    with pytest.raises(Divergence, match=r"stopped at ask#1: its input is not the recorded one") as e:
         again(file, words(spoil="b"))
-    with pytest.raises(Divergence, match=r"stopped at ask"):
+    assert "word: b → b!" in e.value.message
+    assert "(behind spoil, " in e.value.message
+    with pytest.raises(Divergence, match=r"it asks something else than the recorded call") as e:
         again(file, words(more=", why"))
+    assert "its models, its parameters" in e.value.message
     with pytest.raises(TopologyError, match="no topology 'words' in the code"):
         again(file, other)
 

@@ -36,7 +36,7 @@ def test_code_that_gives_something_else_is_told_with_where_and_what(native: Proj
 def test_what_cannot_be_replayed_says_so(native: Project) -> None:
     assert native.here("--json", "replay", "--topology", "nativ").error()["code"] == "DX235"
     assert native.here("--json", "replay").error()["code"] == "DX105"
-    assert native.here("--json", "replay", "--topology", "native", "--mode", "live").error()["code"] == "DX108"
+    assert native.here("--json", "replay", "--topology", "native", "--mode", "lively").error()["code"] == "DX105"
     assert native.here("--json", "replay", "--topology", "native", "--pdb").error()["code"] == "DX105"
 
 
@@ -78,6 +78,19 @@ def test_the_causes_of_the_first_difference_are_explained_then_and_now(native: P
     assert (said["diverged"]["step"], said["diverged"]["b"]) == (f"{native.output}#0", "nothing")
     last = said["explain"]["now"][-1]
     assert (last["label"], last["note"]) == ("long#0", "dropped")
+
+
+def test_where_calls_may_be_made_it_says_what_comes_of_it(native: Project) -> None:
+    (one,) = native.publish("-", stdin='{"text":"abcd"}\n').objects()
+    found = native.here("--json", "replay", one["run"], "--with", longer(native, 3), "--mode", "hybrid")
+    (said,) = found.objects()
+    assert (found.code, said["same"], said["mode"], said["runs"], said["live"]) == (0, False, "hybrid", 1, 0)
+    assert (said["diverged"]["a"], said["diverged"]["b"]) == (4, 3)
+    (all_of_it,) = native.here("--json", "replay", "--topology", "native", "--mode", "live").objects()
+    assert (all_of_it["same"], all_of_it["tokens"]) == (True, 0)
+    assert all_of_it["runs"] >= 1
+    wrong = native.here("--json", "replay", "--topology", "native", "--partition", "s1/0", "--mode", "live")
+    assert wrong.error()["code"] == "DX105"
 
 
 def longer(native: Project, most: int) -> str:

@@ -12,7 +12,7 @@ from dspex.bus import codecs
 from dspex.bus.port import NewMessage
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.natives import interpose
-from dspex.engine.cli.runs.replaying import taken_by
+from dspex.engine.client.runs.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.replay.altered import GoingOn
 from dspex.engine.replay.natives import NativeValues

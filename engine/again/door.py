@@ -1,0 +1,39 @@
+"""What clients have done again: the one module that they import from here, when they need it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dspex.bus.errors import ConfigError
+from dspex.engine.again import replays
+from dspex.engine.again.answering import MODES, Mode
+from dspex.engine.again.code import code
+from dspex.engine.client.client import Client
+from dspex.engine.client.runs.diff import Replay
+from dspex.engine.graph.graph import HasGraph
+
+if TYPE_CHECKING:
+    from dspex.bus.settings.model import Settings
+
+
+async def replay(
+    client: Client,
+    settings: Settings | None,
+    run: str | None,
+    topology: str | HasGraph | None,
+    since: float,
+    until: datetime | None,
+    mode: Mode,
+) -> Replay:
+    """See `Client.replay`."""
+    if mode not in MODES:
+        raise ConfigError(f"mode={mode!r} is none", code="DX105", fix=f"one of {', '.join(MODES)}")
+    if (run is None and topology is None) or (run is not None and (since or until is not None)):
+        fix = "replay(run), or replay(topology=…, since=…)"
+        raise ConfigError("what is replayed is a run, or a topology with a time", code="DX105", fix=fix)
+    graphs = code(client.app, settings, () if isinstance(topology, str) or topology is None else [topology])
+    if run is not None:
+        return (await replays.of_one(client, client.run(run), graphs, mode))[0]
+    name = topology if isinstance(topology, str) else graphs[0].name
+    return await replays.of_topology(client, name, graphs, mode, since, until)

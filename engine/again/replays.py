@@ -1,0 +1,125 @@
+"""Replays of runs: whether the code of today gives what was given; and, where calls may be made, what it gives instead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from math import inf
+from typing import Final
+
+from dspex.bus.errors import TopologyError
+from dspex.engine.again.answering import CallsSoFar, Mode
+from dspex.engine.again.code import of_run
+from dspex.engine.again.repeat import repeat
+from dspex.engine.client.client import Client
+from dspex.engine.client.run import Run
+from dspex.engine.client.runs.diff import NOTHING, Diff, Replay, StepDiff, compare
+from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.client.runs.tree import Tree
+from dspex.engine.graph.graph import Graph
+from dspex.engine.log.build import build
+from dspex.engine.replay.topology import Replayed, replayed, replayed_run
+
+MANY: Final = 1_000_000  # runs: as many as there are
+NO_DIFFERENCE: Final = Diff(True, None, [], (0, 0), (0.0, 0.0))
+
+
+async def of_one(
+    client: Client, run: Run, graphs: Sequence[Graph], mode: Mode, told: Callable[[CallsSoFar], None] | None = None
+) -> tuple[Replay, Replayed | None]:
+    """The replay of a run. See `Client.replay`. With mode "strict" also what its partitions say.
+
+    Strict, the commits that took something of it are processed again, with the state that there was then. Where they differ,
+    the run is done again from its source event, to say at which step.
+    """
+    if (kept := await run.kept()) is not None:  # it is in no log
+        return await of_file(client, kept, graphs, mode, told), None
+    past, applied = await run.history()
+    file = RunFile.of(await run.info(), Tree(past, applied).root, past)
+    if mode != "strict":
+        return await of_file(client, file, graphs, mode, told), None
+    found = Replayed()
+    for topology, taken in taken_by([past]).items():
+        graph = next(one for one in of_run(graphs, topology, file.root.data) if one.name == topology)
+        of = build(graph.digest, graph.functions)
+        found.add(await replayed_run(client.bus, client.app, graph, applied[topology], of, taken, past.run))
+    if found.same:
+        diff = compare(file.root, file.root, (file.info, file.info))
+    else:
+        diff = (await of_file(client, file, graphs, mode)).diff
+    return _told(found, diff, runs=1), found
+
+
+async def of_file(
+    client: Client | None,
+    file: RunFile,
+    graphs: Sequence[Graph],
+    mode: Mode,
+    told: Callable[[CallsSoFar], None] | None = None,
+) -> Replay:
+    """The replay of a run from its source event on. State begins empty."""
+    used = of_run(graphs, file.info.topology, file.root.data)
+    found = await repeat(client, file, used, mode=mode, told=told)
+    return Replay(found.diff.same, 1, found.served, found.called, found.tokens, found.diff.first, found.diff)
+
+
+def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
+    """What the partitions said, with the differences of the steps, where there are any."""
+    if not found.same and diff.same:
+        steps = [StepDiff(f"{d.stage}.{d.partition}@{d.entry}", None, NOTHING, d.what) for d in found.diverged]
+        diff = replace(diff, same=False, first=steps[0], steps=steps)
+    return Replay(found.same, runs, found.taken["records"], 0, 0, diff.first, diff)
+
+
+async def of_topology(
+    client: Client, topology: str, graphs: Sequence[Graph], mode: Mode, since: float, until: datetime | None
+) -> Replay:
+    """The replay of all that a topology did. See `Client.replay`."""
+    applied = (await client.manifests()).get(topology)
+    if applied is None:
+        raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
+    if mode != "strict":
+        return await of_many(client, [run async for run in ended(client, topology, since, until)], graphs, mode)
+    graph = next(one for one in of_run(graphs, topology, None) if one.name == topology)
+    of, end = build(graph.digest, graph.functions), until.timestamp() if until is not None else inf
+    logs = await replayed(client.bus, client.app, graph, applied, of, span=(since, end))
+    return _told(logs, NO_DIFFERENCE, logs.taken["source"] or logs.taken["events"])
+
+
+async def of_many(
+    client: Client,
+    runs: Sequence[str],
+    graphs: Sequence[Graph],
+    mode: Mode,
+    told: Callable[[Replay], None] = lambda so_far: None,
+) -> Replay:
+    """The replay of several runs, one after the other. `told`: after each."""
+    found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE)
+    for run in runs:
+        found = together(found, (await of_one(client, client.run(run), graphs, mode))[0])
+        told(found)
+    return found
+
+
+async def ended(client: Client, topology: str, since: float, until: datetime | None) -> AsyncGenerator[str]:
+    """Runs that are over, the latest first."""
+    begin = datetime.fromtimestamp(since).astimezone() if since else None
+    async for info in client.runs(topology, since=begin, limit=MANY):
+        if info.status != "running" and (until is None or info.started < until):
+            yield info.id
+
+
+def together(a: Replay, b: Replay) -> Replay:
+    """What came of several runs. The differences are those of the first one that differs."""
+    first = a if not a.same or (a.runs and b.same) else b
+    return Replay(
+        same=a.same and b.same,
+        runs=a.runs + b.runs,
+        served=a.served + b.served,
+        live=a.live + b.live,
+        tokens=a.tokens + b.tokens,
+        diverged=first.diverged,
+        diff=first.diff,
+    )
