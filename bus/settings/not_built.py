@@ -24,7 +24,7 @@ OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
 METHODS: Mapping[str, tuple[str, ...]] = {
     "Topology": ("to_asyncapi",),
-    "Client": ("fork",),
+    "Client": (),
 }
 """Methods and attributes of other classes."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -57,7 +57,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("gateway", "fork"),
+        "gateway",
         *("ui", "mcp", "skills"),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.again import replays
 from dspex.engine.again.answering import MODES, Mode
+from dspex.engine.again.change import ForkChange
 from dspex.engine.again.code import code
+from dspex.engine.again.fork import Forked, forked
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
 from dspex.engine.graph.graph import HasGraph
@@ -37,3 +41,23 @@ async def replay(
         return (await replays.of_one(client, client.run(run), graphs, mode))[0]
     name = topology if isinstance(topology, str) else graphs[0].name
     return await replays.of_topology(client, name, graphs, mode, since, until)
+
+
+async def fork(
+    client: Client,
+    settings: Settings | None,
+    run: str,
+    at: str,
+    given: Mapping[str, Any],
+    topology: HasGraph | None,
+    *,
+    deliver: bool,
+) -> Forked:
+    """See `Client.fork`."""
+    change = ForkChange(**given, topology=topology is not None)
+    change.check()
+    if settings is not None and change.lm is not None and change.lm not in settings.lm:
+        fix = did_you_mean(change.lm, sorted(settings.lm), "see dspex config show")
+        raise ConfigError(f"there is no language model {change.lm!r}", code="DX105", fix=fix)
+    graphs = code(client.app, settings, [topology] if topology is not None else ())
+    return await forked(client, run, at, change, graphs, deliver=deliver)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.memory.faults import Luck
+from dspex.bus.message import Message, place_id
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import Usage
 from dspex.bus.serving.programs.names import StateName
@@ -77,6 +78,7 @@ async def repeat(
     mode: Mode = "strict",
     make: Make | None = None,
     alter: Alter | None = None,
+    state: str | None = None,
     told: Callable[[CallsSoFar], None] | None = None,
 ) -> Repeated:
     """Do a run again with these graphs. Several may be done at once, each in a thread of its own.
@@ -93,7 +95,7 @@ async def repeat(
         mode: "strict": no call is made, and one that has no recorded answer raises Divergence; "hybrid": such a call is made;
             "live": all calls are.
         make: makes calls in the place of the client.
-        alter: what a fork changes.
+        alter: which outputs a fork changes. state: a saved state that its calls have.
         told: hears of the calls so far, now and then, in a thread of its own.
 
     Raises:
@@ -107,7 +109,7 @@ async def repeat(
         make = partial(made, client.bus, client.app)
     if make is None and mode != "strict":
         raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
-    states = await _states(client, graphs) if client is not None else None
+    states = await _states(client, graphs, state) if client is not None else None
     app = client.app if client is not None else "again"
     again = _Again(app, file, graphs, mode, make, alter, states, told, OutsideLoop(asyncio.get_running_loop()))
     done = asyncio.get_running_loop().run_in_executor(None, again.do)
@@ -121,11 +123,19 @@ async def repeat(
         raise
 
 
-async def _states(client: Client, graphs: Sequence[Graph]) -> dict[str, str]:
-    """What names of saved states mean now. Raises RunError (DX627) for one that means nothing."""
+async def _states(client: Client, graphs: Sequence[Graph], more: str | None = None) -> dict[str, str]:
+    """What names of saved states mean now. `more`: another one. Raises RunError (DX627) for one that means nothing."""
     names = {node.call.spec.state for graph in graphs for node in graph.calls if node.call.spec.state}
+    names |= {more} if more is not None else set()
     saved = SavedStates(client.bus, client.app)
     return {name: (await saved.find(StateName.read(name))).name for name in names}
+
+
+def _id_in(file: RunFile) -> str:
+    """The id that the run has by the place of its event: a fork has one of its own, and is done again where its parent lay."""
+    if (place := file.place) is None or subjects.RUN in file.headers:
+        return file.headers.get(subjects.RUN) or file.info.id
+    return place_id(place.stream, place.created, Message(file.root.node, b"", {}, place.sequence, place.time))
 
 
 class _Again:
@@ -150,7 +160,7 @@ class _Again:
         whole = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
         self._recorded = RecordedCalls(whole, states)
         self._answering = Answering(self._place, loop, app, pools, self._recorded, mode, make, alter)
-        self._stopped = False
+        self._stopped, self._run = False, _id_in(file)
 
     def give_up(self) -> None:
         """End it soon. From another thread."""
@@ -171,7 +181,8 @@ class _Again:
             self._loop.advance(_BEGIN - self._loop.time())
             run(self._publish())
             self._until_done(engines)
-            tree = run(self._client.run(self._file.info.id).file())
+            tree = run(self._client.run(self._run).file())
+            tree = replace(tree, info=replace(tree.info, id=self._file.info.id))
         spent = self._answering.spent
         diff = compare(self._file.root, tree.root, (self._file.info, tree.info))
         return Repeated(tree, spent.served, spent.called, spent.usage, diff)
@@ -216,12 +227,12 @@ class _Again:
             self._loop.advance(_STEP)
 
     def _done(self) -> bool:
-        return self._loop.run(self._client.run(self._file.info.id).info(), advance=True).status != "running"
+        return self._loop.run(self._client.run(self._run).info(), advance=True).status != "running"
 
     async def _diverged(self, failure: BaseException) -> BaseException:
         if not isinstance(failure, NotRecorded):
             return failure
-        request, run = failure.request, self._client.run(self._file.info.id)
+        request, run = failure.request, self._client.run(self._run)
         step = next(iter([s.id async for s in run.steps() if s.call == request.call]), request.node)
         then = next((call for call in self._file.calls if call.label == step), None)
         return stopped(run.id, step, request, then or self._recorded.nearest(request.node), self._graphs)

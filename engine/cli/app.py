@@ -63,6 +63,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "replay": "runs.replaying:replay",
         "eval": "runs.judging:evaluate",
         "shadow": "runs.shadowing:shadow",
+        "fork": "runs.again.forking:fork",
         "diff": "runs.comparing:diff",
         "dlq": _Noun(
             "Dead letters: events that could not be processed.",

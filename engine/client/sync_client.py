@@ -573,6 +573,49 @@ class Client(Planned, names=METHODS["Client"]):
         """
         return background.run(self._of.replay(run, topology=topology, since=since, until=until, mode=mode))
 
+    def fork(
+        self,
+        run: str | NamedRun,
+        at: str,
+        *,
+        lm: str | None = None,
+        program: str | None = None,
+        spec: HasCall[Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
+        topology: HasGraph | None = None,
+        deliver: bool = False,
+    ) -> Run:
+        """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
+        kept as an imported one is. Calls that ask what was asked then are read back, and others are made. State begins empty.
+
+        Args:
+            run: that is over. at: an operator, for all of its steps, or one step: `classify#0`.
+            lm: the profile that its calls ask. program: the saved state that they have. spec: what is called instead.
+            inputs: of its calls, or fields of the data of a native operator or a source. outputs: what it gives instead.
+            topology: other code, for the whole run.
+            deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
+
+        Raises:
+            ConfigError: DX105, not one change, or none that the operator can have. RunNotFound: the run has no such step.
+            Saturated: a pool has no worker. As `replay`.
+        """
+        return Run(
+            background.run(
+                self._of.fork(
+                    run,
+                    at,
+                    lm=lm,
+                    program=program,
+                    spec=spec,
+                    inputs=inputs,
+                    outputs=outputs,
+                    topology=topology,
+                    deliver=deliver,
+                )
+            )
+        )
+
     def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> Iterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""
         return background.each(self._of.follow(ids, timeout))

@@ -12,7 +12,7 @@ import typer
 
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
-from dspex.engine.cli.runs.again import other_builds, repeated
+from dspex.engine.cli.runs.again.repeated import other_builds, repeated
 from dspex.engine.cli.runs.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar

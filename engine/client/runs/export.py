@@ -96,7 +96,17 @@ class RunFile:
 
 def lines(info: RunInfo, root: Happening, past: History) -> Iterator[bytes]:
     """The lines of a run's file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
-    told = [*_rows(info, root, RunFile.of(info, root, past))]
+    yield from _lines(RunFile.of(info, root, past))
+
+
+def written(file: RunFile) -> bytes:
+    """What a file says, as a file. Raises as `lines`."""
+    return b"".join(_lines(file))
+
+
+def _lines(file: RunFile) -> Iterator[bytes]:
+    info = file.info
+    told = [*_rows(info, file.root, file)]
     hash = b""
     for row in ({"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "lines": len(told) + 1}, *told):
         text = json_bytes(row)

@@ -14,7 +14,7 @@ from dspex.engine.cli.app import main
     [
         (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
-        (["fork"], "DX108", "dspex fork"),
+        (["gateway"], "DX108", "dspex gateway"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["mcp"], "DX108", "dspex mcp"),
         (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),

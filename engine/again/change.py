@@ -1,0 +1,163 @@
+"""The one thing that a fork changes: an input, an output, a model, a program, or the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, NamedTuple
+
+from dspex.bus.errors import ConfigError, InvalidInput, RunNotFound
+from dspex.bus.records import CallRequest
+from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.client.resolve import HasCall
+from dspex.engine.client.runs.export import RunFile
+from dspex.engine.graph.context import Build
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node
+
+WAYS = "lm, program, spec, inputs, outputs or topology"
+
+
+@dataclass(frozen=True)
+class ForkChange:
+    """What is changed, one of these. `program`: the name of a saved state. `topology`: the graphs are of other code."""
+
+    lm: str | None = None
+    program: str | None = None
+    spec: HasCall[Any] | None = None
+    inputs: Mapping[str, Any] | None = None
+    outputs: Mapping[str, Any] | None = None
+    topology: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError (DX105) where it is not one change."""
+        given = [name for name, value in vars(self).items() if value not in (None, False)]
+        if len(given) != 1:
+            why = f"a fork changes one thing, and this is {', '.join(given) or 'nothing'}"
+            raise ConfigError(why, code="DX105", fix=f"give one of {WAYS}")
+
+
+class ForkPlace(NamedTuple):
+    """Where: an operator, and of its steps that one; None: all of them. `asked`: what the call of that step was asked."""
+
+    node: str
+    ordinal: int | None
+    asked: Mapping[str, Any] | None
+
+
+def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
+    """Where `at` is: the name of an operator, or a step id. Raises RunNotFound for what the run has not got."""
+    name, mark, number = at.partition("#")
+    node = name.partition("/")[0]
+    calls = {call.label: call for call in file.calls}
+    graph = next(one for one in graphs if one.name == file.info.topology)
+    if mark and at in calls:
+        return ForkPlace(node, 0, calls[at].data)
+    known = graph.nodes.get(node)
+    native = known is not None and known.role in ("native", "source")
+    if known is None or not (native or known.role == "call") or (mark and not (native and number.isdecimal())):
+        names = [n.name for n in graph.nodes.values() if n.role in ("native", "call", "source")]
+        fix = did_you_mean(at, [*calls, *names], "see dspex runs show")
+        raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
+    if not mark and not native and not any(call.node == node for call in file.calls):
+        raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix="see dspex runs show")
+    return ForkPlace(node, int(number) if mark else None, None)
+
+
+def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[Graph]) -> tuple[RunFile, list[Graph]]:
+    """The event and the graphs of the fork. Raises ConfigError where the operator has not got what is changed."""
+    graph = next(one for one in graphs if one.name == file.info.topology)
+    node = graph.nodes[at.node]
+    if change.topology or (node.role == "call" and change.outputs is not None):
+        return file, list(graphs)
+    if node.role == "source":
+        if change.inputs is None:
+            raise ConfigError(f"of a source the event is changed: {at.node}", code="DX105", fix="give inputs")
+        return replace(file, root=replace(file.root, data=merged(file.root.data, change.inputs))), list(graphs)
+    made: Node
+    pools = graph.pools
+    if isinstance(node, CallNode):
+        made, pools = _of_call(change, at, node), (*pools, *_pools(change, node))
+    elif isinstance(node, NativeNode) and (change.inputs is not None or change.outputs is not None):
+        made = replace(node, build=_interposed(node.build, change, at.ordinal))
+    else:
+        raise ConfigError(f"{at.node} asks no model", code="DX105", fix="change its inputs or its outputs")
+    other = replace(graph, nodes={**graph.nodes, at.node: made}, pools=pools)
+    return file, [other if one is graph else one for one in graphs]
+
+
+def _pools(change: ForkChange, node: CallNode) -> tuple[str, ...]:
+    return (node.call.pool, *((change.spec.to_call().pool,) if change.spec is not None else ()))
+
+
+def _of_call(change: ForkChange, at: ForkPlace, node: CallNode) -> CallNode:
+    """The operator with the change in each call, or in those that ask what the step at `at` was asked."""
+    own = node.call
+    if own.of is not None:
+        raise ConfigError("a submitted call is forked by its outputs alone", code="DX105", fix="submit another one")
+
+    def of(data: Any, subject: str) -> Call[Any]:
+        given = dict(own.inputs(data))
+        return _call(change, own, given) if at.asked is None or given == dict(at.asked) else own
+
+    return replace(node, call=replace(own, of=of))
+
+
+def _call(change: ForkChange, own: Call[Any], given: Mapping[str, Any]) -> Call[Any]:
+    if change.lm is not None:
+        return replace(own, spec=replace(own.spec, lm=(change.lm,)))
+    if change.program is not None:
+        return replace(own, spec=replace(own.spec, state=change.program))
+    if change.spec is not None:
+        new = change.spec.to_call()
+        return replace(own, spec=new.spec, pool=new.pool, inputs=new.inputs)
+    if unknown := sorted((change.inputs or {}).keys() - given.keys()):
+        fix = f"its inputs: {', '.join(sorted(given))}"
+        raise InvalidInput(f"the call has no input {unknown[0]!r}", fix=fix)
+    made = {**given, **(change.inputs or {})}
+    return replace(own, inputs=lambda data: made)
+
+
+def _interposed(build: Build, change: ForkChange, ordinal: int | None) -> Build:
+    """A native operator whose data, or what comes out of it, is changed: of all of its steps, or of one."""
+
+    def built(outs: Sequence[Callable[..., None]]) -> Callable[..., None]:
+        numbers, now = count(), [False]
+
+        def after(out: Callable[..., None]) -> Callable[..., None]:
+            return lambda data, ctx: out(merged(data, change.outputs or {}) if now[0] else data, ctx)
+
+        inner = build([after(out) for out in outs] if change.outputs is not None else outs)
+
+        def step(data: Any, ctx: Any) -> None:
+            now[0] = ordinal is None or next(numbers) == ordinal
+            inner(merged(data, change.inputs) if change.inputs is not None and now[0] else data, ctx)
+
+        return step
+
+    return built
+
+
+def merged(data: Any, fields: Mapping[str, Any]) -> Any:
+    """Data with these fields in the place of its own. Raises InvalidInput where it has no fields."""
+    if isinstance(data, Mapping):
+        return {**data, **fields}
+    if (copied := getattr(data, "model_copy", None)) is not None:
+        return type(data).model_validate({**copied().model_dump(), **fields})
+    if hasattr(data, "__dataclass_fields__"):
+        return replace(data, **fields)
+    raise InvalidInput(f"its data is {type(data).__name__}, and has no fields to change", fix="fork it at another operator")
+
+
+def outputs_of(change: ForkChange, at: ForkPlace) -> Callable[[CallRequest], Mapping[str, Any] | None] | None:
+    """What says which outputs a call has that is not made; None where the change is another one."""
+    if change.outputs is None:
+        return None
+    given = change.outputs
+
+    def of(request: CallRequest) -> Mapping[str, Any] | None:
+        mine = request.node == at.node and (at.asked is None or dict(request.inputs) == dict(at.asked))
+        return given if mine else None
+
+    return of

@@ -1,0 +1,1 @@
+"""Verbs that do runs of the past again, with calls that are made."""

@@ -1,0 +1,67 @@
+"""`dspex fork`: a run of the past done again with one change, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dspex.bus.errors import ConfigError
+from dspex.engine.cli.runs.again.repeated import calls_made, code_of, quietly
+from dspex.engine.cli.runs.verbs import RUN
+from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
+
+if TYPE_CHECKING:
+    from dspex.engine.again.change import ForkChange
+    from dspex.engine.again.fork import Forked
+
+FIELDS = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="What it gives instead: k=v, or k:=JSON.")]
+INPUTS = Annotated[list[str] | None, typer.Option("--input", metavar="K=V", help="What goes into it: k=v, or k:=JSON.")]
+
+
+def fork(
+    context: typer.Context,
+    run: RUN,
+    at: Annotated[str, typer.Option("--at", metavar="NODE", help="The operator, or one step of it: classify#0.")],
+    lm: Annotated[str | None, typer.Option("--lm", metavar="NAME", help="The model that its calls ask.")] = None,
+    outputs: FIELDS = None,
+    inputs: INPUTS = None,
+    target: Annotated[str | None, typer.Option("--with", metavar="TARGET", help="Other code, for the whole run.")] = None,
+    program: Annotated[str | None, typer.Option("--program", metavar="NAME@V", help="The saved state that they have.")] = None,
+    deliver: Annotated[bool, typer.Option("--deliver", help="Publish its outputs to the sinks.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="And print what differs from the run.")] = False,
+) -> None:
+    """Do a run again with one change, as a run of its own. Calls that ask the same are read back, only others are made."""
+    from dspex.engine.again.change import ForkChange
+
+    t = terminal(context)
+    change = ForkChange(lm, program, None, _fields(inputs), _fields(outputs), target is not None)
+    change.check()
+    if lm is not None and lm not in t.settings().lm:
+        raise ConfigError(f"there is no language model {lm!r}", code="DX105", fix="see dspex config show")
+    made = t.run(quietly(t, _forked(t, run, at, change, target, deliver)))
+    lines = [
+        f"run {made.run}  fork of …{made.parent[-8:]} at {at}",
+        f"{count(made.served, 'call')} read back, {made.called:,} made, {made.tokens:,} tokens",
+        *([f"{count(made.delivered, 'event')} published to the sinks"] if deliver else []),
+    ]
+    said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
+    t.emit(said, *lines, *(made.diff.lines() if diff else []))
+
+
+async def _forked(t: Terminal, run: str, at: str, change: ForkChange, target: str | None, deliver: bool) -> Forked:
+    from dspex.engine.again.fork import forked
+
+    graphs = code_of(t, target)
+    async with client(t, "fork") as c:
+        with calls_made(t, "fork", (await c.run(run).info()).calls) as told:
+            return await forked(c, run, at, change, graphs, deliver=deliver, told=told)
+
+
+def _fields(given: list[str] | None) -> Mapping[str, Any] | None:
+    """The fields that an option names. Raises ConfigError."""
+    from dspex.engine.cli.terminal.arguments import pairs
+
+    return pairs(given) if given else None
