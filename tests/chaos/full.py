@@ -24,6 +24,7 @@ import structlog
 import talking
 import timed_simulation
 from oracle import Report, Violation
+from processes import replaying
 from processes.calls import agents, batched, optimizing, required, spending, submitting
 from processes.clocks import compiler
 from processes.disk import may_mount
@@ -169,6 +170,7 @@ def scenarios() -> dict[str, Callable[[], Report]]:
         "required workers killed": lambda: asyncio.run(required.judged()),
         "sessions": lambda: asyncio.run(talking.talk(50, 4, 25)),
         "submitted": lambda: asyncio.run(submitting.judged()),
+        "replays": lambda: asyncio.run(replaying.judged()),
         "limits": lambda: asyncio.run(spending.judged()),
     }
     return found | {name: lambda s=s: judged(s.arguments, s.shows) for name, s in SCENARIOS.items()}
