@@ -10,7 +10,7 @@ import typer
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.drawing import drawn, said
-from dspex.engine.cli.runs.scored import plain, score_lines, scores_of
+from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
 from dspex.engine.cli.terminal.client import client, count, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
