@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 WIDE: Final = 160  # characters of data in a line
 MANY: Final = 12  # things of one kind below one other, of which the first few are drawn
 FIRST: Final = 5
+_NONE: Final[Mapping[str, Sequence[str]]] = {}
 
 
-def drawn(root: Happening, began: datetime, everything: bool = False) -> Iterator[str]:
-    """The lines of a tree."""
+def drawn(
+    root: Happening, began: datetime, everything: bool = False, more: Mapping[str, Sequence[str]] = _NONE
+) -> Iterator[str]:
+    """The lines of a tree. `more`: lines by the ids of calls."""
     yield said(root, began)
-    yield from _below(root, began, "", everything)
+    yield from _below(root, began, "", everything, more)
 
 
 def _within(told: Happening) -> Counter[str]:
@@ -37,7 +40,7 @@ def _more(folded: list[Happening]) -> str:
     return f"… {len(folded):,} more of {folded[0].node}{f' ({said})' if said else ''}: --all shows them"
 
 
-def _below(told: Happening, began: datetime, indent: str, everything: bool) -> Iterator[str]:
+def _below(told: Happening, began: datetime, indent: str, everything: bool, more: Mapping[str, Sequence[str]]) -> Iterator[str]:
     kinds = Counter((one.kind, one.node) for one in told.below)
     left: list[Happening | str] = []
     seen = Counter[tuple[str, str]]()
@@ -61,8 +64,8 @@ def _below(told: Happening, began: datetime, indent: str, everything: bool) -> I
             yield from (inner + "   " + line for line in _details(one))
             (one,) = one.below
             yield inner[:-3] + ("│  " if not last else "   ") + said(one, began)
-        yield from (inner + ("│  " if one.below else "   ") + line for line in _details(one))
-        yield from _below(one, began, inner, everything)
+        yield from (inner + ("│  " if one.below else "   ") + line for line in (*_details(one), *more.get(one.id, ())))
+        yield from _below(one, began, inner, everything, more)
 
 
 def said(told: Happening, began: datetime) -> str:
@@ -86,16 +89,16 @@ def said(told: Happening, began: datetime) -> str:
     if told.kind == "native":
         return _native(told)
     sign = {"source": "", "hop": "to ", "output": "→ ", "letter": "dead letter at "}[told.kind]
-    return f"{after}  {sign}{told.label}  {_short(told.data)}"
+    return f"{after}  {sign}{told.label}  {short(told.data)}"
 
 
 def _native(told: Happening) -> str:
     """A line of a native operator: what it gave."""
     what = ""
     if len(told.gives) == 1 and told.gives[0][1] != told.data:
-        what = _short(told.gives[0][1])
+        what = short(told.gives[0][1])
     elif len(told.gives) > 1:
-        what = f"gives {len(told.gives):,}: {_short(told.gives[0][1])}, …"
+        what = f"gives {len(told.gives):,}: {short(told.gives[0][1])}, …"
     return "  ".join(word for word in (f"~ {told.label}", told.note, what) if word)
 
 
@@ -111,11 +114,12 @@ def _details(told: Happening) -> Iterator[str]:
         if step.error is not None:
             yield f"attempt {step.attempt}: {step.error}"
     if told.kind == "call":
-        yield f"in   {_short(told.data)}"
+        yield f"in   {short(told.data)}"
         if told.attempts[-1].outputs is not None:
-            yield f"out  {_short(told.attempts[-1].outputs)}"
+            yield f"out  {short(told.attempts[-1].outputs)}"
 
 
-def _short(data: Any) -> str:
+def short(data: Any) -> str:
+    """Data in a part of a line."""
     text = repr(data) if isinstance(data, bytes) else to_json(data)
     return text if len(text) <= WIDE else f"{text[: WIDE - 1]}…"

@@ -103,24 +103,27 @@ def show(
     run: RUN,
     everything: Annotated[bool, typer.Option("--all", help="Everything, however much of one kind there is.")] = False,
     target: WITH = None,
+    requests: Annotated[bool, typer.Option("--requests", help="Of calls, who answered, and what models were asked.")] = False,
 ) -> None:
     """Print what one run did: its event, what operators gave, calls with what went in and came out, outputs, dead letters."""
     t = terminal(context)
-    t.run(_shown(t, run, everything, target))
+    t.run(_shown(t, run, everything, target, requests))
 
 
-async def _shown(t: Terminal, run: str, everything: bool, target: str | None) -> None:
+async def _shown(t: Terminal, run: str, everything: bool, target: str | None, requests: bool) -> None:
     from dspex.engine.cli.runs.natives import with_natives
+    from dspex.engine.cli.runs.requests import lines, requests_of
 
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
         info, scores = shown.info, await scores_of(scores_in(c), shown.info.id)
+        asked = await requests_of(c, shown.root) if requests else {}
     if shown.missing:
         t.note(shown.missing)
     if t.json:
         t.emit({**as_dict(info), "scores": plain(scores)})
         for told in shown.root:
-            t.emit(told.as_dict())
+            t.emit(told.as_dict() | ({"requests": asked[told.id]} if told.id in asked else {}))
         return
     began = info.started.astimezone()
     status = (
@@ -134,7 +137,8 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None) ->
     if any(told.kind == "native" for told in shown.root):
         other = f", another {' and '.join(sorted(shown.builds))} than then" if shown.builds else ""
         t.line(f"~ is made again with the code that is here{other}; all else is recorded")
-    for line in drawn(shown.root, info.started, everything):
+    more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
+    for line in drawn(shown.root, info.started, everything, more):
         t.line(line)
 
 

@@ -34,6 +34,7 @@ class Happening:
             None where it gave outputs, or runs.
         recorded: that it is, and below what it stands, lies in a stream. Else it is inferred: what a native operator did, which
             was made again; or nothing says what it came of.
+        executions: of a call, for each attempt its pool, what was asked, and the record.
         gives, note: of a native operator: what it handed on, each with its outlet; and what it did, in words.
     """
 
@@ -51,6 +52,7 @@ class Happening:
     recorded: bool = True
     gives: list[tuple[int, Any]] = field(default_factory=list)
     note: str = ""
+    executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list)
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -141,6 +143,7 @@ class Tree:
             told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
+        told.executions.append((m.subject.split(".")[3], asked, record))
         told.failures.append(record.error if record is not None else None)
         step = _step(told, asked, record, event.origin.id if event is not None else "")
         id = asked.record.id if asked.record is not None else ""

@@ -12,6 +12,8 @@ from dspex.bus import codecs
 from dspex.bus.port import NewMessage
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.natives import interpose
+from dspex.engine.cli.runs.requests import lines as lines_of
+from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.runs.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.replay.altered import GoingOn
@@ -111,6 +113,25 @@ def test_where_an_event_was_dropped_or_failed_is_said(lab: MakeLab) -> None:
     assert "ZeroDivisionError" in said[at + 1]
     assert "dead letter at louder" in said[at + 2]
     assert any("~ urgent#0  outlet 1: none of the tests" in line for line in lines(one, triage(), other))
+
+
+def test_of_calls_it_is_said_who_answered_and_what_a_model_was_asked(lab: MakeLab) -> None:
+    one = made(lab, triage())
+    run = one.publish("in", {"text": "card arrived"})
+    one.advance(5)
+
+    async def found() -> dict[str, list[dict[str, Any]]]:
+        return await requests_of(one.client, await one.client.run(run).tree())
+
+    ((attempt,),) = one.run(found()).values()
+    assert (attempt["attempt"], attempt["recorded"], attempt["worker"], attempt["route"]) == (1, True, "lab", "worker")
+    assert [message["role"] for message in attempt["prompt"]] == ["system", "user"]
+    assert "card arrived" in attempt["prompt"][1]["content"]
+    brief, full = ([*lines_of(attempt, everything=everything)] for everything in (False, True))
+    assert brief[0] == "attempt 1  worker lab"
+    assert brief[1].startswith("  ~ system  ")
+    assert all(len(line) < 200 for line in brief)
+    assert len(full) > len(brief)
 
 
 class Changed(NativeValues):

@@ -1,0 +1,107 @@
+"""What is known of the requests of a run's calls: who answered with what, and what models and tools were asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from dspex.bus import subjects
+from dspex.bus.errors import BusError, DspexError
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
+from dspex.engine.cli.runs.drawing import short
+from dspex.operators.native.lm.native_support import REASONING
+from dspex.operators.native.lm.predict import KINDS, ChainOfThought
+from dspex.operators.native.signature import Signature
+from dspex.workers.journal.entries import JournalEntry, JournalPart
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+    from dspex.engine.client.runs.tree import Happening
+
+_KEPT: Final = ("route", "lm", "program", "state", "dspy_version", "worker", "elapsed", "cached_from", "warning")
+
+
+async def requests_of(c: Client, root: Happening) -> dict[str, list[dict[str, Any]]]:
+    """What is known of each attempt, by call. Raises BusError."""
+    found = dict[str, list[dict[str, Any]]]()
+    for told in root:
+        for pool, asked, record in told.executions:
+            journal = await _journal(c, pool, asked.call) if asked.spec.has_journal else []
+            found.setdefault(told.id, []).append(_attempt(asked, record, journal))
+    return found
+
+
+def _attempt(asked: CallRequest, record: CallRecord | None, journal: list[JournalEntry]) -> dict[str, Any]:
+    said: dict[str, Any] = {"attempt": asked.try_number, "kind": asked.spec.kind, "recorded": record is not None}
+    if record is not None:
+        said |= {name: getattr(record, name) for name in _KEPT}
+        said |= {"started": record.started, "usage": dict(record.usage), "requests": dict(record.requests)}
+        said["routing"] = [list(tried) for tried in record.routing]
+    said["prompt"] = _prompt(asked)
+    said["journal"] = [
+        {name: getattr(entry, name) for name in ("kind", "name", "asked", "begun", "answer", "usage")} for entry in journal
+    ]
+    return said
+
+
+def _prompt(asked: CallRequest) -> list[Any] | None:
+    """The messages that a model gets, made again; None where its program makes them, or a saved state has a part in them."""
+    spec = asked.spec
+    if spec.kind not in KINDS or spec.state:
+        return None
+    try:
+        signature = Signature.from_plain(json.loads(spec.signature_json))
+        signature = signature.prepend(REASONING, "output") if spec.kind == ChainOfThought.kind else signature
+        return [dict(one) for one in signature.messages(asked.inputs, adapter=_adapter(spec.adapter))]
+    except DspexError:
+        return None
+
+
+def _adapter(name: str | None) -> Any:
+    return name or "chat"
+
+
+async def _journal(c: Client, pool: str, call: str) -> list[JournalEntry]:
+    """The journal of a call, where it is there still: it is removed at the call's end."""
+    stream, subject, at = subjects.requests(c.app), subjects.request(c.app, pool, call), 1
+    found = dict[Any, JournalEntry]()
+    try:
+        while (message := await c.bus.next(stream, subject, at)) is not None:
+            at = message.sequence + 1
+            whole = await payloads.checked_out(c.bus, c.app, message)
+            for entry in JournalPart.unpack(whole.data).entries if whole is not None else ():
+                found[entry.place] = entry
+    except BusError as error:
+        if error.retryable:
+            raise
+    except DspexError:
+        pass  # it was written by something else
+    return [*found.values()]
+
+
+def lines(attempt: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
+    """One attempt, for people. `everything`: texts in full."""
+    there = ("dspy_version", "worker", "program", "state", "cached_from")
+    words = [f"{name.replace('_', ' ')} {attempt[name]}" for name in there if attempt.get(name)]
+    words += [f"{number} {name}" for name, number in (attempt.get("requests") or {}).items() if number]
+    yield f"attempt {attempt['attempt']}  {'  '.join(words) if attempt['recorded'] else 'not recorded yet'}"
+    for profile, what, *_ in attempt.get("routing", ()):
+        yield f"  {profile}: {what}"
+    if attempt.get("warning"):
+        yield f"  warning: {attempt['warning']}"
+    for message in attempt["prompt"] or ():
+        yield from _text(f"  ~ {message['role']}", message["content"], everything=everything)
+    for entry in attempt["journal"]:
+        yield from _text(f"  {entry['kind']} {entry['name']} asked", entry["asked"], everything=everything)
+        answer = "begun, and nothing is known of it" if entry["begun"] and entry["answer"] is None else entry["answer"]
+        yield from _text(f"  {entry['kind']} {entry['name']} said", answer, everything=everything)
+
+
+def _text(head: str, data: Any, *, everything: bool) -> Iterator[str]:
+    if not everything or not isinstance(data, str):
+        yield f"{head}  {short(data)}"
+        return
+    yield head
+    yield from (f"    {line}" for line in data.splitlines())
