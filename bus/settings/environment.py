@@ -14,6 +14,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from typing import Final
 
 _NAMES: Final = frozenset(
@@ -56,6 +58,8 @@ def seal() -> None:
 
     To be called before anything else: where it begins anew, it does not return.
     """
+    with suppress(ImportError):  # it looks for the name of the process before its environment, which moves when that grows
+        import_module("setproctitle").getproctitle()
     if (handed := os.environ.pop(_DESCRIPTOR, None)) is not None:
         with os.fdopen(int(handed)) as file:
             os.environ.update(json.load(file))
