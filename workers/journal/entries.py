@@ -81,6 +81,7 @@ class JournalPart:
             what the journal has of the time before does not count.
         try_number, invalid: of the request.
         entries: none in a claim.
+        state: the version of the saved state that the attempt has; "" for none.
     """
 
     attempt: str
@@ -89,6 +90,7 @@ class JournalPart:
     try_number: int
     invalid: int = 0
     entries: Sequence[JournalEntry] = ()
+    state: str = ""
 
     def pack(self) -> bytes:
         """As `unpack` takes it."""

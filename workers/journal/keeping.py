@@ -82,7 +82,7 @@ class Journal:
     Args:
         work: the request that is served. at: the sequence at which that lies.
         tell: sends the child what came of what it asked.
-        limits: asked before each request of a model, and told what it has used.
+        limits: asked before each request of a model, and told what it has used. state: see JournalPart.
         outdone: called once, where another attempt has the journal: this one must end.
 
     Attributes:
@@ -98,10 +98,11 @@ class Journal:
         tell: Callable[[JournalledFrame], None],
         outdone: Callable[[Outdone], None],
         limits: RequestLimits | None = None,
+        state: str = "",
     ) -> None:
         self._all, self._tell, self._outdone, self._limits = journals, tell, outdone, limits
         assert work.record is not None, "an interactive call has no second attempt, and no journal"
-        claim = JournalPart(new_id(), at, work.record.number, work.try_number, work.invalid)
+        claim = JournalPart(new_id(), at, work.record.number, work.try_number, work.invalid, state=state)
         self._claim, self._session, self._work_of = claim, work.session, work
         self._stream = subjects.requests(journals.app)
         self._subject = subjects.request(journals.app, journals.pool, work.call)
@@ -128,10 +129,8 @@ class Journal:
 
     def close(self) -> None:
         """The call has ended: store nothing more of it."""
-        for task in self._asking:
+        for task in (*self._asking, *([self._task] if self._task is not None else ())):
             task.cancel()
-        if self._task is not None:
-            self._task.cancel()
 
     async def _work(self) -> None:
         try:

@@ -42,10 +42,10 @@ class Execution:
         passed: the steps that let it pass.
         telling: what its caller is told with, before its record; None: nothing is.
         outdone: another attempt at the call goes on: what is made of this one is not recorded.
-        state: the saved state of its program, where it has one; chosen by the first step (saved_programs.py).
+        state, version: the saved state of its program, where it has one, and its name; see saved_programs.py.
         said: what its program has said last of how it goes; "" for nothing.
         batch: it waits for the answer of a provider's batch, in a child and without a slot, and is not asked live.
-        handed_back: somebody else shall go on with it: this one is not recorded.
+        handed_back: somebody else shall go on with it: this one is not recorded. again: there may have been attempts before.
         at: the sequence at which its request lies. since, until: accepted, and its deadline, on the clock of the loop.
     """
 
@@ -65,7 +65,7 @@ class Execution:
         self.batch = bool(work.batch) and self._loop.time() < self._live_at
         self.slots = 0 if self.batch else executions.children.slots.per_child if work.alone else work.spec.cost
         self.affinity, self.only = work.affinity, None if self.batch else only
-        self.handed_back = self._moving = False
+        self.handed_back = self._moving = self.again = False
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it
         self._started: float | None = None
@@ -81,7 +81,7 @@ class Execution:
         self.passed: list[CallStep] = []
         self.telling: Telling | None = None
         self.state: GivenState | None = None
-        self.said = ""
+        self.said = self.version = ""
         self._to_ask: Iterator[CallStep] = iter(executions.steps[:1] if work.describe else executions.steps)
 
     # -- the steps
@@ -215,7 +215,7 @@ class Execution:
             return  # the child would not ask
         if self._journal is None:
             tell, limits = self._child.tell, OfCall(self._all.limits, self) if self._all.limits is not None else None
-            self._journal = Journal(self._all.journals, self.work, self.at, tell, self.outdone_by, limits)
+            self._journal = Journal(self._all.journals, self.work, self.at, tell, self.outdone_by, limits, self.version)
         self._journal.take(frame)
 
     def further(self, frame: FurtherFrame) -> None:
@@ -244,7 +244,7 @@ class Execution:
     def _over(self, answer: Answer) -> None:
         if self._record is not None:
             return  # it has ended already
-        record = answer.record(self.work, self._all.worker, self.state.tag.name if self.state is not None else "")
+        record = answer.record(self.work, self._all.worker, self.version)
         self._record = record = replace(record, routing=[*self.routing, *record.routing]) if self.routing else record
         if self._journal is not None:
             self._journal.close()

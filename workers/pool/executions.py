@@ -87,6 +87,7 @@ class Executions:
             telemetry.emit("call_started", **self._about(work))
         until = asyncio.get_running_loop().time() + work.left - age
         execution = Execution(self, work, packed, ended, until, at, only)
+        execution.again = delivered > 1 or work.try_number > 1
         self.open[execution] = None
         self.batched += execution.batch
         if self.batched > MOST_BATCHED and execution.batch:

@@ -81,7 +81,7 @@ class Pool:
         self.children = Supervisor(config, self._fail)
         self.models = LocalModels(config)
         self.routing = Routing(config, asyncio.get_running_loop().time)
-        self.saved = SavedPrograms(bus, config.app)
+        self.saved = SavedPrograms(bus, config.app, config.name)
         self.steps: list[CallStep] = [self.saved, self.routing, CancelledJobs(bus, config.app, config.name)]
         self.journals = Journals(bus, config.app, config.name, config.claim_check_above)
         self.executions = Executions(self.children, self.models, self.worker, self.steps, self.journals)

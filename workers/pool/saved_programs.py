@@ -1,19 +1,37 @@
-"""Which saved state a call is answered with: the first step of a call, because what comes after it goes by that."""
+"""Which saved state a call is answered with: the first step of a call, because what comes after it goes by that.
+
+An attempt that goes on from a journal has the version with which that was begun, whatever an alias means by now: with another
+one it would ask for other things, and pay for all of them again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from dspex.bus.errors import BusError, ConfigError, DataError, NotAllowed, ProgramError, RunError, WorkerLost
+from dspex.bus import subjects
+from dspex.bus.errors import (
+    BusError,
+    ConfigError,
+    DataError,
+    DecodeError,
+    NotAllowed,
+    NotStored,
+    ProgramError,
+    RunError,
+    WorkerLost,
+)
 from dspex.bus.port import Bus
-from dspex.bus.records import CallRecord
+from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving import payloads
 from dspex.bus.serving.programs.names import StateName
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.workers.answer import Answer
 from dspex.workers.frames import StateTag
+from dspex.workers.journal.entries import JournalPart
 from dspex.workers.pool.children.child_process import GivenState
 
 if TYPE_CHECKING:
@@ -27,19 +45,22 @@ MOST_NAMES: Final = 1000
 class SavedPrograms:
     """The saved states that the calls of a pool name, each read once."""
 
-    def __init__(self, bus: Bus, app: str) -> None:
+    def __init__(self, bus: Bus, app: str, pool: str) -> None:
+        self._bus, self._app, self._pool = bus, app, pool
         self._states = SavedStates(bus, app)
         self._known: dict[str, tuple[float, GivenState]] = {}  # name → until when it is believed
         self._turn = asyncio.Lock()
 
     def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
-        name = execution.work.spec.state
+        name, work = execution.work.spec.state, execution.work
         if name is None:
             return None
+        if execution.again and work.spec.journaled and not name.rpartition("@")[2].isdecimal():
+            return self._go_on(execution, name)
         until, found = self._known.get(name, (0.0, None))
         if found is None or asyncio.get_running_loop().time() >= until:
             return self._ask(execution, name)
-        execution.state = found
+        execution.state, execution.version = found, found.tag.name
         return None
 
     def after(self, execution: Execution, record: CallRecord) -> None:
@@ -49,13 +70,35 @@ class SavedPrograms:
         """Ask again what names mean: an alias points elsewhere now, or there is a new version."""
         self._known = {name: (0.0 if until != math.inf else until, state) for name, (until, state) in self._known.items()}
 
+    async def _go_on(self, execution: Execution, name: str) -> None:
+        """Find the state that an earlier attempt at the call began with, else what its name means now. Raises as `_ask`."""
+        try:
+            name = await self._begun_with(execution.work) or name
+        except NotStored:  # there is no journal
+            pass
+        except BusError as error:
+            raise WorkerLost(f"the journal of the call cannot be read: {error.message}", node=execution.work.node) from error
+        await self._ask(execution, name)
+
+    async def _begun_with(self, work: CallRequest) -> str:
+        """The version that the journal of a call names; "" for none. Raises BusError."""
+        stream, subject = subjects.requests(self._app), subjects.request(self._app, self._pool, work.call)
+        at, number = 1, work.record.number if work.record is not None else None
+        while (found := await self._bus.next(stream, subject, at)) is not None:
+            with suppress(DecodeError):
+                whole = await payloads.checked_out(self._bus, self._app, found)
+                if whole is not None and (part := JournalPart.unpack(whole.data)).number == number:
+                    return part.state
+            at = found.sequence + 1
+        return ""
+
     async def _ask(self, execution: Execution, name: str) -> None:
         """Find the state that a name means now. Raises ProgramError; WorkerLost where it may be found later."""
         async with self._turn:  # who waits finds that it is known by then
             until, known = self._known.get(name, (0.0, None))
             if known is None or asyncio.get_running_loop().time() >= until:
                 known = await self._find(name, known, execution.work.node)
-        execution.state = known
+        execution.state, execution.version = known, known.tag.name
 
     async def _find(self, text: str, before: GivenState | None, node: str) -> GivenState:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -88,6 +89,24 @@ async def test_who_promotes_tells_the_pool_and_the_record_says_which_version_it_
     assert (first.state, second.state) == ("moved@1", "moved@2")
 
 
+async def test_a_call_goes_on_with_the_version_that_it_began_with_whatever_its_alias_means_by_then(shared: Bench) -> None:
+    """Its journal has what that version has asked, and paid for."""
+    states, spec = SavedStates(shared.bus, APP), program("Slow", state="begun@prod")
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    for n in range(2):
+        await states.put("begun", dumped(slow, f"Version {n}."))
+    await states.promote("begun", 1, "prod")
+    item = work(spec=spec)
+    (first,) = await shared.ask(item)
+    await states.promote("begun", 2, "prod")
+    await shared.bus.send(subjects.control(APP, POOL), b'{"kind": "programs"}')
+    (again,) = await shared.ask(replace(item, try_number=2, record=item.record and item.record._replace(id=f"{item.call}.2")))
+    (other,) = await shared.ask(work(spec=spec))
+    assert [record.state for record in (first, again, other)] == ["begun@1", "begun@1", "begun@2"]
+    assert again.requests == {"made": 0, "journal": 1, "missed": 0}
+
+
 async def test_a_state_that_does_not_fit_names_the_predictor_and_one_that_is_not_there_says_so(shared: Bench) -> None:
     states = SavedStates(shared.bus, APP)
     other = dspy.Module()
@@ -132,8 +151,8 @@ async def test_while_the_server_does_not_answer_a_name_means_what_it_meant_and_o
     slow = dspy.Module()
     slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
     await SavedStates(server.connect(), APP).put("kept", dumped(slow, "Kept."))
-    saved, spec = SavedPrograms(server.connect(), APP), program("Slow", state="kept")
-    first, second, third = (cast(Any, SimpleNamespace(work=work(spec=spec), state=None)) for _ in range(3))
+    saved, spec = SavedPrograms(server.connect(), APP, POOL), program("Slow", state="kept")
+    first, second, third = (cast(Any, SimpleNamespace(work=work(spec=spec), state=None, again=False)) for _ in range(3))
     await cast("Any", saved.before(first))
     saved.forget()
     server.luck.faults = Faults(disconnect=1.0)
