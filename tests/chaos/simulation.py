@@ -53,6 +53,7 @@ from dspex.engine.runtime.walk.compile import compile_behind, compile_stage
 
 ROUGH = Faults(duplicate=0.02, disconnect=0.01, delay=0.05, unsettled=0.03)
 PATIENCE = 3600.0  # virtual seconds until a run that is not finished is lost
+AFTERWARDS = 30.0  # virtual seconds that a run goes on when nothing is missing: whatever would come too much comes by then
 
 
 @dataclass
@@ -184,9 +185,9 @@ class Simulation:
     def _set_clock(self) -> None:  # the stream has another leader, whose clock is not that of the one before
         self.server._epoch += self.random.uniform(-40.0, 40.0)
 
-    async def _finish(self) -> None:  # until nothing is missing, then long enough for whatever would come too much
+    async def _finish(self) -> None:
         await self.until(lambda: not self.ledger.missing)
-        await asyncio.sleep(30.0)
+        await asyncio.sleep(AFTERWARDS)
 
     async def _redrive(self) -> None:
         """Repair the model, and redrive what it had failed, by a command that is sometimes cut off and given again."""
