@@ -79,9 +79,14 @@ ROOM_OF_LIBRARY: dict[str, str | tuple[str, ...]] = {
 
 
 @cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text())
+
+
+@cache
 def nodes(name: str) -> list[ast.AST]:
     """Everything that the file's text says."""
-    return list(ast.walk(ast.parse((ROOT / name).read_text())))
+    return list(ast.walk(tree(name)))
 
 
 def functions(name: str) -> dict[str, int]:
@@ -197,7 +202,7 @@ def test_a_foreign_library_is_imported_in_its_room_only() -> None:
 
 def types_defined(name: str) -> Iterator[str]:
     """Public classes and type aliases of a module. CamelCase tells an alias from a constant."""
-    for node in ast.parse((ROOT / name).read_text()).body:
+    for node in tree(name).body:
         if isinstance(node, ast.ClassDef):
             found = [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -20,6 +20,7 @@ from dspex.bus.serving.keys.clear_text import need_none
 from dspex.bus.settings.imports import lean_nats
 from dspex.bus.settings.model import Settings
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault
+from dspex.engine.cli.server.interpreters import installed_for
 from dspex.engine.cli.server.models import models
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.limits import limit_rows
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
 
 LEAST_PAYLOAD = 256 * 1024  # what an event may hold inline
 MOST_SKEW = 3.0  # seconds
-_ASK_INTERPRETER = """
-import importlib.metadata as m, json, platform
-def version(name):
-    try: return m.version(name)
-    except m.PackageNotFoundError: return None
-print(json.dumps({"python": platform.python_version(), "dspy": version("dspy"), "dspex": version("dspex")}))
-"""
 
 
 async def checks(
@@ -246,7 +240,7 @@ async def _ask(bus: Bus, subject: str) -> Mapping[str, Any]:
 # -- pools ----------------------------------------------------------------------------------------------
 async def _pools(settings: Settings) -> list[Diagnosis]:
     pythons = {pool.python or sys.executable for pool in settings.pools.values()}
-    answers = dict(zip(pythons, await asyncio.gather(*map(_interpreter, pythons)), strict=True))
+    answers = dict(zip(pythons, await asyncio.gather(*map(installed_for, pythons)), strict=True))
     return [_pool(settings, name, answers[pool.python or sys.executable]) for name, pool in settings.pools.items()]
 
 
@@ -266,24 +260,3 @@ def _pool(settings: Settings, name: str, answer: Mapping[str, Any] | str) -> Dia
     if not usable:
         fix = f"upgrade it: pip install -U 'dspex[dspy]', or name another interpreter in {key}.python"
     return Diagnosis(key, not missing and usable, "; ".join(filter(None, (versions, remark, f"language model {lm}"))), fix)
-
-
-async def _interpreter(python: str) -> Mapping[str, Any] | str:
-    """Versions of what is installed for an interpreter, or why it cannot be started. Imports none of its packages."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            python, "-c", _ASK_INTERPRETER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
-        )
-    except OSError as e:
-        return f"{python} cannot be run: {e.strerror}"
-    try:
-        async with asyncio.timeout(20):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return f"{python} did not answer in 20 s"
-    if process.returncode:
-        return f"{python} failed: {err.decode(errors='replace').strip()[-200:]}"
-    answer: dict[str, Any] = json.loads(out)
-    return answer

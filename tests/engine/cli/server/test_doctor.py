@@ -96,6 +96,13 @@ async def test_a_server_that_is_not_there_is_a_fault(folder: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_interpreter_that_runs_doctor_says_what_it_would_say_were_it_started(folder: Path) -> None:
+    pools = {"mine": {}, "named": {"python": str(Path(sys.executable).parent / "python3")}}
+    checked = await found(Settings.load(pools=pools, server__local__port=-1))
+    assert checked["pools.mine"].message == checked["pools.named"].message
+
+
+@pytest.mark.asyncio
 async def test_an_interpreter_without_dspy_is_a_fault_of_a_pool_with_programs(folder: Path) -> None:
     bare = folder / "python"
     bare.write_text('#!/bin/sh\necho \'{"python": "3.11.0", "dspy": null, "dspex": "0.1.0"}\'\n')
