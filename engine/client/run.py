@@ -17,7 +17,7 @@ from dspex.bus.settings.duration import Duration, human, seconds
 from dspex.engine.client.call import Result
 from dspex.engine.client.calls import cancelling
 from dspex.engine.client.calls.answers import Submission, answer_to
-from dspex.engine.client.calls.cancelling import OfRun
+from dspex.engine.client.calls.cancelling import CancelledRun
 from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.following.naming import AT, find, full_ids
 from dspex.engine.client.following.progress import RunInfo, RunProgress
@@ -210,7 +210,7 @@ class Run:
         """
         await self.cancelled()
 
-    async def cancelled(self) -> OfRun:
+    async def cancelled(self) -> CancelledRun:
         """`cancel`, and what came of it; for tools."""
         id, applied = await self._known()
         return await cancelling.cancel(self._bus, self._app, applied, id)

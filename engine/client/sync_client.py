@@ -23,7 +23,7 @@ from dspex.engine.client import run as _run
 from dspex.engine.client.call import Result
 from dspex.engine.client.calls import session as _session
 from dspex.engine.client.calls import stream as _stream
-from dspex.engine.client.calls.cancelling import OfRun
+from dspex.engine.client.calls.cancelling import CancelledRun
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
 from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
@@ -136,7 +136,7 @@ class Run:
         """
         background.run(self._of.cancel())
 
-    def cancelled(self) -> OfRun:
+    def cancelled(self) -> CancelledRun:
         """`cancel`, and what came of it; for tools."""
         return background.run(self._of.cancelled())
 

@@ -22,7 +22,7 @@ from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.engine.again.making import made
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.client.client import Client
-from dspex.engine.client.following.follower import RunInfo
+from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.diff import NOTHING
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.judged.evaluation import EvalPolicy, Evaluation, JudgedRun, earlier_scores

@@ -13,7 +13,7 @@ import typer
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.repeated import other_builds, repeated
-from dspex.engine.cli.runs.sending import ReplayTarget, SendAgain, checked, target_of
+from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -96,7 +96,7 @@ def replay(
 
 def _debug(t: Terminal, what: ReplayChoice, target: str | None, at: str | None, *, other: bool) -> None:
     """Replay a run in the debugger. `other`: what it does not go together with is there."""
-    from dspex.engine.cli.runs.debugging import debugged
+    from dspex.engine.cli.runs.again.debugging import debugged
 
     if what.run is None or at is None or other or t.json:
         fix = "dspex replay RUN --at OPERATOR --pdb, and --with TARGET for other code"

@@ -15,7 +15,7 @@ from dspex.engine.cli.terminal.client import client, count, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
-    from dspex.engine.client.calls.cancelling import OfRun
+    from dspex.engine.client.calls.cancelling import CancelledRun
     from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.tree import Happening
 
@@ -198,7 +198,7 @@ def cancel(context: typer.Context, run: RUN) -> None:
         t.note("something of it is open yet: a call ends when it would begin; dspex runs show says what waits")
 
 
-async def _cancelled(t: Terminal, run: str) -> tuple[RunInfo, OfRun]:
+async def _cancelled(t: Terminal, run: str) -> tuple[RunInfo, CancelledRun]:
     async with client(t, "runs") as c:
         one = c.run(run)
         done = await one.cancelled()

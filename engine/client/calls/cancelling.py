@@ -24,14 +24,14 @@ WITHIN: Final = 10.0  # seconds for workers to end what they run, and for engine
 _LOOK: Final = 0.2  # seconds between two looks at a run that ends
 
 
-class OfRun(NamedTuple):
+class CancelledRun(NamedTuple):
     """What came of cancelling. `calls`: that were told to end. `over`: nothing of the run is open any more."""
 
     calls: int
     over: bool
 
 
-async def cancel(bus: Bus, app: str, applied: Mapping[str, Manifest], run: str) -> OfRun:
+async def cancel(bus: Bus, app: str, applied: Mapping[str, Manifest], run: str) -> CancelledRun:
     """Cancel a run, and what comes of it meanwhile. `run`: its full id.
 
     Raises Saturated where a call waits for a pool of which no process is there; RunNotFound; BusError.
@@ -47,7 +47,7 @@ async def cancel(bus: Bus, app: str, applied: Mapping[str, Manifest], run: str) 
         await asyncio.sleep(_LOOK)
         past = await history(bus, app, applied, run)
     await audit.leave(bus, app, "cancel", run=run, calls=len(told))
-    return OfRun(len(told), past.done)
+    return CancelledRun(len(told), past.done)
 
 
 def _open(past: History) -> dict[str, dict[str, int]]:
