@@ -22,6 +22,7 @@ SLEEPS = {
     "bus/test_server_clock.py": "virtual time",
     "chaos/processes/processes.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/process.py": "scripts/chaos: real faults at random moments",
+    "chaos/processes/replaying.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/calls/__init__.py": "scripts/chaos: looks whether all calls have ended",
     "chaos/processes/calls/agents.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/calls/optimizing.py": "scripts/chaos: real faults at random moments",
