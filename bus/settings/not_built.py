@@ -27,9 +27,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Client": (),
 }
 """Methods and attributes of other classes."""
-PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    "Client.forget": ("run",),
-}
+PARAMETERS: Mapping[str, tuple[str, ...]] = {}
 """Parameters, by the class or the method that will take them; `lacks` refuses them."""
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""

@@ -21,7 +21,7 @@ from dspex.bus.serving.keys import keyring
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned, lacks
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import call as interactive
 from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
@@ -520,16 +520,23 @@ class Client(Planned, names=METHODS["Client"]):
         await approvals.decide(self.bus, self.app, approval, decision, edit=edit, note=note)
 
     # -- forgetting -----------------------------------------------------------------------------------------------
-    @lacks("Client.forget")
-    async def forget(self, *, session: str) -> int:
+    async def forget(self, *, session: str | None = None, run: str | None = None) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
         it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
         each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
-        docs/security.md. Raises ConfigError: DX125 where the application seals nothing; DX124 where there is no key here, or
-        another one; DX105 for an empty id.
+        docs/security.md. `run`: an imported run is removed; one of the logs is not sealed apart, so that is refused.
+
+        Raises ConfigError: DX125 where the application seals nothing, with where all lies and until when, and for a run of the
+        logs; DX124 where there is no key here, or another one; DX105 for an empty id, and for not one of both.
         """
+        if (session is None) == (run is None):
+            raise ConfigError("either a session or a run is forgotten", code="DX105", fix="give one of session= and run=")
+        if session is None:
+            id = await self.run(str(run)).remove()
+            await audit.leave(self.bus, self.app, "forget", run=id)
+            return 1
         count = await keyring.forget(self.bus, self.app, session)
         await SessionStore(self.bus, self.app).remove(session)
         await audit.leave(self.bus, self.app, "forget", session=session, keys=count)

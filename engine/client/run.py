@@ -194,6 +194,15 @@ class Run:
         """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""
         return await kept.kept(self._bus, self._app, (await self._known())[0])
 
+    async def remove(self) -> str:
+        """Remove it where it is in no log; its full id. Raises ConfigError (DX125) for another one, RunNotFound. For tools."""
+        id, applied = await self._known()
+        if not await kept.remove(self._bus, self._app, id):
+            past = await history(self._bus, self._app, applied, id)
+            session = past.source.headers.get(subjects.SESSION)
+            raise kept.not_apart(id, session)
+        return id
+
     async def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
         id, applied = await self._known()

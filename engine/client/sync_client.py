@@ -16,7 +16,7 @@ from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.serving.sessions.state import Policy
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import METHODS, Planned, lacks
+from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
@@ -120,6 +120,10 @@ class Run:
     def kept(self) -> RunFile | None:
         """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""
         return background.run(self._of.kept())
+
+    def remove(self) -> str:
+        """Remove it where it is in no log; its full id. Raises ConfigError (DX125) for another one, RunNotFound. For tools."""
+        return background.run(self._of.remove())
 
     def history(self) -> tuple[History, Mapping[str, Manifest]]:
         """The commits that took something of it, and what is applied; for tools. Raises RunNotFound."""
@@ -665,17 +669,18 @@ class Client(Planned, names=METHODS["Client"]):
         """
         background.run(self._of.decide(approval, decision, edit=edit, note=note))
 
-    @lacks("Client.forget")
-    def forget(self, *, session: str) -> int:
+    def forget(self, *, session: str | None = None, run: str | None = None) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
         it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
         each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
-        docs/security.md. Raises ConfigError: DX125 where the application seals nothing; DX124 where there is no key here, or
-        another one; DX105 for an empty id.
+        docs/security.md. `run`: an imported run is removed; one of the logs is not sealed apart, so that is refused.
+
+        Raises ConfigError: DX125 where the application seals nothing, with where all lies and until when, and for a run of the
+        logs; DX124 where there is no key here, or another one; DX105 for an empty id, and for not one of both.
         """
-        return background.run(self._of.forget(session=session))
+        return background.run(self._of.forget(session=session, run=run))
 
     def state(self, node: str, key: str, *, at: datetime | int | None = None) -> Any:
         """What an operator with state keeps of a key; None where it keeps nothing. It only reads.

@@ -42,6 +42,11 @@ LIFE: Final = 60.0  # seconds for which a process goes on with a key that somebo
 JUST_NOW: Final = 0.2  # seconds for which it believes that it has the key of the application, before it gives up a message
 MOST_KEYS: Final = 10_000  # that a process keeps at hand
 _VERSION: Final = "v1 "
+_WHERE: Final = (
+    "events until they are read and past their topology's retention, logs, requests and events over hops until that, records "
+    "until that and engine.records, imported runs until engine.records, sessions until their ttl, answers to submitted calls "
+    "for 30 days, cached answers for their time; sinks, dead letters, scores and streams of others until somebody removes them"
+)
 _log = structlog.get_logger("dspex.bus")
 
 
@@ -265,9 +270,9 @@ async def forget(bus: Bus, app: str, session: str) -> int:
         raise ConfigError("it is not said which session is to be forgotten", code="DX105", fix="give its id", node="session")
     if not await bus.has("stream", subjects.keys(app)):
         raise ConfigError(
-            f"the payloads of {app} are stored in clear text, so no session of it can be forgotten",
+            f"the payloads of {app} are stored in clear text, so no session of it can be forgotten: it keeps {_WHERE}",
             code="DX125",
-            fix=f"encrypt what is stored from now on: {SETTING}",
+            fix=f"encrypt what is stored from now on: {SETTING}; what lies there is for you to purge",
             node=SETTING,
         )
     if bus.sealing is None:

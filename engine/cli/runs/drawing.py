@@ -72,15 +72,7 @@ def said(told: Happening, began: datetime) -> str:
     after = f"+{max(0.0, (told.time - began).total_seconds()):.3f}s"
     if told.kind == "call":
         last = told.attempts[-1]
-        how = (
-            "open"
-            if not last.ended
-            else "its record is damaged"
-            if last.damaged
-            else "failed"
-            if last.error is not None
-            else ""
-        )
+        how = _end_of(told)
         tries = f"{len(told.attempts)} attempts" if len(told.attempts) > 1 else ""
         who = " ".join(word for word in (last.route, last.lm) if word)
         took = f"{last.elapsed.total_seconds() * 1000:,.0f} ms" if last.ended else ""
@@ -90,6 +82,16 @@ def said(told: Happening, began: datetime) -> str:
         return _native(told)
     sign = {"source": "", "hop": "to ", "output": "→ ", "letter": "dead letter at "}[told.kind]
     return f"{after}  {sign}{told.label}  {short(told.data)}"
+
+
+def _end_of(told: Happening) -> str:
+    """How a call stands, where that is not as usual."""
+    last = told.attempts[-1]
+    if last.damaged:
+        return "its record is damaged"
+    if not last.ended:
+        return "" if isinstance(told.data, str) else "open"  # of what is forgotten it is not known
+    return "failed" if last.error is not None else ""
 
 
 def _native(told: Happening) -> str:

@@ -22,17 +22,31 @@ if TYPE_CHECKING:
 
 def forget(
     context: typer.Context,
-    session: Annotated[str, typer.Option("--session", metavar="ID", help="Whose runs: the id that was published with them.")],
+    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Whose runs: the id that they have.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="An imported run, which is removed.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the session again.")] = False,
 ) -> None:
     """Delete the key that seals what belongs to a session: nobody can read it any more, though it is still seen that it was."""
     t = terminal(context)
+    what = session if session is not None else run
+    if what is None or (session is not None and run is not None):
+        why, fix = "either a session or a run is forgotten", "dspex runs forget --session ID, or --run RUN"
+        raise ConfigError(why, code="DX105", fix=fix)
     if not yes and not sys.stdin.isatty():
-        why = f"to forget {session} makes unreadable what cannot be brought back"
+        why = f"to forget {what} makes unreadable what cannot be brought back"
         raise ConfigError(why, code="DX136", fix="add --yes")
-    if not yes and typer.prompt(f"Type the id of the session to have {t.settings().app} forget it", err=True) != session:
+    if not yes and typer.prompt(f"Type {what} again to have {t.settings().app} forget it", err=True) != what:
         raise typer.Abort
-    t.run(_forgotten(t, session))
+    if session is not None:
+        t.run(_forgotten(t, session))
+    else:
+        t.run(_removed(t, what))
+
+
+async def _removed(t: Terminal, run: str) -> None:
+    async with client(t, "runs") as c:
+        await c.forget(run=run)
+    t.emit({"run": run}, f"removed: {run}")
 
 
 async def _forgotten(t: Terminal, session: str) -> None:

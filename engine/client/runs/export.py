@@ -28,7 +28,7 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
-from dspex.engine.client.runs.tree import Happening
+from dspex.engine.client.runs.tree import FORGOTTEN, Happening
 
 VERSION: Final = 1
 MAKE: Final = "make one: dspex runs export RUN -o FILE"
@@ -120,6 +120,9 @@ def _hash(before: bytes, text: bytes) -> bytes:
 
 def _rows(info: RunInfo, root: Happening, file: RunFile) -> Iterator[dict[str, Any]]:
     for one in root:
+        if one.data == FORGOTTEN:
+            why = f"of run {info.id}, {one.label} cannot be read here: its session was forgotten, or there is no key"
+            raise RecordingIncomplete(why, run=info.id, fix="nothing brings back what was forgotten; else name the key")
         if open_ := next((step for step in one.attempts if not step.ended), None):
             fix = "wait for its end: dspex runs wait; or see what it is about: dspex runs show"
             raise RecordingIncomplete(f"the call {open_.id} of run {info.id} has no record", run=info.id, fix=fix)

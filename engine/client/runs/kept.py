@@ -22,7 +22,17 @@ from typing_extensions import TypedDict
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.codecs.json import json_bytes, load_json
-from dspex.bus.errors import DataError, DecodeError, Fenced, NotAllowed, RecordingIncomplete, RunError, RunNotFound, Unsettled
+from dspex.bus.errors import (
+    ConfigError,
+    DataError,
+    DecodeError,
+    Fenced,
+    NotAllowed,
+    RecordingIncomplete,
+    RunError,
+    RunNotFound,
+    Unsettled,
+)
 from dspex.bus.message import Message, id_time, in_session
 from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import payloads
@@ -131,6 +141,25 @@ async def infos(bus: Bus, app: str, run: str = "") -> dict[str, RunInfo]:
     heads = [head for stored in some.values() if (head := _head(stored)) is not None]
     found = [replace(read_info(head["info"]), kept=head["how"]) for head in heads]
     return {info.id: info for info in sorted(found, key=lambda info: info.started, reverse=True)}
+
+
+async def remove(bus: Bus, app: str, run: str) -> bool:
+    """Remove a kept run; whether there was one. Raises BusError."""
+    if not subjects.is_token(run) or (bucket := await _opened(bus, app)) is None:
+        return False
+    if (head := _head(await bucket.get(subjects.kept_run(run)))) is None:
+        return False
+    await bucket.delete(subjects.kept_run(run))
+    for number in range(head["pieces"]):
+        await bucket.delete(subjects.kept_part(run, head["hash"][:16], number))
+    return True
+
+
+def not_apart(run: str, session: str | None) -> ConfigError:
+    """The error of a run of the logs that is to be forgotten by itself."""
+    shared = "it belongs to none" if session is None else f"its session {session} shares one key"
+    fix = "publish with session=, which can be forgotten" if session is None else f"dspex runs forget --session {session}"
+    return ConfigError(f"run {run} is not sealed apart: {shared}", code="DX125", fix=fix)
 
 
 async def _opened(bus: Bus, app: str) -> Bucket | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
+from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
@@ -87,8 +88,12 @@ class StepLabels:
         return f"{name}#{ordinal}"
 
 
+FORGOTTEN: Final = "(forgotten: nobody can read it any more)"
+"""Stands for data whose key was deleted, or that are stored nowhere any more. What headers say of them is still told."""
+
+
 class Tree:
-    """Reads a history into a tree. Messages must be whole."""
+    """Reads a history into a tree. Messages must be whole, but those that nobody can have whole any more."""
 
     def __init__(self, of: History, manifests: Mapping[str, Manifest]) -> None:
         self._run, self._labels = of.run, StepLabels(manifests)
@@ -120,6 +125,9 @@ class Tree:
         try:
             if subjects.is_work(m.subject):
                 self._request(taken, m, records)
+            elif ".dead." in m.subject and m.subject.startswith("dspex.") and _is_gone(m):
+                id, cause, node = f"letter {m.sequence}", m.headers.get(subjects.CAUSE) or self._run, m.subject.split(".")[-1]
+                self._add(Happening("letter", id, cause, node, node, _time(m.time), _where(taken), FORGOTTEN))
             elif ".edge." in m.subject and m.subject.startswith("dspex."):
                 for event in unpack_frame(m.data):
                     if event.origin.run == self._run:
@@ -133,14 +141,16 @@ class Tree:
             return  # what no engine wrote lies between its messages: it is none of the run's
 
     def _request(self, taken: Taken, m: Message, records: Mapping[tuple[str, int], CallRecord]) -> None:
-        asked = CallRequest.unpack(m.data)
-        event = unpack_event(asked.record.event) if asked.record is not None else None
+        gone = _is_gone(m)
+        asked = payloads.named_in_headers(m.subject.split(".")[1], m) if gone else CallRequest.unpack(m.data)
+        event = unpack_event(asked.record.event) if asked.record is not None and not gone else None
         told = self._calls.get(asked.call)
         if told is None:
             origin = event.origin if event is not None else None
             cause = origin.id if origin is not None else self._run
             label = self._labels.next(taken.partition, asked.node, origin.key if origin is not None else None)
-            told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), dict(asked.inputs))
+            inputs = FORGOTTEN if gone else dict(asked.inputs)
+            told = Happening("call", asked.call, cause, asked.node, label, _time(m.time), _where(taken), inputs)
             self._calls[asked.call] = self._add(told)
         record = records.get((asked.call, asked.try_number))
         told.executions.append((m.subject.split(".")[3], asked, record))
@@ -203,8 +213,15 @@ def _where(taken: Taken) -> str:
     return f"{taken.partition[1]}.{taken.partition[2]}"
 
 
+def _is_gone(m: Message) -> bool:
+    """Whether a message has not its own body, though whoever reads it has asked for that."""
+    return subjects.SEALED in m.headers or (subjects.CLAIM_CHECK in m.headers and not m.data)
+
+
 def _data(m: Message) -> Any:
     """The data of a message; its bytes where they cannot be read."""
+    if _is_gone(m):
+        return FORGOTTEN
     try:
         m = plain(m)
         return codecs.decode(m.data, content_type(m.headers))

@@ -61,6 +61,12 @@ def test_an_imported_run_is_kept_beyond_the_logs_and_found_by_every_verb(native:
     assert native.here("runs", "ls", "--limit", "1").out.splitlines()[1].split()[:4] == [run, "native", "done,", "imported"]
     assert native.here("runs", "show", run).out.splitlines()[0].endswith("  imported")
     assert (native.here("replay", run).out.splitlines()[-1], native.here("diff", run, run).code) == ("same", 0)
+    assert native.here("runs", "forget", "--run", run, "--yes").out == f"removed: {run}\n"
+    assert native.here("--json", "runs", "show", run).objects()[0]["kept"] == ""
+    refused = {"DX125": ["--run", run], "DX105": ["--run", run, "--session", "s"]}
+    assert {native.here("--json", "runs", "forget", *args, "--yes").error()["code"] for args in refused.values()} == {*refused}
+    said = native.here("--json", "runs", "forget", "--session", "s", "--yes").error()
+    assert (said["code"], "dead letters, scores and streams of others" in said["message"]) == ("DX125", True)
     file.write_text(file.read_text().replace("abc", "abd", 1))
     assert "line 2: not the file of a run" in native.here("--json", "runs", "import", str(file)).error()["message"]
     assert native.here("audit", "ls").out.count(" import ") == 1

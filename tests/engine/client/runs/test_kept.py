@@ -13,13 +13,24 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from engine_lab import APP, Lab
-from sealed_app import CARD, Sealed, count, of
+from sealed_app import CARD, Sealed, count, letters, of
 from waiting import until
 
 from dspex.bus import subjects
-from dspex.bus.errors import DataError, DecodeError, NotAllowed, RunError, RunFailed, RunNotFound
+from dspex.bus.errors import (
+    ConfigError,
+    DataError,
+    DecodeError,
+    NotAllowed,
+    RecordingIncomplete,
+    RunError,
+    RunFailed,
+    RunNotFound,
+)
+from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import Run
+from dspex.engine.client.runs.tree import FORGOTTEN
 from dspex.engine.log.housekeeping import forget_kept
 from dspex.operators.topology import Topology
 
@@ -218,6 +229,36 @@ async def test_a_kept_run_is_sealed_with_the_key_of_its_session(app: Sealed, tmp
     assert (await plain.info()).kept == "imported"
     with pytest.raises(NotAllowed, match="this process has no key"):
         await plain.tree()
+    with pytest.raises(ConfigError, match="its session ann shares one key") as refused:
+        await client.forget(run=(await client.publish(f"{app.app}.in", {"text": "b"}, session="ann")).id)
+    assert refused.value.code == "DX125"
+    assert await client.forget(run=found.id) == 1
+    assert await (await client.bus.bucket(subjects.kept(app.app))).items() == {}
+
+
+@pytest.mark.asyncio
+async def test_of_a_forgotten_run_is_seen_that_it_was_and_when(app: Sealed, tmp_path: Path) -> None:
+    await app.engine()
+    await app.worker()
+    client = await app.client()
+    run = await client.publish(f"{app.app}.in", {"text": CARD}, session="ann")
+    bad = await client.publish(f"{app.app}.in", {"text": f"fail {CARD}"}, session="ann")
+    await run.wait(timeout=30)
+    await until(partial(count, partial(letters, client), 1))
+    await run.export(tmp_path / "run.jsonl")
+    await client.import_run(tmp_path / "run.jsonl")
+    await bad.info()
     await client.forget(session="ann")
+    later = await app.client()
     with pytest.raises(DataError, match="its session was forgotten"):
-        await (await app.client()).run(found.id).tree()
+        await later.run(run.id).tree()
+    await later.forget(run=run.id)
+    for id, kinds in ((run.id, ["source", "call", "output"]), (bad.id, ["source", "call", "letter"])):
+        one = later.run(id)
+        info, root = await one.info(), await one.tree()
+        assert (info.calls, info.finished is not None, info.kept) == (1, True, "")
+        assert [(told.kind, told.data) for told in root] == [(kind, FORGOTTEN) for kind in kinds]
+        assert [told.label for told in root if told.kind == "call"] == ["ask#0"]
+        assert not any(CARD in line or "open" in line for line in drawn(root, root.time))
+        with pytest.raises(RecordingIncomplete, match="its session was forgotten"):
+            await one.export(tmp_path / "gone.jsonl")
