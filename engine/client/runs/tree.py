@@ -53,7 +53,7 @@ class Happening:
     recorded: bool = True
     gives: list[tuple[int, Any]] = field(default_factory=list)
     note: str = ""
-    executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list)
+    executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list, compare=False)
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
