@@ -25,7 +25,7 @@ from dspex.engine.runtime.arrival import Arrival
 if TYPE_CHECKING:
     from dspex.engine.cli.terminal.terminal import Terminal
 
-_ROOT: Final = Path(__file__).parents[3]
+_ROOT: Final = Path(__file__).parents[len(__name__.split(".")) - 2]  # where dspex lies, wherever this file does
 _LIBRARIES: Final = (
     *(f"{_ROOT / room}{os.sep}" for room in ("bus", "engine", "operators", "topologies", "workers")),
     *(f"{path}{os.sep}" for name, path in sysconfig.get_paths().items() if name.endswith(("stdlib", "lib"))),
