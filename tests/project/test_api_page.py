@@ -35,7 +35,7 @@ HOMES = {  # of what is no name of dspex itself
     "DeadLetter": "dspex.engine.client.letters",
     "Turn": "dspex.engine.client.status.sessions",
     "Step": "dspex.engine.client.runs.steps",
-    "RunInfo": "dspex.engine.client.following.follower",
+    "RunInfo": "dspex.engine.client.following.progress",
     "StepDiff": "dspex.engine.client.runs.diff",
     "Diff": "dspex.engine.client.runs.diff",
     "Replay": "dspex.engine.client.runs.diff",
