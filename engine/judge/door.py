@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ async def evaluate(
     if isinstance(target, str):
         from dspex.operators.topology import Topology
 
+        for folder in reversed(settings.search_path if settings is not None else ()):
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
         target = Topology.load(target)
     (graph,) = graphs_of([target])
     if settings is not None:

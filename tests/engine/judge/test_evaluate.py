@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -232,12 +233,16 @@ def test_what_people_say_is_credited_to_the_saved_state_that_answered(past: Past
     assert past.here("--json", "programs", "show", "writer@2").objects()[0]["scores"] == []
 
 
-def test_a_client_judges_a_topology_of_its_program(past: Past) -> None:
+def test_a_client_judges_a_topology_of_its_program(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != past.folder])
     settings = Settings.load(past.folder / "dspex.toml", server__url=past.env["NATS_URL"])
     candidate = Topology.load(str(past.folder / past.candidate("client", POLITE)))
     with dspex.sync.connect(settings=settings) as client:
         found = client.evaluate(candidate, lambda expected, actual: float(expected == actual), since="1h")
         assert (found.mean, len(found.cases), len(found.regressions), found.passed) == (0.0, 4, 4, True)
         assert client.evaluate(candidate, "f1", since="0s").passed is False
+        text = f'from dspex import Topology\ntopology = Topology.load("{past.folder}/client.yaml")\n'
+        past.write("candidate_of_mine.py", text)
+        assert client.evaluate("candidate_of_mine:topology", "f1", since="1h").regressions
         with pytest.raises(ConfigError, match="no metric"):
             client.evaluate(candidate, "f2", since="1h")
