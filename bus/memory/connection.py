@@ -111,7 +111,7 @@ class MemoryBus:
     # -- write
     async def publish(self, draft: NewMessage, *, timeout: float = 5.0) -> Ack:
         self.check(draft)
-        return await self._write(lambda: self.server.publish(draft))
+        return await self.write(lambda: self.server.publish(draft))
 
     async def publish_all(self, drafts: Sequence[NewMessage], *, timeout: float = 5.0) -> list[Ack | BusError]:
         for draft in drafts:
@@ -131,12 +131,12 @@ class MemoryBus:
         for draft in drafts:
             self.check(draft)
         batch = tuple(drafts)
-        return await self._write(lambda: self.server.commit(batch))
+        return await self.write(lambda: self.server.commit(batch))
 
-    async def _write(self, write: Callable[[], T]) -> T:
+    async def write(self, write: Callable[[], T]) -> T:
+        """What `write` gives, unless it is in doubt whether it has happened: a fault of the test."""
         await self.trip()
-        luck = self.server.luck
-        if not luck.hits(luck.faults.unsettled):
+        if not (luck := self.server.luck).hits(luck.faults.unsettled):
             return write()
 
         def unseen() -> None:

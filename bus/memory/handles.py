@@ -223,7 +223,9 @@ class MemoryBucket:
             raise DataError(f"{key!r} is not a key", fix="use letters, digits and -/_=. only")
         if len(value) > self._bus.max_payload:
             raise PayloadTooLarge(f"{len(value)} bytes for key {key}: at most {self._bus.max_payload}")
-        await self._bus.trip()
+        return await self._bus.write(lambda: self._put(key, value, revision))
+
+    def _put(self, key: str, value: bytes, revision: int | None) -> int:
         latest = self._values.get(key, (b"", 0))[1]
         if revision is not None and revision != latest:
             raise Fenced(f"the revision of {key} is {latest}, not {revision}")

@@ -61,6 +61,7 @@ SLEEPS = {
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
     "workers/routing/test_hedge.py": "virtual time",
+    "bus/memory/test_buckets_in_doubt.py": "virtual time",
     "support/pool_bench.py": "virtual time",
     "support/programs/sample.py": "the programs of a user, who sleeps as long as he likes",
     "support/standin.py": "the model's latency",
