@@ -81,7 +81,7 @@ class Diff:
     def lines(self, *, every: bool = False) -> Iterator[str]:
         """As people read it. `every`: with the steps that are the same, one by one."""
         for name, info in zip("ab", self.runs or ()):
-            what = info.kept if info.parent is not None else f"{info.topology} {info.digest[:8]}"
+            what = info.kept if info.parent is not None and info.kept else f"{info.topology} {info.digest[:8]}"
             yield f"{name}  …{info.id[-8:]}  {what}  {info.status:<8} {_spent(info)}"
         if self.equal:
             yield from (f"=  {step}" for step in self.equal) if every else [f"=  {_list(self.equal)}"]
