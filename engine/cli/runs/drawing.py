@@ -35,7 +35,7 @@ def _within(told: Happening) -> Counter[str]:
 def _more(folded: list[Happening]) -> str:
     """A line for what is folded, with how much of each kind that is."""
     inside = sum((_within(one) for one in folded), Counter[str]())
-    words = {"call": "call", "hop": "event over hops", "output": "output", "native": "native value"}
+    words = {"call": "call", "hop": "event over hops", "output": "output", "native": "native value", "letter": "dead letter"}
     said = ", ".join(count(inside[kind], word) for kind, word in words.items() if inside[kind] and kind != folded[0].kind)
     return f"… {len(folded):,} more of {folded[0].node}{f' ({said})' if said else ''}: --all shows them"
 
@@ -43,12 +43,13 @@ def _more(folded: list[Happening]) -> str:
 def _below(told: Happening, began: datetime, indent: str, everything: bool, more: Mapping[str, Sequence[str]]) -> Iterator[str]:
     kinds = Counter((one.kind, one.node) for one in told.below)
     left: list[Happening | str] = []
-    seen = Counter[tuple[str, str]]()
+    seen, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     folded: dict[tuple[str, str], list[Happening]] = {}
     for below in told.below:
         kind = (below.kind, below.node)
         seen[kind] += 1
-        if everything or kinds[kind] <= MANY or seen[kind] <= FIRST or _has_letter(below):
+        failed[kind] += (bad := _has_letter(below))
+        if everything or kinds[kind] <= MANY or seen[kind] <= FIRST or (bad and failed[kind] <= MANY):
             left.append(below)
         else:
             folded.setdefault(kind, []).append(below)
