@@ -20,7 +20,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,3 +315,30 @@ def native(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[
         run.until("ready")
         yield project
         assert run.end() == 0, run.errors()
+
+
+RUNS = (
+    ["runs", "ls"],
+    ["runs", "ls", "--failed"],
+    ["runs", "show", "@last"],
+    ["runs", "explain", "@last", "classify#0"],
+    ["runs", "export", "@last-1", "-o", "one.jsonl"],
+    ["replay", "@last"],
+    ["replay", "--topology", "triage"],
+    ["diff", "@last-1", "@last"],
+)
+
+
+def reads_runs(run: Callable[..., Done], submit: Callable[[], None]) -> None:
+    """An operator sees and replays runs, which are read from the stream of the commits; others are told that they may not."""
+    assert run("operator", "runs", "wait", "@last").code == 1  # it has a dead letter
+    for verb in RUNS:
+        done = run("operator", "--json", *verb)
+        assert (done.code, "Traceback" in done.err) == (1 if verb[0] == "diff" else 0, False), (verb, done.out, done.err)
+    for role in ("publisher", "worker", "caller", "reader", "approver"):
+        for verb in (["runs", "ls"], ["replay", "@last"], ["diff", "@last-1", "@last"]):
+            done = run(role, "--json", *verb)
+            assert (done.error()["code"], done.out, "Traceback" in done.err) == ("DX403", "", False), (role, verb, done.err)
+    submit()
+    for verb in (["replay", "@last"], ["replay", "--topology", "_submit"]):  # which is in nobody's code
+        assert run("operator", *verb).code == 0

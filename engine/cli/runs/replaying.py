@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.repeated import other_builds, repeated
@@ -180,11 +181,16 @@ async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[H
 
 
 def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
-    """A topology of the code: of a target, or of dspex.toml. Raises TopologyError, ConfigError."""
+    """A topology of the code: of a target, or of dspex.toml; or that of submitted calls, which is dspex's own. Raises
+    TopologyError, ConfigError.
+    """
     from dspex.engine.cli.topology.targets import load
     from dspex.engine.graph.defaults import with_defaults
+    from dspex.engine.graph.submitted import submitted
 
     settings = t.settings()
+    if topology == subjects.SUBMITTED:
+        return submitted(settings.app, tuple(sorted({*settings.pools})))
     defaults, timeouts = settings.defaults.call.options(), settings.timeouts
     graphs = {one.graph.name: one.graph for one in load(t, [target] if target is not None else None)}
     if topology not in graphs:
