@@ -1,6 +1,7 @@
 """The verb `demo`: sample messages through `support_triage`, on a server, an engine, a worker and a model of its own.
 
-In the middle it kills its engine, and in the end it redrives a dead letter. What it prints it reads where any client can: the
+In the middle it kills its engine, and then it redrives a dead letter. In the end it does one of its runs again, and again with
+one change. What it prints it reads where any client can: the
 sinks, the dead letters and the records of the model's calls, in the order in which they were stored.
 """
 
@@ -225,7 +226,16 @@ class DemoRun:
         times = (self.first or now) - self._began, now - self._began
         found = figures(self.sample, self.rows, await client.outputs(self.messages), self.calls, made, *times)
         self.printed.summary(found)
-        return found.kept
+        kept = await self._again(client) and found.kept
+        self.printed.end()
+        return kept
+
+    async def _again(self, client: Client) -> bool:
+        """Do one of the runs again, the first one that is not urgent."""
+        from dspex.engine.cli.demo.second_act import play
+
+        routine = (run for run, row in self.rows.items() if row.went_to == SINKS[1])
+        return (run := next(routine, None)) is None or await play(client, self.settings, run, self.printed)
 
     async def _last(self, client: Client) -> int:
         info = await client.bus.stream(subjects.stream(APP))

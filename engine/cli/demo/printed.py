@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dspex.bus.local.open import Found
 from dspex.bus.settings.model import LOCAL_MODEL
@@ -12,6 +12,10 @@ from dspex.engine.cli.demo.rows import DEAD, DemoRow, Figures
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.engine.client.letters import DeadLetter
+
+if TYPE_CHECKING:
+    from dspex.engine.again.fork import Forked
+    from dspex.engine.again.repeat import Repeated
 
 COLUMNS = 100  # of a row
 WIDTH = 51  # of the message in it
@@ -83,6 +87,24 @@ class Printed:
                 self.t.line(f"{start:<5}  {number / f.labelled:4.0%}  {number:>2} of {f.labelled}  {how}")
         self.t.line("")
         self.t.line(f"first answer after {f.first_seconds:.0f} s, the last after {f.seconds:.0f} s")
+
+    # -- the second act -------------------------------------------------------------------------------------------
+    def replayed(self, run: str, found: Repeated) -> None:
+        """One of the runs, done again from what was recorded."""
+        said = {"same": found.diff.same, "served": found.served, "called": found.called, "tokens": found.tokens}
+        what = "the same" if found.diff.same else "not the same"
+        read = f"{count(found.served, 'answer')} of the model read back, {found.called} asked for, {found.tokens} tokens"
+        self.t.emit({"event": "replayed", "run": run, **said}, "", f"--  run …{run[-8:]} replayed: {read}; {what}")
+
+    def forked(self, found: Forked, at: str, change: Mapping[str, Any]) -> None:
+        """The same run with one change, and what differs."""
+        what = ", ".join(f"{name} = {value}" for name, value in change.items())
+        line = f"--  forked at {at} with one change, {what}: {count(found.called, 'call')} made, {found.tokens} tokens"
+        diff = [f"    {text}" for text in found.diff.lines()]
+        self.t.emit({"event": "forked", **found.as_dict(), "diff": found.diff.as_dict()}, line, *diff)
+
+    def end(self) -> None:
+        """What to type next."""
         for line in NEXT.split("\n"):
             self.t.line(line)
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+from cli_bench import kept_logging
 from standin import StandIn, intent
 from waiting import eventually
 
 from dspex.engine.cli.demo.demo import DemoRun, samples, settings
 from dspex.engine.cli.demo.printed import Printed
+from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.terminal import Terminal
 from dspex.topologies.support_examples import Nearest, load
 from dspex.workers.models import weights
@@ -69,7 +71,9 @@ def rows(out: str) -> list[dict[str, Any]]:
 async def played(model: StandIn) -> None:
     """Play the demo in the working directory, with this model."""
     lm = {"main": {"model": "openai/stand-in", "base_url": model.url}}
-    assert await DemoRun(settings(Path.cwd(), lm, {}), Printed(Terminal(json=True)), samples(1)).play(60)
+    with kept_logging():
+        log.configure("error", quiet=False)  # as the verb does: the second act runs an engine in this process
+        assert await DemoRun(settings(Path.cwd(), lm, {}), Printed(Terminal(json=True)), samples(1)).play(60)
 
 
 @pytest.mark.asyncio
@@ -84,10 +88,10 @@ async def test_the_demo_kills_its_engine_and_loses_nothing_and_asks_the_model_no
     assert (stats["requests"], stats["distinct"], stats["repeated"]) == (6, 6, 0)
 
     found = rows(capsys.readouterr().out)
-    *_, last = found
+    *_, last, replayed, forked = found
     events = [row.get("event") or (row.get("intent") and "answer") or row.get("went_to", "summary") for row in found]
     first_half = [*["dead letter"] * 2, *["answer"] * 2, "engine killed", "engine started"]  # as they land
-    assert events == [*first_half, *["answer"] * 3, "redriven", "answer", "summary"]
+    assert events == [*first_half, *["answer"] * 3, "redriven", "answer", "summary", "replayed", "forked"]
     assert all(row["why"].startswith("validate: the data does not fit Message") for row in found[:2])
     killed, started = (next(row for row in found if row.get("event") == f"engine {what}") for what in ("killed", "started"))
     assert killed["pid"] != started["pid"]
@@ -97,6 +101,9 @@ async def test_the_demo_kills_its_engine_and_loses_nothing_and_asks_the_model_no
     figures = last["summary"]
     assert [figures[k] for k in ("sent", "out", "dead", "lost", "twice")] == [7, 6, 1, 0, 0]
     assert figures["made"] == figures["recorded"] == figures["needed"] == 6
+    assert (replayed["same"], replayed["served"], replayed["called"], replayed["tokens"]) == (True, 1, 0, 0)
+    assert (forked["parent"], forked["called"], forked["tokens"]) == (replayed["run"], 0, 0)
+    assert {(step["step"], step["field"]) for step in forked["diff"]["steps"]} >= {("classify#0", "intent")}
     answered = {row["text"]: row for row in found if row.get("intent")}
     assert {text: row["intent"] for text, row in answered.items()} == {text: intent(text, INTENTS) for text in answered}
     assert figures["right"] == sum(row["intent"] == row["expected"] for row in answered.values())
