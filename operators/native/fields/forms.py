@@ -13,7 +13,7 @@ import typing_extensions
 
 from dspex.operators.native.fields.checks import hint_of
 from dspex.operators.native.fields.constraints import CONSTRAINTS, described
-from dspex.operators.native.fields.field_names import refuse_name
+from dspex.operators.native.fields.field_names import refuse_name, refuse_secret
 from dspex.operators.native.fields.fields import (
     MISSING,
     NOTHING,
@@ -89,10 +89,11 @@ def _by_factory(field: dataclasses.Field[Any]) -> bool:
 
 
 def from_info(name: str, info: FieldInfo, role: Role) -> Field:
-    """A field of a pydantic model or of a DSPy signature. Raises TopologyError (DX210)."""
+    """A field of a pydantic model or of a DSPy signature. Raises TopologyError (DX210; DX237 for one that is to be secret)."""
     refuse_name(name, name)
     more = info.json_schema_extra
     extra: Mapping[str, object] = more if isinstance(more, dict) else NOTHING
+    refuse_secret(name, extra)
     prefix = str(extra.get("prefix") or "")
     description = str(extra.get("desc", info.description) or "")
     constraints: Constraints = {

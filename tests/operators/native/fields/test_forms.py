@@ -365,3 +365,16 @@ def test_an_impossible_edit_of_a_signature_is_refused(edit, message):
 def test_instructions_lose_their_indentation_as_in_dspy(dspy, text):
     made = dspy.Signature("a -> b", text or None)
     assert Signature("a -> b", instructions=text).objective == made.instructions
+
+
+def test_a_field_that_is_to_be_secret_is_refused_since_it_would_be_stored_as_any_other() -> None:
+    class Asked(BaseModel):
+        text: str
+        iban: str = pydantic.Field(json_schema_extra={"secret": True})
+
+    class Answered(BaseModel):
+        reply: str
+
+    with pytest.raises(TopologyError, match="'iban' is marked secret, which is not built") as refused:
+        Signature.of(Asked, Answered)
+    assert refused.value.code == "DX237"
