@@ -72,7 +72,7 @@ MORE = {
         'name the variable with the key in `engine.encrypt_key_env`; `"NEW,OLD"` names the old one, too',
     ),
     "DX125": (
-        "A session cannot be forgotten, because payloads are stored in clear text; or a run, because it is not sealed apart.",
+        "What is to be forgotten is sealed by no key of its own: it is in clear text, or it is a run in a session.",
         "encrypt what is stored from now on: `engine.encrypt_key_env`",
     ),
     "DX122": ("A certificate or its key cannot be used.", "correct the paths under `server.tls`"),

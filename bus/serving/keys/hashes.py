@@ -10,10 +10,13 @@ Records of before there were hashes have none, and are taken as they are.
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Final
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
+
+HEX: Final = 32  # digits of a hash
 
 
 def hashed(message: NewMessage) -> NewMessage:
@@ -31,4 +34,4 @@ def is_damaged(message: Message) -> bool:
 
 
 def _hash(data: bytes) -> str:
-    return sha256(data).hexdigest()[:32]
+    return sha256(data).hexdigest()[:HEX]
