@@ -198,7 +198,8 @@ class _Again:
 
     async def _publish(self) -> None:
         file = self._file
-        codec: codecs.Codec = next((name for name, kind in _CODECS.items() if kind == file.content_type), "json")
+        known: list[codecs.Codec] = [name for name, kind in _CODECS.items() if kind == file.content_type]
+        codec: codecs.Codec = known[0] if known else "json"
         body, kind = codecs.encode(file.root.data, codec)
         said = {subjects.KEY: file.key, subjects.SESSION: file.session, subjects.TIME: file.time}
         said |= {subjects.CONTENT_TYPE: kind if kind != codecs.JSON else None}

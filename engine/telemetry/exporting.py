@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -55,7 +55,7 @@ class Exported:
 
 
 @contextmanager
-def exporting(app: str, role: Literal["engine", "worker"], instance: str, serve: str | None) -> Iterator[Exported]:
+def exporting(app: str, role: Literal["engine", "worker"], instance: str, serve: str | None) -> Generator[Exported]:
     """Export what happens in this process for as long as the block runs; nothing where nobody asks for it.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -83,7 +83,7 @@ class SessionStore:
             return await self._change(id, change)
 
     @asynccontextmanager
-    async def _in_line(self, key: str) -> AsyncIterator[None]:
+    async def _in_line(self, key: str) -> AsyncGenerator[None]:
         lines = _LINES.setdefault(self._bus, {})
         line = lines.setdefault(f"{self._app} {key}", _Line())
         line.count += 1

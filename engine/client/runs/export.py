@@ -213,7 +213,8 @@ def read_info(row: Mapping[str, Any]) -> RunInfo:
     if not all(isinstance(made[name], str) for name in ("id", "topology", "digest", "status")):
         raise TypeError("its id, its topology, the digest of that and its status are no texts")
     finished = _time(made["finished"]) if made["finished"] is not None else None
-    return RunInfo(**{**made, "usage": Usage(**made["usage"]), "started": _time(made["started"]), "finished": finished})
+    read: dict[str, Any] = {"started": _time(made["started"]), "finished": finished, "usage": Usage(**made["usage"])}
+    return RunInfo(**(made | read))
 
 
 def _happening(row: Mapping[str, Any]) -> Happening:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import dspy
 
@@ -55,9 +55,10 @@ def needed_by(profile: Profile) -> bool:
         return True
     if profile.local:
         return False
-    given = {**profile.params, **({"api_base": profile.base_url} if profile.base_url else {})}
+    given: dict[str, Any] = {**profile.params, **({"api_base": profile.base_url} if profile.base_url else {})}
     try:
-        lm = dspy.LM(profile.model, **{**given, "api_key": "none", "cache": False, "num_retries": 0})
+        given |= {"api_key": "none", "cache": False, "num_retries": 0}
+        lm = dspy.LM(profile.model, **given)
         return not import_module("dspy.clients.backend_selection").select_backend(lm).native
     except _UNFIT:  # each call says what is wrong with it
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pdb
 import sys
@@ -53,7 +54,7 @@ class OperatorDebugger(pdb.Pdb):
         self.everywhere, self.seeking, self._there = False, True, there
         self._at = f"{node}: {_HELP}"
         self.reset()
-        self.botframe = sys._getframe(2)
+        self.botframe = inspect.stack(0)[2].frame
         self.set_step()
         sys.settrace(self.trace_dispatch)
 

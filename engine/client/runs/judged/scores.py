@@ -112,7 +112,8 @@ class Scores:
     ) -> Score:
         """Keep one more. Those before it are kept, too. Raises ConfigError, RunNotFound where no such operator was asked."""
         subjects.token(name, "score")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        given: Any = value  # a caller may give anything
+        if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
             raise ConfigError(f"{value!r} is no score", code="DX105", fix="give a number")
         if len(note) > MOST_NOTE:
             raise ConfigError(f"a note of {len(note):,} characters", code="DX105", fix=f"at most {MOST_NOTE:,}")
