@@ -209,7 +209,7 @@ class Replay:
 def _spent(info: RunInfo) -> str:
     used: Usage = info.usage
     price = "" if used.cost is None else f"  ${used.cost:.4f}"
-    return f"{info.calls} calls  {used.input_tokens + used.output_tokens:,} tokens{price}"
+    return f"{info.calls:,} call{'' if info.calls == 1 else 's'}  {used.input_tokens + used.output_tokens:,} tokens{price}"
 
 
 def _list(steps: Sequence[str]) -> str:
