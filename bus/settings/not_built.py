@@ -6,14 +6,9 @@ The list is here because every room may read this one. When something is built, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, TypeVar, cast
-
-from dspex.bus.errors import ConfigError
-
-C = TypeVar("C", bound=Callable[..., Any])
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never
 
 CODE: Final = "DX108"
 """The code of settings and of the command line."""
@@ -27,8 +22,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Client": (),
 }
 """Methods and attributes of other classes."""
-PARAMETERS: Mapping[str, tuple[str, ...]] = {}
-"""Parameters, by the class or the method that will take them; `lacks` refuses them."""
 NAMES = ("StateContext", "asgi")
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -74,29 +67,6 @@ VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
 def fix_of(setting: str) -> str | None:
     """What to do about a setting that is not built; None where `setting`, a dotted key, is no such setting."""
     return next((fix for pattern, fix in SETTINGS.items() if fnmatchcase(setting, pattern)), None)
-
-
-def lacks(what: str) -> Callable[[C], C]:
-    """Decorates a class or a method: who gives it one of its `PARAMETERS` gets ConfigError (DX108), whatever else is given."""
-
-    def refusing(call: Callable[..., Any]) -> Any:
-        @wraps(call)
-        def refuse(*args: Any, **given: Any) -> Any:
-            for name in PARAMETERS[what]:
-                if name in given:
-                    raise ConfigError(f"{what}({name}=…) is not built in this version", code=CODE, fix=_LEAVE_OUT)
-            return call(*args, **given)
-
-        return refuse
-
-    def decorate(of: C) -> C:
-        if not isinstance(of, type):
-            return cast("C", refusing(of))
-        made: Any = of
-        made.__init__ = refusing(made.__init__)
-        return cast("C", made)
-
-    return decorate
 
 
 class Planned:

@@ -28,7 +28,6 @@ def section() -> str:
         "operators": planned.OPERATORS,
         "options of operators": [*options, *values],
         "methods": methods,
-        "parameters": [f"{of}({name}=)" for of, names in planned.PARAMETERS.items() for name in names],
         "names to import": planned.NAMES,
         "verbs of the command line": sorted(planned.VERBS),
         "options of verbs": [*verbs, *choices],

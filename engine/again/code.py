@@ -36,15 +36,20 @@ def code(app: str, settings: Settings | None, given: Sequence[HasGraph] = ()) ->
     return [*graphs, submitted(app, tuple(sorted(settings.pools if settings is not None else ())))]
 
 
+def search(settings: Settings) -> None:
+    """Have Python look for the user's modules where the settings say that they lie."""
+    for folder in reversed(settings.search_path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+
 def _loaded(settings: Settings | None) -> list[HasGraph]:
     if settings is None or not settings.topologies:
         fix = "give the topology: topology=…; or name it in dspex.toml, and connect with dspex.connect()"
         raise ConfigError("no topology is given, and the settings name none", code="DX135", fix=fix)
     from dspex.operators.topology import Topology
 
-    for folder in reversed(settings.search_path):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    search(settings)
     yaml = (".yaml", ".yml")
     return [Topology.load(str(settings.root / one) if one.endswith(yaml) else one) for one in settings.topologies]
 

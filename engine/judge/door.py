@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from dspex.engine.again.code import code, search
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.judged.evaluation import Evaluation
-from dspex.engine.graph.defaults import with_defaults
-from dspex.engine.graph.graph import HasGraph, graphs_of
+from dspex.engine.graph.graph import HasGraph
 from dspex.engine.judge.evaluate import evaluate as judge
 from dspex.engine.judge.evaluate import terms_of
 from dspex.engine.judge.metric import Metric
@@ -32,11 +31,8 @@ async def evaluate(
     if isinstance(target, str):
         from dspex.operators.topology import Topology
 
-        for folder in reversed(settings.search_path if settings is not None else ()):
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
+        if settings is not None:
+            search(settings)
         target = Topology.load(target)
-    (graph,) = graphs_of([target])
-    if settings is not None:
-        graph = with_defaults(graph, settings.defaults.call.options(), settings.timeouts)
+    graph, *_ = code(client.app, settings, [target])
     return await judge(client, graph.name, [graph], terms)

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 import dspex
-from dspex.bus.errors import ConfigError
 from dspex.bus.settings import not_built
 
 ROOT = Path(__file__).parents[2]
@@ -117,25 +116,14 @@ def functions() -> Iterator[tuple[str, set[str]]]:
 
 
 @needs_page
-def test_the_parameters_of_the_page_are_there_or_said_to_be_not_built() -> None:
+def test_the_parameters_of_the_page_are_there() -> None:
     lacking: dict[str, set[str]] = {}
     for name, wanted in functions():
         of, _, method = name.partition(".")
         found = getattr(built(of), method, None) if method else built(of)
         if found is not None and callable(found) and name not in OTHERWISE:
             lacking.setdefault(name, set()).update(wanted - set(inspect.signature(found).parameters))
-    planned = not_built.PARAMETERS
-    assert {name: names for name, names in lacking.items() if names} == {n: set(p) for n, p in planned.items()}
-
-
-@pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in not_built.PARAMETERS.items() for name in names])
-def test_a_parameter_that_is_not_built_is_refused(what: str, name: str) -> None:
-    of, _, method = what.partition(".")
-    call: Any = getattr(built(of), method) if method else built(of)
-    with pytest.raises(ConfigError, match=rf"{what}\({name}=…\) is not built in this version") as e:
-        call(**{name: "all"})
-    assert e.value.code == not_built.CODE
-    assert name not in inspect.signature(call).parameters
+    assert {name: names for name, names in lacking.items() if names} == {}
 
 
 @needs_page
