@@ -11,6 +11,7 @@ Parts:
 * half: milliseconds where calls come at random times, each counted from when it is due, at half the rate at which a core is
   full: that at which the busiest process would fill one (or all processes together all cores), by what they used with 64 in
   flight. Where too few are answered in time at that, at half as many, and so on.
+* even: the same at one rate for all, which the slowest of them can keep: half of a core is another rate for each system.
 * crowd: calls of dspex at a fixed rate, alone, and beside another pool all of whose slots have calls that wait: what the crowd
   costs those who are not in it.
 * slots: calls of dspex that wait for 100 ms, as for a model, with more and more slots and as many in flight: the rate beside
@@ -18,7 +19,7 @@ Parts:
 * stream: streamed calls of dspex: when a worker has the call, and when the first word is there, beside a raw stream of the same
   model's server; then STREAMS of them at a time, alone and beside one whose reader does not read.
 
-    python benchmarks/calls.py [--seconds 5] [--rounds 3] [--systems raw,direct] [--parts 1,16,64,half] [--json FILE]
+    python benchmarks/calls.py [--seconds 5] [--rounds 3] [--systems raw,direct] [--parts 1,16,64,half,even] [--json FILE]
 
 Each system runs by turns in processes of its own, with a server of its own, the order changing with every round; the middle
 of all rounds counts. nats-server stores in files and syncs them every two minutes; redis-server stores nothing on disk, which
@@ -75,10 +76,11 @@ SYSTEMS = {
     "dramatiq": Needs("dramatiq", redis=True),
     "taskiq-nats": Needs("taskiq_nats"),
 }
-PARTS = ("1", "16", "64", "half", "crowd", "slots", "stream")
+PARTS = ("1", "16", "64", "half", "even", "crowd", "slots", "stream")
 OWN = ("crowd", "slots", "stream")  # parts that are of dspex alone
 STREAMS = 200  # at a time
 CROWD_RATE = 300  # calls a second
+EVEN_RATE = 150  # calls a second
 SLOTS = (1, 2, 4, 8, 16, 32, 64, 128)
 BESIDE = ("raw", "celery")
 Figures = dict[str, Any]
@@ -112,16 +114,17 @@ async def measure(args: argparse.Namespace) -> tuple[Rounds, dict[str, str]]:
             rows, why = await one(system, args.seconds, of, where)
             failed |= {name: why} if why else {}
             for row in rows:
-                _note(found, name, {**row, "part": str(where.crowd)} if name == "crowd" else row)
+                part = str(where.crowd) if name == "crowd" else "even" if row["part"] == f"@{EVEN_RATE}" else row["part"]
+                _note(found, name, {**row, "part": part})
     return found, failed
 
 
 def _in_order(wanted: Collection[str]) -> list[str]:
     """The parts of each system; before `half` the one that says how much that is."""
-    parts = [part for part in wanted if part not in ("half", *OWN)]
+    parts = [part for part in wanted if part not in ("half", "even", *OWN)]
     if "half" in wanted:
         parts += ["half"] if "64" in parts else ["64", "half"]
-    return parts
+    return [*parts, f"@{EVEN_RATE}"] if "even" in wanted else parts
 
 
 def _note(found: Rounds, name: str, row: Figures) -> None:
@@ -192,7 +195,7 @@ def tables(middle: Mapping[str, Mapping[str, Figures]]) -> list[str]:
     systems = {name: parts for name, parts in middle.items() if name not in OWN}
     for part in PARTS:
         if rows := {name: parts[part] for name, parts in systems.items() if part in parts}:
-            lines += ["", *(_latencies(part, rows) if part in ("1", "half") else _rates(part, rows))]
+            lines += ["", *(_latencies(part, rows) if part in _HEADED else _rates(part, rows))]
     if "crowd" in middle:
         lines += ["", *_crowd(middle["crowd"])]
     if "slots" in middle:
@@ -208,13 +211,15 @@ def _beside(rows: Mapping[str, Figures], name: str, figure: str) -> str:
     return shown
 
 
+_HEADED = {"1": "one at a time", "half": "half of a core", "even": f"{EVEN_RATE} a second"}  # what is told in milliseconds
 _HEADS = "".join(f"{'beside ' + name:>14}" for name in BESIDE)
 
 
 def _latencies(part: str, rows: Mapping[str, Figures]) -> list[str]:
     half = part == "half"
-    head = "half of a core" if half else "one at a time"
-    lines = [f"{head:<16}{'p50, ms':>10}{'p99, ms':>10}{_HEADS}" + (f"{'calls/s':>10}{'of a core':>11}" if half else "")]
+    lines = [
+        f"{_HEADED[part]:<16}{'p50, ms':>10}{'p99, ms':>10}{_HEADS}" + (f"{'calls/s':>10}{'of a core':>11}" if half else "")
+    ]
     for name, row in rows.items():
         rate = f"{row['due']:>10,.0f}{row['of core']:>11.2f}" if half else ""
         more = "  too much: calls were left over" if row["kept"] < KEPT else ""

@@ -20,7 +20,7 @@ from calling.one import full
 
 @pytest.mark.asyncio
 async def test_each_part_gives_figures_for_the_raw_request_and_for_dspex(capsys: pytest.CaptureFixture[str]) -> None:
-    parts = ["1", "64", "half"]  # all kinds of them, but the slots, which need a pool for each number
+    parts = ["1", "64", "half", "even"]  # all kinds of them, but the slots, which need a pool for each number
     args = argparse.Namespace(seconds=0.2, rounds=1, systems=["raw", "direct"], parts=parts, processes=1)
     figures, failed = await calls.measure(args)
     assert failed == {}
@@ -39,6 +39,9 @@ async def test_each_part_gives_figures_for_the_raw_request_and_for_dspex(capsys:
         "raw",
         "direct",
         "half",
+        "raw",
+        "direct",
+        "150",
         "raw",
         "direct",
     ]
