@@ -20,13 +20,13 @@ from typing_extensions import TypedDict  # pydantic checks it, and takes no othe
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
-from dspex.bus.serving.call_spec import ANSWERED as ANSWERED
-from dspex.bus.serving.call_spec import BEGAN as BEGAN
-from dspex.bus.serving.call_spec import HEDGED as HEDGED
-from dspex.bus.serving.call_spec import SILENT as SILENT
 from dspex.bus.serving.call_spec import CallSpec
-from dspex.bus.serving.call_spec import Tried as Tried
-from dspex.bus.serving.call_spec import Usage as Usage
+from dspex.bus.serving.programs.usage import ANSWERED as ANSWERED
+from dspex.bus.serving.programs.usage import BEGAN as BEGAN
+from dspex.bus.serving.programs.usage import HEDGED as HEDGED
+from dspex.bus.serving.programs.usage import SILENT as SILENT
+from dspex.bus.serving.programs.usage import Tried as Tried
+from dspex.bus.serving.programs.usage import Usage as Usage
 
 Adapter: TypeAlias = Literal["chat", "json", "xml"]
 """How the inputs of a call are written into messages, and how its reply is read."""

@@ -57,6 +57,17 @@ class Profile:
         """Whether its weights run in a model server of ours."""
         return self.model.startswith(LOCAL)
 
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what its tokens cost: those of a local model cost nothing."""
+        return bool(self.price) or self.local
+
+    def cost_of(self, read: float, written: float, cached: float = 0.0) -> float:
+        """USD of so many tokens. `cached`: those of `read` that the provider had in its cache."""
+        plain = self.price.get("input", 0.0)
+        cost = (read - cached) * plain + cached * self.price.get("cached", plain)
+        return (cost + written * self.price.get("output", 0.0)) / 1e6
+
 
 @dataclass(frozen=True)
 class PoolConfig:

@@ -2,7 +2,8 @@
 
     python benchmarks/calling/routing.py [--calls 200000] [--json]
 
-* one: a profile alone. list: three profiles that are well. worse: the first of three is much slower, and goes behind.
+* one: a profile alone. list: three profiles that are well. cheapest: the last of the three costs least, and is asked first.
+* worse: the first of three is much slower, and goes behind.
 * open: the breaker of the first of three is open. refused: all are, and the call ends in CircuitOpen.
 """
 
@@ -23,7 +24,7 @@ from dspex.workers.config import PoolConfig, Profile
 from dspex.workers.pool.routing.routing import Routing
 
 NAMES = ("first", "second", "third")
-CASES = {"one": NAMES[:1], "list": NAMES, "worse": NAMES, "open": NAMES, "refused": NAMES}
+CASES = {"one": NAMES[:1], "list": NAMES, "cheapest": NAMES, "worse": NAMES, "open": NAMES, "refused": NAMES}
 DOWN = {"type": "LMUnavailable"}
 
 
@@ -42,14 +43,19 @@ class Call:
 def record(lm: str, error: Any = None, ms: float = 10.0) -> CallRecord:
     """The record of a call that `lm` answered."""
     tried = [Tried(lm, ANSWERED if error is None else error["type"], ms)]
-    return CallRecord("c", 1, 1, "t", "n", error=error, lm=lm, elapsed=ms / 1000, routing=tried)
+    usage = {"input_tokens": 400, "output_tokens": 60}
+    return CallRecord("c", 1, 1, "t", "n", error=error, lm=lm, elapsed=ms / 1000, routing=tried, usage=usage)
 
 
 def measure(case: str, calls: int) -> dict[str, float]:
     """Percentiles of the microseconds of choosing and learning, for one call."""
-    profiles = {name: Profile(name, "openai/x", breaker={"open": 1e9}) for name in NAMES}
+    prices = [{"input": float(n), "output": 4.0 * n} for n in (3, 2, 1)]
+    profiles = {name: Profile(name, "openai/x", breaker={"open": 1e9}, price=price) for name, price in zip(NAMES, prices)}
+    choose = case if case == "cheapest" else "listed"
     routing: Any = Routing(PoolConfig("app", "pool", lm="first", profiles=profiles), time.monotonic)
-    work = CallRequest("c", 1, 1, "t", "n", CallSpec("predict", "a -> b", "a -> b", lm=CASES[case]), {"a": 1}, "r")
+    work = CallRequest(
+        "c", 1, 1, "t", "n", CallSpec("predict", "a -> b", "a -> b", lm=CASES[case], choose=choose), {"a": 1}, "r"
+    )
     for _ in range(200):
         for name in NAMES:
             routing.after(Call(work), record(name, ms=100.0 if (case, name) == ("worse", "first") else 10.0))

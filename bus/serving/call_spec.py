@@ -1,4 +1,4 @@
-"""A recorded operator as data: what a worker is asked to run; and what that cost, and which models were tried."""
+"""A recorded operator as data: what a worker is asked to run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+from typing import Literal, Self, TypeAlias, cast, get_args
 
 from typing_extensions import TypedDict
 
@@ -61,6 +61,7 @@ class CallSpec:
         reconcile: ref of the function that tells what such a call did whose worker died; None for none.
         cost: slots that a call takes.
         lane: a CallLane.
+        choose: a Choice.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class CallSpec:
     hedge: str = ""
     first_token_timeout: float = 0.0
     lane: str = "live"
+    choose: str = "listed"
 
     def plain(self) -> dict[str, object]:
         """The spec as a request carries it. Not a copy: descriptions of types are large, and nobody changes them."""
@@ -93,7 +95,8 @@ class CallSpec:
     def identity(self) -> bytes:
         """A digest of all that an answer depends on: not of how long it may be used again, nor of who gives it."""
         return hashlib.blake2b(
-            replace(self, cache=0.0, route="", cost=1, hedge="", first_token_timeout=0.0, lane="live").packed, digest_size=16
+            replace(self, cache=0.0, route="", cost=1, hedge="", first_token_timeout=0.0, lane="live", choose="listed").packed,
+            digest_size=16,
         ).digest()
 
     @property
@@ -197,49 +200,9 @@ class CallSpec:
             raise DecodeError(f"not a spec of a call: hedge is one of {', '.join(get_args(Hedge))}")
         if found.lane not in get_args(CallLane):
             raise DecodeError(f"not a spec of a call: lane is one of {', '.join(get_args(CallLane))}")
+        if found.choose not in get_args(Choice):
+            raise DecodeError(f"not a spec of a call: choose is one of {', '.join(get_args(Choice))}")
         return found
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens and money of one call, or of many together.
-
-    Attributes:
-        cost: in USD; None where the price is not known.
-        cached_tokens: those of the input that the provider had in its cache.
-        finish: the server's word for why the model stopped, of the last reply: "stop", "length"; "" where it has none.
-        requests: that a model answered.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = None
-    cached_tokens: int = 0
-    finish: str = ""
-    requests: int = 0
-
-    @classmethod
-    def read(cls, raw: object) -> Self:
-        """What a record says was used. Raises DecodeError for what is no usage."""
-        if raw == _NOTHING:  # of a call that no model answered
-            return cls()
-        plain = dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw
-        found = cls(**checked(cls, "the usage of a call", plain))
-        counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
-        if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
-            raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")
-        return found
-
-    def __add__(self, other: Usage) -> Usage:
-        costs = [c for c in (self.cost, other.cost) if c is not None]
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            sum(costs) if costs else None,
-            self.cached_tokens + other.cached_tokens,
-            other.finish or self.finish,
-            self.requests + other.requests,
-        )
 
 
 Hedge: TypeAlias = Literal["p50", "p75", "p90", "p95", "p99"]
@@ -247,6 +210,15 @@ Hedge: TypeAlias = Literal["p50", "p75", "p90", "p95", "p99"]
 
 CallLane: TypeAlias = Literal["live", "batch"]
 """How a model is asked: at once; or through its provider's batch API, which is cheaper and may take a day."""
+
+Choice: TypeAlias = Literal["listed", "cheapest"]
+"""Which profile of a list comes first: that which is written first; or that with which the call is expected to cost least."""
+
+
+def without_price(lm: str) -> tuple[str, str]:
+    """Message and fix where a price would have to be known to choose the cheapest."""
+    return f"choose is cheapest, and lm.{lm} has no price", f"say what it costs: lm.{lm}.price = {{ input = …, output = … }}"
+
 
 LIVE_PART = 0.1  # of its deadline, in which a call is asked live that no batch has answered by then
 
@@ -256,30 +228,6 @@ def live_within(timeout: float, deadline: float) -> float:
     return max(2 * timeout, LIVE_PART * deadline)
 
 
-ANSWERED, HEDGED, BEGAN, SILENT = "answered", "hedged", "began", "silent"
-"""Words of `Tried`."""
-
-
-class Tried(NamedTuple):
-    """One decision about who answers a call.
-
-    Attributes:
-        lm: the profile.
-        why: ANSWERED; the class of the error that it ended in; "open", it was not asked because its breaker was; "behind",
-            another one was asked first because it does better lately; "limited", it had no room in a limit or budget; HEDGED,
-            it was asked twice, since it took longer than usual; SILENT, it did not begin to answer in time; BEGAN, it did.
-        ms: milliseconds that it took; with BEGAN, to begin.
-        wait: seconds that its provider asked to wait.
-    """
-
-    lm: str
-    why: str
-    ms: float = 0.0
-    wait: float = 0.0
-
-
-_NOTHING = vars(Usage())
-_MOST_COUNTED = 1e18  # of tokens, requests or USD
 _SMALL = 16 << 10  # bytes of a spec that is kept: anybody who may ask can send any number of large ones
 
 

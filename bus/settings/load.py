@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dspex.bus.errors import ConfigError, Problem
+from dspex.bus.serving.call_spec import without_price
 from dspex.bus.settings import files, layers, not_built
 from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
@@ -207,15 +208,19 @@ def _unknown_names(settings: Settings, origins: Mapping[SettingPath, str]) -> It
 
 
 def _without_prices(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
-    """Budgets of money for profiles of which nobody knows what they cost."""
+    """Budgets of money for profiles of which nobody knows what they cost, and a choice by that."""
     for name, budget in settings.budgets.items():
         profiles = [budget.profile] if budget.profile in settings.lm else [lm for lm in settings.lm if budget.profile is None]
-        priceless = [lm for lm in profiles if settings.lm[lm].price is None and not settings.lm[lm].local]
+        priceless = settings.priceless(profiles)
         if budget.cost is not None and priceless:
             key = ("budgets", name, "cost")
             said = f"counts no call of lm.{priceless[0]}, which has no price"
             fix = f"say what its tokens cost: lm.{priceless[0]}.price = {{ input = …, output = … }}"
             yield _problem_at("DX105", ".".join(key), layers.origin_of(key, origins), said, fix)
+    call = settings.defaults.call
+    for lm in settings.priceless(call.lm or ()) if call.choose == "cheapest" else ():
+        place = layers.origin_of(("defaults", "call", "choose"), origins)
+        yield _problem_at("DX105", "defaults.call.choose", place, *without_price(lm))
 
 
 def _problem_at(code: str, key: str, origin: str, message: str, fix: str) -> Problem:

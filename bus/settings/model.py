@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,6 +119,10 @@ class Settings(SettingsTable):
         raise ConfigError(
             f"pool {pool} names no language model, and there are several: {names}", code="DX113", node=pool, fix=fix
         )
+
+    def priceless(self, lms: Iterable[str]) -> list[str]:
+        """The profiles among these of which nobody knows what their tokens cost; a local model's cost nothing."""
+        return [name for name in lms if (lm := self.lm.get(name)) is not None and lm.price is None and not lm.local]
 
     def lms_of(self, pool: str) -> list[str]:
         """The profiles that calls of a pool may use, whose keys its workers get: its `lm` and `lms`, and those of

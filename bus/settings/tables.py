@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_DEADLINE, Adapter, Affinity, OnError, Order, Route
-from dspex.bus.serving.call_spec import Hedge
+from dspex.bus.serving.call_spec import Choice, Hedge
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
 from dspex.bus.settings.duration import seconds
@@ -117,6 +117,7 @@ class CallDefaults(SettingsTable):
     route: Route | None = None
     cache: PositiveSeconds | None = None
     hedge: Hedge | None = None
+    choose: Choice | None = None
     first_token_timeout: PositiveSeconds | None = None
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, Retry
 
 # of these the worker must know; the others concern the engine alone
-_OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost", "hedge", "first_token_timeout")
+_OF_SPEC = ("lm", "adapter", "config", "route", "cache", "cost", "hedge", "first_token_timeout", "choose")
 _OF_ONE_REQUEST = ("hedge", "first_token_timeout")  # of these where no code of users runs, and which are asked live
 
 
@@ -54,4 +54,6 @@ def _call(node: CallNode, defaults: Mapping[str, object]) -> Call:
         spec = {name: value for name, value in spec.items() if name not in _OF_ONE_REQUEST}
     if not node.call.spec.asks_a_model:
         spec = {name: value for name, value in spec.items() if name in ("cache", "cost")}
+    if len(spec.get("lm", node.call.spec.lm)) < 2 or node.call.spec.lane == "batch":
+        spec.pop("choose", None)  # of a list, which is asked live
     return replace(node.call, spec=replace(node.call.spec, **spec), **unset)

@@ -29,7 +29,7 @@ def in_batches(spec: Spec[Any]) -> Iterator[TopologyError]:
     """Every way in which a spec contradicts its `lane="batch"`."""
     options = spec.options
     yield from uncovered(spec, 'lane="batch"', "leave it out: the call is then asked live")
-    for name in ("hedge", "first_token_timeout"):
+    for name in ("hedge", "first_token_timeout", "choose"):
         if name in options:
             yield problem("DX205", f'{name}= has no meaning with lane="batch"', _LIVE)
     if options.get("affinity") == "require":

@@ -71,6 +71,7 @@ class Optimization:
             cache=0.0,
             hedge="",
             first_token_timeout=0.0,
+            choose="listed",
             lane="live",  # each request of an optimizer waits for the one before
         )
         deadline = max(self.timeout, min(4 * self.timeout, LONGEST))

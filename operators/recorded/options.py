@@ -27,7 +27,7 @@ from dspex.operators.parameters import (
     Parameter,
 )
 from dspex.operators.parameters.values import TEXT, in_seconds, mapping
-from dspex.operators.typing.names import Adapter, Affinity, CallLane, Hedge, OnError, Order, Route
+from dspex.operators.typing.names import Adapter, Affinity, CallLane, Choice, Hedge, OnError, Order, Route
 from dspex.operators.typing.refs import ref_of, resolve
 
 
@@ -59,6 +59,7 @@ class CallOptions(EnrichOptions, total=False):
     hedge: Hedge
     first_token_timeout: Duration
     lane: CallLane
+    choose: Choice
 
 
 _CONFIG: Mapping[str, tuple[type, ...]] = {
@@ -253,17 +254,19 @@ CALL_OPTIONS: Mapping[str, Parameter] = MappingProxyType(
         "priority": IntegerParameter(
             5, least=0, most=9, doc="0 comes first; a pool takes calls of 0 to 3 before those of 4 to 6, and 7 to 9 last"
         ),
-        "cache": DurationParameter(
-            None,
-            zero=False,
-            doc="for so long an equal call is given the answer again; default: never",
-        ),
+        "cache": DurationParameter(None, zero=False, doc="for so long an equal call is given the answer again; default: never"),
         "tenant": TenantParameter(
             None,
             doc="on whose behalf: a pool gives tenants that have many calls waiting the same tokens, and takes calls of one "
             "that has few soon; and budgets may count it",
         ),
         "cost": IntegerParameter(1, least=1, doc="slots that a call takes; no more than a process of its pool has"),
+        "choose": ChoiceParameter(
+            "listed",
+            of=Choice,
+            doc="which of several profiles is asked first: that which is written first, or that with which a call is expected "
+            "to cost least, by its price and by the tokens that calls of the program used",
+        ),
         "hedge": ChoiceParameter(
             None,
             of=Hedge,

@@ -184,6 +184,8 @@ class Spec(Generic[T_co]):
             yield from uncovered(self, "first_token_timeout=", "leave it out: timeout= limits the whole answer")
         if self.options.get("lane") == "batch" and error is None:
             yield from in_batches(self)
+        if self.options.get("choose") == "cheapest" and len(self.options.get("lm", ())) < 2:
+            yield problem("DX205", 'choose="cheapest" has nothing to choose from', 'name several profiles: lm=["main", "big"]')
         if "hedge" in self.options and self.kind in ("react", "program"):
             message, fix = "hedge= would run code of yours twice at once", "leave it out: it is of predict and chain_of_thought"
             yield problem("DX205", message, fix)
@@ -213,6 +215,7 @@ class Spec(Generic[T_co]):
             hedge=o.get("hedge", ""),
             first_token_timeout=float(o.get("first_token_timeout", 0)),
             lane=o["lane"],
+            choose=o["choose"],
         )
 
     def _inputs(self, mapped: Mapping[str, str]) -> Callable[[object], Outputs]:

@@ -13,6 +13,7 @@ from dspex.bus.records import OnError as OnError
 from dspex.bus.records import Order as Order
 from dspex.bus.records import Route as Route
 from dspex.bus.serving.call_spec import CallLane as CallLane
+from dspex.bus.serving.call_spec import Choice as Choice
 from dspex.bus.serving.call_spec import Hedge as Hedge
 
 Record: TypeAlias = dict[str, Any]

@@ -137,11 +137,10 @@ class Attempt:
     @staticmethod
     def priced(used: Usage, profile: Profile | None) -> Usage:
         """Tokens with what they cost, where the profile names its price."""
-        if price := profile.price if profile else {}:
-            plain, cached = price.get("input", 0.0), min(used.cached_tokens, used.input_tokens)
-            cost = (used.input_tokens - cached) * plain + cached * price.get("cached", plain)
-            used = replace(used, cost=(cost + used.output_tokens * price.get("output", 0.0)) / 1e6)
-        return used
+        if profile is None or not profile.price:
+            return used
+        cached = min(used.cached_tokens, used.input_tokens)
+        return replace(used, cost=profile.cost_of(used.input_tokens, used.output_tokens, cached))
 
     def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:
         """The end of the attempt, with all that is known of it."""

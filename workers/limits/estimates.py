@@ -36,7 +36,6 @@ class Estimates:
         """By what is counted."""
         job = work.spec.kind == OPTIMIZE  # what it uses is reserved request by request: its rows are no prompt
         read = 0.0 if job else _characters(work.inputs) / CHARACTERS
-        price = profile.price
         samples = self._measured.get((work.spec.program, profile.name))
         if samples is not None and samples.count >= ENOUGH:
             more, requests, cost = samples.worst()
@@ -44,7 +43,7 @@ class Estimates:
         read += len(work.spec.signature_json) / CHARACTERS + FORM
         found = {**profile.params, **work.spec.config}
         written = _count(found.get("max_tokens"), WRITES) * _count(found.get("n"), 1)
-        cost = (read * price.get("input", 0.0) + written * price.get("output", 0.0)) / 1e6
+        cost = profile.cost_of(read, written)
         return {"requests": 1.0, "tokens": read + written, "cost": cost, "concurrent": 1.0}
 
     def measured(self, work: CallRequest, profile: Profile, usage: Usage) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import Problem, TopologyError
+from dspex.bus.serving.call_spec import without_price
 from dspex.bus.settings.refs import allows, not_allowed
 from dspex.engine.cli.figures import GIVE_A_KEY
 from dspex.engine.cli.terminal.client import client, count
@@ -106,6 +107,9 @@ def _refused_by_pool(settings: Settings, call: Call) -> Iterator[tuple[str, str,
             yield "DX111", f"there is no language model {lm!r}", fix
         elif name in settings.pools and lm not in settings.lms_of(name):
             yield "DX113", f"pool {name} may not use lm.{lm}", f'pools.{name}.lms = ["{lm}"]'
+    if call.spec.choose == "cheapest":
+        for lm in settings.priceless(call.spec.lm):
+            yield "DX105", *without_price(lm)
     if name in settings.pools:
         if call.spec.cost > (slots := settings.pools[name].slots):
             said = f"cost={call.spec.cost} is more slots than a process of pool {name} has: {slots}"

@@ -61,7 +61,7 @@ def what_is_asked(spec: CallSpec) -> str:
     return blake2b(codecs.msgpack_bytes(dict(sorted(said.items()))), digest_size=16).hexdigest()
 
 
-_HOW: Final = frozenset({"state", "cache", "route", "cost", "hedge", "first_token_timeout", "lane"})
+_HOW: Final = frozenset({"state", "cache", "route", "cost", "hedge", "first_token_timeout", "lane", "choose"})
 
 
 def steps(stored: Iterable[Message], inputs: Mapping[str, Callable[[object], Any]] | None = None) -> list[Step]:

@@ -42,7 +42,7 @@ ACTS: dict[str, str] = {
     "engine.encrypt_key_env": "bus/local/open.py",
     **{
         f"defaults.call.{name}": "engine/graph/defaults.py"
-        for name in ("lm", "adapter", "route", "cache", "cost", "hedge", "first_token_timeout")
+        for name in ("lm", "adapter", "route", "cache", "cost", "hedge", "first_token_timeout", "choose")
     },
     **{
         f"defaults.call.{name}": "engine/graph/nodes.py"

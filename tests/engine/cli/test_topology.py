@@ -116,6 +116,23 @@ def test_check_names_a_model_that_the_pool_of_a_call_may_not_use(dspex: Dspex, t
     assert dspex("check", "t.yaml").code == 0
 
 
+def test_check_and_the_settings_want_the_price_of_each_model_of_which_the_cheapest_is_asked(
+    dspex: Dspex, tmp_path: Path
+) -> None:
+    models = '[lm]\nlocal = { model = "local/x" }\nbig = { model = "openai/b" }\n'
+    (tmp_path / "dspex.toml").write_text(models)
+    (tmp_path / "t.yaml").write_text(GOOD.replace("lm: local", "lm: [local, big], choose: cheapest"))
+    found = dspex("check", "t.yaml")
+    assert found.code == 3
+    assert "error[DX105] ask (t.yaml:7): choose is cheapest, and lm.big has no price\n  fix: say what it costs: " in found.out
+    (tmp_path / "dspex.toml").write_text(models + '[defaults.call]\nlm = ["big", "local"]\nchoose = "cheapest"\n')
+    found = dspex("config", "show")
+    assert found.code == 2
+    assert "choose is cheapest, and lm.big has no price" in found.err, "defaults.call.choose"
+    (tmp_path / "dspex.toml").write_text(models.replace('/b" }', '/b", price = { input = 1, output = 4 } }'))
+    assert dspex("check", "t.yaml").code == 0
+
+
 PROGRAMS = """
 dspex: 1
 topology: calling

@@ -44,6 +44,7 @@ def test_the_settings_have_the_defaults_of_the_call_options() -> None:
         ("priority", [0, 5, 9], [-1, 10, 1.5, True, "urgent"]),
         ("cache", ["1h", 5], ["0s", 0, -1, "soon"]),
         ("hedge", ["p50", "p95"], ["p0", "p100", "95", 95]),
+        ("choose", ["listed", "cheapest"], ["fastest", ""]),
         ("first_token_timeout", ["2s", 0.5], ["0s", 0, -1, "soon"]),
         ("route", ["auto", "worker", "native"], ["dspy"]),
     ],

@@ -12,13 +12,14 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import telemetry
-from dspex.bus.errors import CircuitOpen
+from dspex.bus.errors import CircuitOpen, ConfigError
 from dspex.bus.records import ANSWERED, BEGAN, HEDGED, SILENT, CallRecord, Tried
-from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.call_spec import CallSpec, without_price
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.workers.config import PoolConfig
 from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
 from dspex.workers.pool.routing.measured import Measured
+from dspex.workers.pool.routing.spending import Spending
 
 if TYPE_CHECKING:
     from dspex.workers.pool.execution import Execution
@@ -32,7 +33,7 @@ SLOWER: Final = 3.0  # times the median of another profile of the list: it is tr
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
-NOT_ASKED: Final = ("open", "behind", "limited", BEGAN, HEDGED)  # what is said of a profile besides what became of it
+NOT_ASKED: Final = ("open", "behind", "dearer", "limited", BEGAN, HEDGED)  # what is said of a profile besides what became of it
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
 
 
@@ -74,13 +75,16 @@ class Routing:
         self._now, self._pool = now, config.name
         self._default = (default.name,) if default else ()
         self.lms = {name: LmHealth(Breaker(BreakerRule(**profile.breaker))) for name, profile in config.profiles.items()}
+        self._spending = Spending(config.profiles)
         self._programs: dict[str, Breaker] = {}
         self._probes: dict[Execution, list[Breaker]] = {}
-        self._turn = itertools.count(1)
+        self._turn, self._choice = itertools.count(1), itertools.count(1)
 
     # -- before
     def before(self, execution: Execution) -> None:
-        """Choose `execution.lms`. Raises CircuitOpen where none of them may be asked, or the program may not be run."""
+        """Choose `execution.lms`. Raises CircuitOpen where none of them may be asked, or the program may not be run; and
+        ConfigError where a price would have to be known.
+        """
         if execution.batch:  # how a model is when it is asked live says nothing of its batches
             return
         spec, now = execution.work.spec, self._now()
@@ -92,6 +96,8 @@ class Routing:
         if names := (execution.lms or spec.lm or self._default) if spec.asks_a_model else ():
             usable = self._usable(names, now, execution)
             if len(names) > 1:
+                if spec.choose == "cheapest":
+                    usable = self._by_cost(usable, execution)
                 usable = self._ordered(usable, execution)
                 execution.lms = usable
             if (first := self.lms.get(usable[0])) is not None:
@@ -116,8 +122,23 @@ class Routing:
         execution.routing += [Tried(name, "open") for name in waits]
         return [name for name in names if name not in waits]
 
+    def _by_cost(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
+        """The names, those first with which the call is expected to cost less."""
+        spending, program = self._spending, execution.work.spec.program
+        if not spending.priceless.isdisjoint(names):
+            said, fix = without_price(next(name for name in names if name in spending.priceless))
+            raise ConfigError(said, fix=fix, code="DX105", node=execution.work.node)
+        costs = spending.expected(program, names)
+        found = sorted(names, key=costs.__getitem__)  # as they are written where they cost the same
+        if next(self._choice) % LOOK_AGAIN == 0:  # nobody knows yet how much another one writes
+            least = costs[found[0]]
+            found.sort(key=lambda name: not spending.may_cost_less(program, name, least))
+        if found[0] != names[0]:
+            execution.routing += [Tried(name, "dearer") for name in names[: names.index(found[0])]]
+        return found
+
     def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
-        """The names as they are written, and those last that are much worse than another one."""
+        """The names in their order, and those last that are much worse than another one."""
         least, best = 1.0, math.inf  # error rate and median
         spec = execution.work.spec
         for name in names:
@@ -148,6 +169,8 @@ class Routing:
         for one in record.routing:
             if one.why == BEGAN and one.lm in self.lms:
                 self.lms[one.lm].beginnings.add(one.ms / 1000)
+        if spec.choose == "cheapest":
+            self._spending.learn(spec.program, record.lm, record.usage)
         for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
             self._learn(one, now, spec)
         if spec.kind in OF_USERS:

@@ -106,6 +106,7 @@ def test_only_a_durable_call_of_the_lane_has_time_for_a_batch(wrong: dict[str, A
         (lambda **o: dspex.chain_of_thought("q -> reasoning", **o), "which chain_of_thought adds"),
         (lambda **o: dspex.predict("q -> a", route="worker", **o), 'route="worker" lets DSPy answer'),
         (lambda **o: dspex.predict("q -> a", hedge="p95", **o), "hedge= has no meaning"),
+        (lambda **o: dspex.predict("q -> a", lm=["a", "b"], choose="cheapest", **o), "choose= has no meaning"),
         (lambda **o: dspex.predict("q -> a", affinity="require", **o), 'affinity="require" has no meaning'),
         (lambda **o: dspex.predict("q -> a", first_token_timeout="2s", **o), "first_token_timeout= has no meaning"),
         (lambda **o: dspex.predict("q -> a", **{**o, "deadline": "2m"}), 'leaves lane="batch" no time'),

@@ -1,0 +1,91 @@
+"""What a call is expected to cost with a profile: by its price, and by the tokens that calls of the program used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dspex.workers.config import Profile
+
+ENOUGH: Final = 8  # calls, from which on what a program uses with a profile is believed; before, what it uses with all
+WEIGHS: Final = 64  # calls that a mean remembers, about
+PROGRAMS: Final = 256  # the latest: whoever may ask could name any number
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Of a call, in the mean of so many."""
+
+    read: float = 0.0
+    cached: float = 0.0
+    written: float = 0.0
+    calls: int = 0
+
+    def add(self, read: int, cached: int, written: int) -> None:
+        """One more call."""
+        if self.calls < WEIGHS:
+            self.calls += 1
+        part = 1 / self.calls
+        self.read += (read - self.read) * part
+        self.cached += (cached - self.cached) * part
+        self.written += (written - self.written) * part
+
+
+@dataclass(slots=True)
+class _OfProgram:
+    in_all: Tokens = field(default_factory=Tokens)
+    by: dict[str, Tokens] = field(default_factory=dict[str, Tokens])  # by profile
+
+
+NOTHING_KNOWN: Final = _OfProgram(Tokens(read=3.0, written=1.0))  # of a program that was not called: how prices compare
+
+
+class Spending:
+    """Measures what programs use, in one process of a pool."""
+
+    def __init__(self, profiles: Mapping[str, Profile]) -> None:
+        self._programs: dict[str, _OfProgram] = {}
+        # USD of a token that is read, of one that the provider had in its cache, and of one that is written
+        self._usd = {name: (p.cost_of(1, 0), p.cost_of(1, 0, 1), p.cost_of(0, 1)) for name, p in profiles.items()}
+        self.priceless = frozenset(name for name, profile in profiles.items() if not profile.priced)
+
+    def expected(self, program: str, names: Sequence[str]) -> dict[str, float]:
+        """In USD, by profile; of one that is not there more than of any other."""
+        found = self._programs.get(program, NOTHING_KNOWN)
+        costs: dict[str, float] = {}
+        for name in names:
+            if name not in self._usd:
+                costs[name] = math.inf
+                continue
+            read, cached, written = self._usd[name]
+            of = found.by.get(name)
+            if of is None or of.calls < ENOUGH:
+                of = found.in_all
+            costs[name] = (of.read - of.cached) * read + of.cached * cached + of.written * written
+        return costs
+
+    def may_cost_less(self, program: str, name: str, than: float) -> bool:
+        """Whether a profile that the program was hardly called with may cost less than that, if it writes little."""
+        found = self._programs.get(program)
+        if found is None or name not in self._usd or ((of := found.by.get(name)) is not None and of.calls >= ENOUGH):
+            return False
+        read, cached, _ = self._usd[name]
+        return (found.in_all.read - found.in_all.cached) * read + found.in_all.cached * cached < than
+
+    def learn(self, program: str, lm: str, usage: Mapping[str, Any]) -> None:
+        """What a call has used, as its record says, whatever came of it. No tokens: the model's server tells none."""
+        read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+        if not read and not written:
+            return
+        found = self._programs.pop(program, None) or _OfProgram()
+        self._programs[program] = found  # the latest last
+        if len(self._programs) > PROGRAMS:
+            del self._programs[next(iter(self._programs))]
+        cached = min(read, usage.get("cached_tokens", 0))
+        found.in_all.add(read, cached, written)
+        own = found.by.get(lm)
+        if own is None:
+            own = found.by[lm] = Tokens()
+        own.add(read, cached, written)
