@@ -2,30 +2,32 @@
 
 The real engine runs on the in-memory bus, with the clock of then; the source event of the run lies where it lay, so all ids are
 the same. Its calls are answered by what was recorded for equal requests; others are made by workers of the
-application, where that is wanted. Nothing is written anywhere: what came of it is returned.
+application, where that is wanted. Nothing is written anywhere: what came of it is returned. Where `handle` alone says that
+nothing differs, no engine is started (`unchanged.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from dspex.bus import codecs, subjects
+from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.memory.faults import Luck
-from dspex.bus.message import Message, place_id
-from dspex.bus.port import NewMessage, StreamConfig
+from dspex.bus.port import StreamConfig
 from dspex.bus.records import Usage
 from dspex.bus.serving.programs.names import StateName
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mode, NotRecorded
+from dspex.engine.again.event import event_of, id_in
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.again.making import made
 from dspex.engine.again.stopped import stopped
+from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, compare
@@ -80,6 +82,8 @@ async def repeat(
     alter: Alter | None = None,
     state: str | None = None,
     told: Callable[[CallsSoFar], None] | None = None,
+    whole: bool = True,
+    unchanged: Unchanged | None = None,
 ) -> Repeated:
     """Do a run again with these graphs. Several may be done at once, each in a thread of its own.
 
@@ -97,21 +101,23 @@ async def repeat(
         make: makes calls in the place of the client.
         alter: which outputs a fork changes. state: a saved state that its calls have.
         told: hears of the calls so far, now and then, in a thread of its own.
+        whole: calls are compared by all that is asked, see RecordedCalls. unchanged: of the graphs, made by who does many runs
+            again with them.
 
     Raises:
         TopologyError: DX235, the topology of the run is not among the graphs. Divergence. Saturated: a pool has no worker.
         Whatever the server says.
     """
-    if file.info.topology not in {graph.name for graph in graphs}:
-        fix = "name it: --with module:attr"
-        raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)
     if make is None and client is not None:
         make = partial(made, client.bus, client.app)
-    if make is None and mode != "strict":
-        raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
+    _check(file, graphs, mode, make)
     states = await _states(client, graphs, state) if client is not None else None
+    calls = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
+    recorded = partial(RecordedCalls, calls, states, whole=whole)
+    if mode == "strict" and alter is None and (unchanged or Unchanged(graphs)).is_same(file, recorded()):
+        return Repeated(file, len(calls), 0, Usage(), compare(file.root, file.root, (file.info, file.info)))
     app = client.app if client is not None else "again"
-    again = _Again(app, file, graphs, mode, make, alter, states, told, OutsideLoop(asyncio.get_running_loop()))
+    again = _Again(app, file, graphs, mode, make, alter, recorded(), told, OutsideLoop(asyncio.get_running_loop()))
     done = asyncio.get_running_loop().run_in_executor(None, again.do)
     try:
         return await asyncio.shield(done)
@@ -131,11 +137,13 @@ async def _states(client: Client, graphs: Sequence[Graph], more: str | None = No
     return {name: (await saved.find(StateName.read(name))).name for name in names}
 
 
-def _id_in(file: RunFile) -> str:
-    """The id that the run has by the place of its event: a fork has one of its own, and is done again where its parent lay."""
-    if (place := file.place) is None or subjects.RUN in file.headers:
-        return file.headers.get(subjects.RUN) or file.info.id
-    return place_id(place.stream, place.created, Message(file.root.node, b"", {}, place.sequence, place.time))
+def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None) -> None:
+    """Raise TopologyError, ConfigError where it cannot be done."""
+    if file.info.topology not in {graph.name for graph in graphs}:
+        fix = "name it: --with module:attr"
+        raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)
+    if make is None and mode != "strict":
+        raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
 
 
 class _Again:
@@ -149,7 +157,7 @@ class _Again:
         mode: Mode,
         make: Make | None,
         alter: Alter | None,
-        states: Mapping[str, str] | None,
+        recorded: RecordedCalls,
         told: Callable[[CallsSoFar], None] | None,
         loop: OutsideLoop,
     ) -> None:
@@ -157,10 +165,9 @@ class _Again:
         stored = file.place.time if file.place is not None else file.root.time.timestamp()
         self._place = InMemory(start=stored - _BEGIN, loop=loop)
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
-        whole = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
-        self._recorded = RecordedCalls(whole, states)
-        self._answering = Answering(self._place, loop, app, pools, self._recorded, mode, make, alter)
-        self._stopped, self._run = False, _id_in(file)
+        self._recorded = recorded
+        self._answering = Answering(self._place, loop, app, pools, recorded, mode, make, alter)
+        self._stopped, self._run = False, id_in(file)
 
     def give_up(self) -> None:
         """End it soon. From another thread."""
@@ -197,17 +204,7 @@ class _Again:
             made.begin_at(place.sequence, place.created)
 
     async def _publish(self) -> None:
-        file = self._file
-        known: list[codecs.Codec] = [name for name, kind in _CODECS.items() if kind == file.content_type]
-        codec: codecs.Codec = known[0] if known else "json"
-        body, kind = codecs.encode(file.root.data, codec)
-        said = {subjects.KEY: file.key, subjects.SESSION: file.session, subjects.TIME: file.time}
-        said |= {subjects.CONTENT_TYPE: kind if kind != codecs.JSON else None}
-        headers = {name: value for name, value in file.headers.items() if name not in _NOT_AGAIN}
-        headers |= {name: value for name, value in said.items() if value is not None}
-        if file.place is None:
-            headers[subjects.RUN] = file.info.id  # so at least its calls and outputs are those of the run
-        await publishing.store(self._client.bus, self._app, NewMessage(file.root.node, body, headers))
+        await publishing.store(self._client.bus, self._app, event_of(self._file))
 
     def _until_done(self, engines: Engines) -> None:
         """Let time pass until nothing of it is open. Raises what ended it."""
@@ -237,7 +234,3 @@ class _Again:
         step = next(iter([s.id async for s in run.steps() if s.call == request.call]), request.node)
         then = next((call for call in self._file.calls if call.label == step), None)
         return stopped(run.id, step, request, then or self._recorded.nearest(request.node), self._graphs)
-
-
-_CODECS: Final[Mapping[codecs.Codec, str]] = {"msgpack": codecs.MSGPACK, "arrow": codecs.ARROW}
-_NOT_AGAIN: Final[Collection[str]] = (subjects.AT, subjects.CLAIM_CHECK, subjects.SEALED)

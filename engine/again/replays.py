@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
@@ -58,11 +58,19 @@ async def of_file(
     graphs: Sequence[Graph],
     mode: Mode,
     told: Callable[[CallsSoFar], None] | None = None,
+    *,
+    harmless: Collection[str] = (),
+    **options: Any,
 ) -> Replay:
-    """The replay of a run from its source event on. State begins empty."""
+    """The replay of a run from its source event on. State begins empty. `harmless`: fields that may differ. `options`: of
+    `repeat`.
+    """
     used = of_run(graphs, file.info.topology, file.root.data)
-    found = await repeat(client, file, used, mode=mode, told=told)
-    return Replay(found.diff.same, 1, found.served, found.called, found.tokens, found.diff.first, found.diff)
+    found = await repeat(client, file, used, mode=mode, told=told, **options)
+    diff = found.diff
+    if harmless and not diff.same:
+        diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)
+    return Replay(diff.same, 1, found.served, found.called, found.tokens, diff.first, diff)
 
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:

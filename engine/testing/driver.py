@@ -37,7 +37,6 @@ from dspex.engine.client.status.approvals import Approval
 from dspex.engine.graph.approvals import AcceptOrReject
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.testing.engines import Engines
-from dspex.engine.testing.exported import replayed
 from dspex.engine.testing.names import TestedNames, refuse_arguments
 from dspex.engine.testing.places import Ground, InMemory
 from dspex.engine.testing.thread import OwnThread, insist
@@ -216,14 +215,16 @@ class Driver:
         self._check()
 
     def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = ()) -> Replay:
-        """Do a run again that was exported (`Run.export`): its event is published, and its calls are answered as they were.
+        """Do a run again that was exported (`Run.export`), by itself: nothing of it reaches what the driver runs. Its calls are
+        answered as they were; models and parameters are those of then. Of a folder, all files in it.
 
-        `ignore`: fields that may differ. Raises Divergence where a call is made that was not made then; ConfigError for a run
-        of a topology that the driver does not run.
+        `ignore`: fields that may differ. Raises Divergence where a call is made that was not made then; TopologyError for a run
+        of a topology that the driver does not run; DecodeError for what is no file of a run.
         """
         __tracebackhide__ = True
-        self._letters_seen = True  # they are compared
-        return replayed(self, [g.name for g in self._graphs], lambda use: self._do(lambda: use(self._client)), path, ignore)
+        from dspex.engine.again.files import replayed
+
+        return self._thread.do(lambda: replayed(self._graphs, path, ignore))
 
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:

@@ -50,19 +50,22 @@ class HistoryItem(pytest.Item):
 
     def runtest(self) -> None:
         """See the module."""
-        from dspex.engine.testing.driver import Driver
+        from dspex.engine.again.files import replayed
+        from dspex.engine.graph.graph import graphs_of
 
         named = self.config.getini("dspex_topologies")
         if not named:
             raise pytest.UsageError('dspex_histories needs what runs are replayed with: dspex_topologies = ["module:attr"]')
-        with Driver(*map(_topology, named)) as d:
-            found = d.replay(self.path, ignore=self.config.getini("dspex_harmless"))
+        found = replayed(graphs_of([_topology(one) for one in named]), self.path, self.config.getini("dspex_harmless"))
         if not found.same:
             raise HistoryDiffers(str(found.diff))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any, **options: Any) -> Any:
         """The diff alone: where in dspex it was made tells nobody anything."""
-        return str(excinfo.value) if isinstance(excinfo.value, HistoryDiffers) else super().repr_failure(excinfo)
+        from dspex.bus.errors import DspexError
+
+        said = isinstance(excinfo.value, (HistoryDiffers, DspexError))
+        return str(excinfo.value) if said else super().repr_failure(excinfo)
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Where it is."""

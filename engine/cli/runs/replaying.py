@@ -37,6 +37,9 @@ WITH = Annotated[
     str | None, typer.Option("--with", metavar="TARGET", help="The code: module:attr or a YAML file; that of dspex.toml.")
 ]
 RANGE = Annotated[str | None, typer.Option("--range", metavar="FROM:TO", help="Runs of source events by their sequences.")]
+FILE = Annotated[
+    str | None, typer.Option("--file", metavar="FILE", help="An exported run, or a folder of them; without a server.")
+]
 TO = Annotated[
     str | None, typer.Option("--to", metavar="SUBJECT", help="Publish what comes: replay.> before each sink's own subject.")
 ]
@@ -62,7 +65,7 @@ def replay(
     session: Annotated[str | None, typer.Option("--session", metavar="ID", help="The runs of a session.")] = None,
     span: RANGE = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="STAGE/N", help="Only this one.")] = None,
-    file: Annotated[str | None, typer.Option("--file", metavar="FILE", help="An exported run; without a server.")] = None,
+    file: FILE = None,
     mode: MODE = "strict",
     explain: EXPLAIN = False,
     at: AT = None,

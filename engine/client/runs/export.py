@@ -174,14 +174,14 @@ class _Chain:
 def read(text: bytes, name: str) -> RunFile:
     """The file of a run. `name`: of it, for errors. Raises DecodeError where it is none, or was changed."""
     known: dict[str, Happening] = {}
-    head: dict[str, Any] | None = None
+    head, info = dict[str, Any](), None
     first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
     chain, number = _Chain(), 0
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = checked(dict[str, Any], "a line of a run's file", load_json(chain.checked(line)))
-            if head is None:
-                head = _head(row)
+            if info is None:
+                head, info = row, _head(row)
                 continue
             one = _happening(row)
         except (DecodeError, KeyError, TypeError, ValueError) as error:
@@ -191,20 +191,19 @@ def read(text: bytes, name: str) -> RunFile:
         else:
             known.get(one.cause, root).below.append(one)  # what several events made has a cause of its own
         known[one.id] = one
-    if head is None or not first:
+    if info is None or not first:
         raise DecodeError(f"{name}: not the file of a run: it has no event", fix=MAKE)
     if number != head.get("lines", number):
         raise DecodeError(f"{name}: not the whole file of a run: of {head['lines']} lines it has {number}", fix=MAKE)
     key, session, headers, kind = map(first.get, _OF_SOURCE)
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
-    return RunFile(read_info(head), root, key, session, headers or {}, first.get("event_time"), kind, place, text)
+    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text)
 
 
-def _head(row: dict[str, Any]) -> dict[str, Any]:
+def _head(row: Mapping[str, Any]) -> RunInfo:
     if row.get("v") != VERSION or row.get("kind") != "run":
         raise DecodeError("it does not begin as one of this version")
-    read_info(row)
-    return row
+    return read_info(row)
 
 
 def read_info(row: Mapping[str, Any]) -> RunInfo:

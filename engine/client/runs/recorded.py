@@ -27,17 +27,19 @@ class RecordedCalls:
         calls: of the run, in the order in which they were asked for.
         states: what a name of a saved state means now: `draft@prod` → `draft@4`. A call is only equal where it had that. None:
             nobody knows, and states are not compared.
+        whole: all that is asked must be equal. Else inputs and program are enough: models and parameters may be those of
+            settings which are not here.
 
     Attributes:
         served: calls that were given.
     """
 
-    def __init__(self, calls: Iterable[Happening], states: Mapping[str, str] | None = None) -> None:
+    def __init__(self, calls: Iterable[Happening], states: Mapping[str, str] | None = None, *, whole: bool = True) -> None:
         self._left: dict[tuple[str, str], list[Happening]] = {}
         for call in calls:
             self._left.setdefault((call.node, _canonical(call.data)), []).append(call)
         self.nodes = {node for node, _ in self._left}
-        self._states = states
+        self._states, self._whole = states, whole
         self._given: dict[str, deque[Answer]] = {}
         self.served = 0
 
@@ -65,9 +67,8 @@ class RecordedCalls:
     def _same(self, spec: CallSpec, call: Happening) -> bool:
         """Whether a recorded call was asked what `spec` asks."""
         last = call.attempts[-1]
-        if last.asked and last.asked != what_is_asked(spec):
-            return False
-        if not last.asked and last.program and last.program != spec.program:  # recorded before requests were known
+        known = last.asked and self._whole  # else recorded before requests were known
+        if last.asked != what_is_asked(spec) if known else last.program not in (None, "", spec.program):
             return False
         if self._states is None or not last.asked or all(step.error is not None for step in call.attempts):
             return True  # what the state was is not known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -56,7 +57,12 @@ def what_is_asked(spec: CallSpec) -> str:
     """A digest of all that an answer depends on besides the inputs, for what is kept: without the saved state, whose name may
     mean another version later, and equal for dspex of another version, which knows options that are not set here.
     """
-    blank = CallSpec("", "", "")
+    return _asked(spec.packed)
+
+
+@lru_cache(64)
+def _asked(packed: bytes) -> str:
+    spec, blank = CallSpec.unpack(packed), CallSpec("", "", "")
     said = {name: value for name, value in spec.plain().items() if name not in _HOW and value != getattr(blank, name)}
     return blake2b(codecs.msgpack_bytes(dict(sorted(said.items()))), digest_size=16).hexdigest()
 

@@ -1,0 +1,62 @@
+"""Files of runs, done again: one, or all of a folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from dspex.bus.errors import DecodeError
+from dspex.engine.again.answering import Mode
+from dspex.engine.again.code import of_run
+from dspex.engine.again.replays import NO_DIFFERENCE, of_file, together
+from dspex.engine.again.unchanged import Unchanged
+from dspex.engine.client.client import Client
+from dspex.engine.client.runs.diff import Replay
+from dspex.engine.client.runs.export import MAKE, RunFile, load
+from dspex.engine.graph.graph import Graph
+
+ENDS: Final = ".jsonl"
+GivenFile: TypeAlias = str | PathLike[str] | RunFile
+
+
+def files_at(path: str | PathLike[str]) -> list[Path]:
+    """The file at a path; of a folder all files of runs in it, by their names. Raises DecodeError where there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    if not (found := sorted(path.rglob(f"*{ENDS}"))):
+        raise DecodeError(f"{path} has no file of a run, *{ENDS}", fix=MAKE)
+    return found
+
+
+async def of_files(
+    client: Client | None,
+    given: Sequence[GivenFile],
+    graphs: Sequence[Graph],
+    mode: Mode,
+    told: Callable[[Replay, Replay, GivenFile], None] = lambda so_far, last, file: None,
+    **options: Any,
+) -> Replay:
+    """The replay of several files, one after the other, each with state that begins empty.
+
+    `told`: after each, of all so far, of that one, and which it was. `options`: of `of_file`.
+    """
+    found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
+    for one in given:
+        file = one if isinstance(one, RunFile) else load(one)
+        name = file.info.topology
+        if name not in known:
+            known[name] = Unchanged(of_run(graphs, name, file.root.data))
+        last = await of_file(client, file, graphs, mode, unchanged=known[name], **options)
+        found = together(found, last)
+        told(found, last, one)
+    return found
+
+
+def replayed(graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str]) -> Replay:
+    """See `Driver.replay`. No event loop may run in this thread."""
+    files = [given] if isinstance(given, RunFile) else files_at(given)
+    return asyncio.run(of_files(None, files, graphs, "strict", harmless=harmless, whole=False))
