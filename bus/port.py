@@ -300,9 +300,11 @@ class Bus(Protocol):
     Attributes:
         sealing: what seals payloads that are stored over this connection, and opens those that are read; None: nothing does.
             The bus itself does not look at it: payloads do, see bus/serving/payloads.py.
+        passing: what is stored over it is in the memory of this process alone.
     """
 
     sealing: Sealing | None
+    passing: bool
 
     @property
     def max_payload(self) -> int:

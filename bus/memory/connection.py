@@ -43,7 +43,7 @@ class MemoryBus:
 
     def __init__(self, server: MemoryServer, events: BusEvents) -> None:
         self.server, self.events = server, events
-        self.max_payload = server.max_payload
+        self.max_payload, self.passing = server.max_payload, server.passing
         self.connected, self.clogged = True, False
         self.sealing: Sealing | None = None
         self._waiting: dict[asyncio.Future[Any], None] = {}  # a set would let them go in another order in every run

@@ -35,13 +35,20 @@ class MemoryServer:
         faults: none by default.
         epoch: seconds since 1970 at which the loop's clock was 0; the default is 2026-01-01.
         max_payload: bytes that headers and data of one message may have together.
+        passing: nobody is to take it for one that keeps what is stored.
     """
 
     def __init__(
-        self, *, seed: int = 0, faults: Faults | None = None, epoch: float = 1_767_225_600.0, max_payload: int = 1 << 20
+        self,
+        *,
+        seed: int = 0,
+        faults: Faults | None = None,
+        epoch: float = 1_767_225_600.0,
+        max_payload: int = 1 << 20,
+        passing: bool = False,
     ) -> None:
         self.luck = Luck(seed, faults or Faults())
-        self.max_payload = max_payload
+        self.max_payload, self.passing = max_payload, passing
         self.streams: dict[str, MemoryStream] = {}
         self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}

@@ -62,6 +62,7 @@ class NatsBus:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.sealing: Sealing | None = None
+        self.passing = False
 
     @property
     def max_payload(self) -> int:

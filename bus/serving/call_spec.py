@@ -16,6 +16,7 @@ from dspex.bus import codecs
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.programs import modules
+from dspex.bus.serving.programs.marks import marked
 from dspex.bus.serving.programs.optimizers import OPTIMIZE, JobArguments, refs_of
 
 MAX_ITERS = 10
@@ -108,6 +109,11 @@ class CallSpec:
             return (*self.optimized.refs, *refs_of(self.arguments))
         return (*((self.target,) if named else ()), *self.tools, *more, *modules.refs_in(self.target, self.arguments))
 
+    @cached_property
+    def secrets(self) -> frozenset[str]:
+        """The names of fields that are marked secret: of the signature, of its types, and of what an optimizer makes better."""
+        return marked(self.fields) | (self.optimized.secrets if self.kind == OPTIMIZE else frozenset())
+
     @property
     def asks_a_model(self) -> bool:
         """Whether it may: only a function that enriches never does."""
@@ -121,8 +127,7 @@ class CallSpec:
     @cached_property
     def optimized(self) -> CallSpec:
         """The program that a job is to make better. Raises DecodeError where it names none."""
-        found = self.arguments.get("program")
-        if not isinstance(found, Mapping):
+        if not isinstance(found := self.arguments.get("program"), Mapping):
             raise DecodeError("not a spec of a call: an optimizer has no program")
         inner = CallSpec.read(cast("Mapping[str, object]", found))
         if inner.kind in (OPTIMIZE, "enrich"):
@@ -150,13 +155,8 @@ class CallSpec:
     @cached_property
     def signature_json(self) -> str:
         """The signature as JSON, which `Signature.from_plain` reads: what compiled signatures are kept by."""
-        plain: dict[str, object] = {
-            "signature": self.signature or self.target,
-            "instructions": self.instructions,
-            "fields": self.fields,
-        }
-        if self.types:
-            plain["types"] = self.types
+        plain: dict[str, object] = {"signature": self.signature or self.target, "instructions": self.instructions}
+        plain |= {"fields": self.fields, **({"types": self.types} if self.types else {})}
         return json.dumps(plain, default=str)  # not sorted: a model sees the properties of a type in the order of the type
 
     @cached_property

@@ -21,6 +21,7 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import hashed
+from dspex.bus.serving.keys.secret_fields import kept
 from dspex.bus.serving.keys.signatures import Keys, is_signed, signed
 from dspex.bus.tasks import Tasks, patiently
 
@@ -237,12 +238,11 @@ class RecordStore:
             one.stored.set_result(stored)
 
     def _message(self, record: CallRecord, request: CallRequest, packed: bytes | None) -> NewMessage:
-        to = request.record
-        if to is None:
+        if (to := request.record) is None:
             subject, id = subjects.interactive_record(self.app, self.pool), f"{request.call}.{request.try_number}"
+            record, packed = kept(self.bus, record, request, packed)
         else:
-            subject, id = to.subject, to.id
-            record = replace(record, number=to.number, event=to.event)
+            subject, id, record = to.subject, to.id, replace(record, number=to.number, event=to.event)
         headers = {subjects.MESSAGE_ID: id, subjects.RUN: request.run, **in_session(request.session)}
         return NewMessage(subject, self.sized(record) if packed is None else packed, headers)
 

@@ -75,6 +75,11 @@ MORE = {
         "What is to be forgotten is sealed by no key of its own: it is in clear text, or it is a run in a session.",
         "encrypt what is stored from now on: `engine.encrypt_key_env`",
     ),
+    "DX127": (
+        "A field is marked secret, and something that has it would be stored in clear text: a topology or a submitted call, a "
+        "turn of a session, a body that no message holds.",
+        "seal what is stored: `engine.encrypt_key_env`; or call it without a topology and a session: `dspex call`",
+    ),
     "DX122": ("A certificate or its key cannot be used.", "correct the paths under `server.tls`"),
     "DX130": ("There is no local model of this name.", "`dspex model ls` shows those that there are"),
     "DX131": (

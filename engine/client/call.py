@@ -20,6 +20,7 @@ from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.bus.serving.deployed import OUTDATED
+from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.sessions.line import with_history
 from dspex.bus.serving.sessions.state import StoredTurn, check_inputs
 from dspex.engine.client.calls.asking import Asking, Meanwhile
@@ -132,6 +133,8 @@ async def _call(
     if asked.affinity == "require" and not session:
         fix = "client.session(id).call(…), or dspex call --session ID"
         raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
+    if speaking is not None:
+        need_key(bus, asked.spec, "a turn of a session", asked.node)
     given = with_history(asked.spec, data, speaking.turns) if speaking is not None else data
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')

@@ -21,6 +21,7 @@ from dspex.bus.codecs.checking import checker
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.bus.records import Affinity
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.graph import Lane
 from dspex.engine.graph.nodes import MOST_PARTITIONS
 
@@ -79,6 +80,11 @@ class Manifest:
     def partitions(self) -> dict[str, int]:
         """Stage → how many partitions it has, of all stages that there ever were."""
         return dict((*self.stages.values(), *self.hops.values()))
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The names of fields of which nothing is shown."""
+        return frozenset[str]().union(*(CallSpec.read(call["spec"]).secrets for call in self.calls.values()))
 
     @property
     def live(self) -> set[str]:

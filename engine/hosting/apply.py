@@ -24,6 +24,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
 from dspex.bus.serving.keys import clear_text
+from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.work_consumers import WorkConsumers
 from dspex.engine.graph.graph import Graph, Lane
 from dspex.engine.graph.lanes import Backfill
@@ -85,8 +86,12 @@ async def apply(
         only_additive: nothing is done where something that is held would be lost.
         say: is told what takes a while.
 
-    Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one.
+    Raises: SubjectTaken, TopologyError, BusError; ConfigError where payloads are sealed with another key, or with one; DX127
+    where a call has secret fields, and they are not.
     """
+    for graph in graphs:
+        for node in graph.calls:
+            need_key(bus, node.call.spec, "what a topology asks", f"{graph.name}/{node.name}")
     await _seal(bus, app, replicas)
     resting: list[tuple[Resting, Rested]] = []
     try:

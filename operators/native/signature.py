@@ -99,9 +99,11 @@ class Signature(SignatureFields):
         """The signature as plain data for another process.
 
         `signature` and `instructions` are texts; `fields` has, by name, what the text does not carry: description, default,
-        limits, prefix, and whether the field is required; `types` describes the user's own types, where there are any.
-        Raises TopologyError (DX211) for a type that cannot travel.
+        limits, prefix, whether the field is required, whether it is secret, and which `secrets` are in its type; `types`
+        describes the user's own types, where there are any. Raises TopologyError (DX211) for a type that cannot travel.
         """
+        from dspex.operators.native.user_types.marked import marked
+
         described = self.described
         text = str(self)
         if described.plain:
@@ -109,6 +111,9 @@ class Signature(SignatureFields):
         read = Signature(text, types=described.known).fields
         fields = {f.name: more for f, r in zip(self.fields, read, strict=True) if (more := plain.plain_of(f, r))}
         types = {"types": described.plain} if described.plain else {}
+        for f in self.fields if described.plain else ():
+            if inner := marked(f.annotation):
+                fields[f.name] = {**fields.get(f.name, {}), "secrets": inner}
         return {"signature": text, "instructions": self.instructions, "fields": fields, **types}
 
     @cached_property

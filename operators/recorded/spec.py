@@ -104,7 +104,8 @@ class Spec(Generic[T_co]):
     def plain(self) -> dict[str, object]:
         """The spec as a node's options: the operator's key with its main argument, then the rest."""
         text = str(self.signature)
-        if self.signature.described.plain:  # the text alone does not say what its types are
+        secret = any(f.secret for f in self.signature.fields)
+        if self.signature.described.plain or secret:  # the text alone does not say what its types are, nor what is secret
             text = Local(f"<{text}>, types {self.signature.digest}")
         data: dict[str, object] = {self.kind: self.target if self.kind == "program" else text}
         if self.kind == "program":

@@ -14,6 +14,10 @@ ELSEWHERE = {
         "engine/client/sessions/test_keys_of_sessions.py::test_who_has_no_key_stores_nothing_in_clear_text_where_others_seal"
     ),
     "DX126": "engine/cli/test_call.py::test_a_call_that_fails_says_why_with_the_code_of_its_kind",
+    "DX127": (
+        "engine/client/runs/test_secret_fields.py::"
+        "test_a_topology_with_a_secret_field_is_not_applied_where_nothing_seals_what_it_stores"
+    ),
     "DX131": "engine/cli/test_demo.py::test_without_the_model_the_demo_says_what_to_type",
     "DX132": "workers/models/test_weights.py::test_weights_that_were_changed_on_the_disk_are_not_loaded",
     "DX138": "engine/cli/test_topology.py::test_check_names_what_no_pool_allows_though_a_fallback_would_hide_it",

@@ -23,6 +23,7 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
 from dspex.bus.serving.deployed import Deployed
+from dspex.bus.serving.keys.secret_fields import refused
 from dspex.bus.serving.sayings import RESULT
 from dspex.bus.serving.sessions.state import MOST_BYTES, check_inputs
 from dspex.bus.serving.work_loop import PASSED_ON
@@ -262,10 +263,9 @@ class Interactive:
         if asker.telling is not None:
             asker.telling.end()
         packed = self._reply(asker.reply, record, asker, plain=asker.plain)
-        if asker.work.describe:
-            return
-        self._pool.records.put(record, asker.work, packed)
-        self._pool.service.heard(record)
+        if not asker.work.describe:
+            self._pool.records.put(record, asker.work, packed)
+            self._pool.service.heard(record)
 
     def _reply(self, reply: str, record: CallRecord, asker: Asker | None = None, *, plain: bool = False) -> bytes:
         """Send the result, and give it as it is sent; one that no message holds by its hash."""
@@ -276,6 +276,8 @@ class Interactive:
         draft = NewMessage(reply, pool.records.sized(record), headers)
         sent = answer_to(reply, record, payloads.inline(pool.bus, pool.bus.max_payload)) if plain else draft
         if payloads.must_be_stored(pool.bus, sent):
+            if asker is not None and (error := refused(pool.bus, asker.work.spec, "an answer that no message holds")):
+                return self._reply(reply, refusal(error), plain=plain)
             self._large.start(self._reply_large(draft), "large result")
             return draft.data
         if asker is not None:

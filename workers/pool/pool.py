@@ -45,7 +45,7 @@ from dspex.workers.pool.routing.routing import Routing
 from dspex.workers.pool.saved_programs import SavedPrograms
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
-from dspex.workers.pool.steps import CallStep
+from dspex.workers.pool.steps import CallStep, SecretFields
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -104,7 +104,8 @@ class Pool:
         shared = SharedAnswers(bus, config.app, config.name, self.work.clock, keys)
         dspy, generation = (lambda: self.children.hello.dspy_version), (lambda: self.children.generation)
         self.cache = Caching(config, shared, dspy, generation, sealed=bus.sealing is not None)
-        self.steps.insert(1, self.cache)  # behind the saved states: which one a program has is a part of what is equal
+        # behind the saved states: which one a program has is a part of what is equal
+        self.steps[1:1] = SecretFields(bus), self.cache
         self.interactive = Interactive(self)
         self.status = PoolStatus(self)
         self.service = PoolService(self)

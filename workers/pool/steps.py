@@ -12,7 +12,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
+from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.workers.answer import Answer
 
 if TYPE_CHECKING:
@@ -56,6 +58,24 @@ class CallLimits(Protocol):
     def failed(self, execution: Execution) -> None:
         """A request has failed: what is reserved for it need not be."""
         ...
+
+
+@dataclass(frozen=True)
+class SecretFields:
+    """The step that refuses what would store in clear text what is marked secret: what a call journals, and what its record or
+    its turn has for others to read again. Who asks is told so before that; this is for who has not looked.
+    """
+
+    bus: Bus
+
+    def before(self, execution: Execution) -> None:
+        """See CallStep. Raises ConfigError (DX127)."""
+        work = execution.work
+        if work.record is not None or work.turn is not None:
+            need_key(self.bus, work.spec, "what a worker says of this call", work.node)
+
+    def after(self, execution: Execution, record: CallRecord) -> None:
+        """See CallStep."""
 
 
 @dataclass(frozen=True)

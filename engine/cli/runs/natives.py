@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dspex.bus.errors import BusError, DspexError
 from dspex.engine.client.runs.info import info_of
-from dspex.engine.client.runs.tree import Happening, StepLabels, Tree
+from dspex.engine.client.runs.tree import Happening, StepLabels, Tree, masked, secrets_of
 
 if TYPE_CHECKING:
+    from dspex.bus.serving.keys.secret_fields import Secrets
     from dspex.engine.cli.terminal.terminal import Terminal
     from dspex.engine.client.client import Client
     from dspex.engine.client.following.progress import RunInfo
@@ -27,13 +28,20 @@ class ShownRun(NamedTuple):
 
     Attributes:
         info: what is known of it. builds: what is another one than then: name → (then, now).
-        missing: why values are left out; "" where none are.
+        missing: why values are left out; "" where none are. secrets: what is not in `root`, where they are.
     """
 
     root: Happening
     info: RunInfo
     builds: Mapping[str, tuple[str, str]]
     missing: str
+    secrets: Secrets
+
+    @classmethod
+    def of(cls, root: Happening, info: RunInfo, builds: Mapping[str, tuple[str, str]], missing: str) -> ShownRun:
+        """The same without what is secret."""
+        secrets = secrets_of(root)
+        return cls(masked(root, secrets), info, builds, missing, secrets)
 
 
 async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> ShownRun:
@@ -45,7 +53,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
 
     named = c.run(run)
     if (file := await named.kept()) is not None:
-        return ShownRun(file.root, file.info, {}, "values between are not shown: the run is in no log")
+        return ShownRun.of(file.root, file.info, {}, "values between are not shown: the run is in no log")
     past, applied = await named.history()
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
     for topology, entries in taken_by([past]).items():
@@ -63,7 +71,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
             missing = missing or f"values between are not shown: {why}; --with TARGET shows them all the same"
             continue
         interpose(root, graph, applied[topology], past, values)
-    return ShownRun(root, info_of(past, c.app, applied), builds, missing)
+    return ShownRun.of(root, info_of(past, c.app, applied), builds, missing)
 
 
 async def _values(

@@ -131,7 +131,7 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
         info, scores = shown.info, await scores_of(scores_in(c), shown.info.id)
-        asked = await requests_of(c, shown.root) if requests else {}
+        asked = shown.secrets.masked(await requests_of(c, shown.root)) if requests else {}
     if shown.missing:
         t.note(shown.missing)
     if t.json:

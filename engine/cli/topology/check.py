@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.serving.call_spec import without_price
+from dspex.bus.serving.keys.secret_fields import in_clear_text
 from dspex.bus.settings.refs import allows, not_allowed
 from dspex.engine.cli.figures import GIVE_A_KEY
 from dspex.engine.cli.terminal.client import client, count
@@ -83,6 +84,9 @@ def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:
     has_keys = keyed(graph)
     for node in _calls(t, graph):
         file, line = node.place or (None, None)
+        if not settings.engine.encrypt_key_env and (names := node.call.spec.secrets):
+            error = in_clear_text(names, "what a topology asks")
+            yield Problem(error.code, "error", graph.name, node.name, file, line, error.message, error.fix)
         for code, message, fix in _refused_by_pool(settings, node.call):
             yield Problem(code, "error", graph.name, node.name, file, line, message, fix)
         if node.call.order != "any" and node.name not in has_keys:  # whether events have one is known only when they come

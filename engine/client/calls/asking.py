@@ -16,6 +16,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import may_store
+from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT, SAID, Said, Saying
 from dspex.engine.client.status.pools import pool_row, pool_rows
 from dspex.engine.client.status.rows import PoolRow
@@ -64,6 +65,7 @@ class Asking:
         if (size := len(draft.data)) > (most := payloads.most(self.bus)):
             raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
         if payloads.must_be_stored(self.bus, draft):
+            need_key(self.bus, self.request.spec, "a request that no message holds", self.request.node)
             await may_store(self.bus, self.app)
         draft = await payloads.sent(self.bus, self.app, draft)
         while True:

@@ -24,6 +24,7 @@ from dspex.bus.message import id_time, new_id
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
+from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.sessions.line import without_history
 from dspex.bus.serving.sessions.state import check_inputs, used
 from dspex.bus.serving.sessions.store import SessionStore
@@ -58,6 +59,7 @@ async def submit(
     if asked.affinity == "require" and session is None:
         fix = 'submit it with session=, or with affinity="prefer"'
         raise ConfigError('affinity="require" asks for the worker of a session, and the call has none', code="DX105", fix=fix)
+    need_key(bus, asked.spec, "a submitted call", asked.node)
     call = asked.call or Call[Any](asked.spec, asked.pool, dict, lambda data, outputs: outputs, affinity=asked.affinity)
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')

@@ -7,14 +7,15 @@ out; an output by its data; a dead letter by its error.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any, Final, Protocol
 
 from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.records import Usage
+from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.engine.client.following.progress import RunInfo
-from dspex.engine.client.runs.tree import Happening
+from dspex.engine.client.runs.tree import Happening, secrets_of
 
 NOTHING: Final = "nothing"
 """Stands for a step, or a field, that one of the two has not got."""
@@ -125,10 +126,20 @@ def compare(
         else:
             equal.append(step)
     found += [StepDiff(step, None, NOTHING, _main(y)) for step, y in other.items() if step not in one]
+    if secrets := secrets_of(a, b):
+        found = [_without(secrets, one) for one in found]
     used = [info.usage for info in infos]
     tokens, cost = [u.input_tokens + u.output_tokens for u in used], [u.cost or 0.0 for u in used]
     first = found[0] if found else None
     return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
+
+
+def _without(secrets: Secrets, one: StepDiff) -> StepDiff:
+    """A difference without what is secret: that there is one is told."""
+    if (one.field or "").removeprefix("in.") in secrets.names:
+        a, b = (NOTHING if value is NOTHING else SECRET for value in (one.a, one.b))
+        return replace(one, a=a, b=b)
+    return replace(one, a=secrets.masked(one.a), b=secrets.masked(one.b))
 
 
 def need_records(root: Happening) -> None:

@@ -3,6 +3,8 @@
 The first line says which run it is, the second one is its source event, and the others what came of it, each with the id of
 what caused it. Calls have what they were asked and answered. Nothing of other runs is in it.
 
+Fields that are marked secret are not in it: `(secret)` stands in their place, and the first line has their names.
+
 Each line ends with a hash of it and of the hash before, so a file that was changed is refused with the first line that is not
 as it was written. It finds damage and mistakes; who wants to forge a run writes another file. Files of before have no hashes.
 """
@@ -28,7 +30,7 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
-from dspex.engine.client.runs.tree import FORGOTTEN, Happening
+from dspex.engine.client.runs.tree import FORGOTTEN, Happening, masked, secrets_of
 
 VERSION: Final = 1
 MAKE: Final = "make one: dspex runs export RUN -o FILE"
@@ -105,10 +107,11 @@ def written(file: RunFile) -> bytes:
 
 
 def _lines(file: RunFile) -> Iterator[bytes]:
-    info = file.info
-    told = [*_rows(info, file.root, file)]
-    hash = b""
-    for row in ({"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "lines": len(told) + 1}, *told):
+    info, secrets = file.info, secrets_of(file.root)
+    told = [*_rows(info, masked(file.root, secrets), file)]
+    hash, head = b"", {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "lines": len(told) + 1}
+    head |= {"secrets": sorted(secrets.names)} if secrets else {}
+    for row in (head, *told):
         text = json_bytes(row)
         hash = _hash(hash, text)
         yield b'%b,"hash":"%b"}\n' % (text[:-1], hash)
@@ -196,6 +199,7 @@ def read(text: bytes, name: str) -> RunFile:
     if number != head.get("lines", number):
         raise DecodeError(f"{name}: not the whole file of a run: of {head['lines']} lines it has {number}", fix=MAKE)
     key, session, headers, kind = map(first.get, _OF_SOURCE)
+    root.secrets = frozenset(checked(list[str], "names of fields", head.get("secrets", [])))
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
     return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text)
 

@@ -13,6 +13,7 @@ from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import is_damaged
+from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step, what_is_asked
@@ -36,6 +37,7 @@ class Happening:
         recorded: that it is, and below what it stands, lies in a stream. Else it is inferred: what a native operator did, which
             was made again; or nothing says what it came of.
         executions: of a call, for each attempt its pool, what was asked, and the record.
+        secrets: of a source event, the names of fields of which nothing is shown.
         gives, note: of a native operator: what it handed on, each with its outlet; and what it did, in words.
     """
 
@@ -54,6 +56,7 @@ class Happening:
     gives: list[tuple[int, Any]] = field(default_factory=list)
     note: str = ""
     executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list, compare=False)
+    secrets: frozenset[str] = field(default=frozenset(), compare=False)
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +111,8 @@ class Tree:
         for taken in of.taken:
             for message in taken.messages:
                 self._take(taken, message, records)
+        asked = (asked.spec.secrets for told in self._calls.values() for _, asked, _ in told.executions)
+        self.root.secrets = frozenset[str]().union(*(one.secrets for one in manifests.values()), *asked)
 
     @property
     def steps(self) -> list[Step]:
@@ -234,6 +239,50 @@ def _decoded(data: bytes, media: str) -> Any:
         return codecs.decode(data, media)
     except DataError:
         return data
+
+
+def secrets_of(*roots: Happening) -> Secrets:
+    """What is secret of runs, with all values of it that are there."""
+    found = Secrets(frozenset[str]().union(*(root.secrets for root in roots)))
+    for told in (told for root in roots if found for told in root):
+        for data in (told.data, *(data for _, data in told.gives)):
+            found.learn(_as_json(data))
+        for step in told.attempts:
+            found.learn(step.inputs)
+            found.learn(step.outputs)
+    return found
+
+
+def masked(told: Happening, secrets: Secrets) -> Happening:
+    """What a run did without what is secret, as it is shown and exported; itself where nothing is."""
+    if not secrets:
+        return told
+    steps = [
+        replace(
+            step, inputs=secrets.masked(step.inputs), outputs=secrets.masked(step.outputs), error=secrets.masked(step.error)
+        )
+        for step in told.attempts
+    ]
+    return replace(
+        told,
+        data=secrets.masked(_as_json(told.data)),
+        attempts=steps,
+        error=secrets.masked(told.error),
+        failures=[secrets.masked(one) for one in told.failures],
+        gives=[(outlet, secrets.masked(_as_json(data))) for outlet, data in told.gives],
+        note=secrets.text(told.note),
+        below=[masked(one, secrets) for one in told.below],
+    )
+
+
+def _as_json(data: Any) -> Any:
+    """Data as an event has it: an operator may give an object of a class of the user's."""
+    if data is None or isinstance(data, (str, bytes, int, float)):
+        return data
+    try:
+        return codecs.decode(codecs.msgpack_bytes(data), codecs.MSGPACK)
+    except DataError:
+        return SECRET
 
 
 def paths(root: Happening) -> Iterable[tuple[Happening, int]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 from dspex.bus.errors import DspexError, InvalidOutput
-from dspex.operators.native.fields.fields import MISSING, Annotation, Field, Values
+from dspex.operators.native.fields.fields import MISSING, SECRET, Annotation, Field, Values
 from dspex.operators.native.fields.types import explain
 from dspex.operators.native.problems import problem
 
@@ -125,12 +125,13 @@ def _quick(schema: Any) -> Any:
 
 
 def hint_of(field: Field) -> Annotation:
-    """The type of a field with its constraints and its description around it."""
-    if not field.constraints and not field.description:
+    """The type of a field with its constraints, its description and the mark of a secret around it."""
+    if not field.constraints and not field.description and not field.secret:
         return field.annotation
     from pydantic import Field as Info
 
-    info: object = Info(description=field.description or None, **field.constraints)
+    more: Values = {"json_schema_extra": {SECRET: True}} if field.secret else {}
+    info: object = Info(description=field.description or None, **field.constraints, **more)
     return typing.Annotated[field.annotation, info]
 
 

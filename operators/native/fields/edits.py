@@ -142,6 +142,7 @@ def _retyped(field: Field, tp: TypeOrText) -> Field:
     """The field with another type, given as text or as an object. Constraints and default belonged to the old type."""
     if isinstance(tp, str):
         read = parse_field(field.name, field.role, tp)
-        return replace(read, description=read.description or field.description, own_prefix=field.own_prefix)
-    required = not takes_none(tp)
-    return Field(field.name, field.role, type_text(tp), field.description, NOTHING, required, tp, own_prefix=field.own_prefix)
+        read = replace(read, description=read.description or field.description)
+    else:
+        read = Field(field.name, field.role, type_text(tp), field.description, NOTHING, not takes_none(tp), tp)
+    return replace(read, own_prefix=field.own_prefix, secret=field.secret)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import keyword
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from dspex.bus.settings.not_built import TOPOLOGY_CODE
 from dspex.operators.native.fields import tokens
 from dspex.operators.native.fields.fields import Field
 from dspex.operators.native.fields.tokens import FORM
@@ -35,14 +34,6 @@ def refuse_name(spec: str, name: str) -> None:
     if why:
         message = f'the signature "{tokens.shown(spec)}": the name {tokens.shown(name)!r} {why}'
         raise problem("DX210", message, f"use another name: {tokens.shown(name).strip('_')}_text")
-
-
-def refuse_secret(name: str, extra: Mapping[str, object]) -> None:
-    """Raise TopologyError (DX237) for a field that is to be secret. `extra`: what is said of it besides."""
-    if extra.get("secret"):
-        why = f"field {name!r} is marked secret, which is not built in this version: it would be stored as any other"
-        fix = "seal all payloads (engine.encrypt_key_env), or keep it out of what is sent, and leave the mark out"
-        raise problem(TOPOLOGY_CODE, why, fix)
 
 
 def check_fields(fields: Sequence[Field], spec: str) -> None:

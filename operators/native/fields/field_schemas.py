@@ -9,7 +9,7 @@ from typing import NoReturn, cast
 from dspex.operators.native.fields.checks import adapter, typed_default
 from dspex.operators.native.fields.constraints import wrong_value
 from dspex.operators.native.fields.field_names import refuse_name
-from dspex.operators.native.fields.fields import MISSING, Constraints, Field, JsonSchema, Role
+from dspex.operators.native.fields.fields import MISSING, SECRET, Constraints, Field, JsonSchema, Role
 from dspex.operators.native.fields.grammar import parse_field
 from dspex.operators.native.fields.token_reader import MAX_DEPTH
 from dspex.operators.native.fields.types import constant_text
@@ -80,7 +80,9 @@ def fields_of(schema: Mapping[str, object], role: Role) -> Iterator[Field]:
 
 
 def _field(name: str, role: Role, schema: object, required: bool) -> Field:
-    text, constraints = _type(name, schema, 0)
+    given: Mapping[str, object] = schema if isinstance(schema, Mapping) else {}
+    secret = bool(given.get(SECRET))
+    text, constraints = _type(name, {k: v for k, v in given.items() if k != SECRET} if secret else schema, 0)
     for key, value in constraints.items():
         if wrong := wrong_value(key, value):
             _refuse(name, f"{key} {value!r:.40} ({wrong})")
@@ -88,12 +90,12 @@ def _field(name: str, role: Role, schema: object, required: bool) -> Field:
         arguments = ", ".join(f"{k}={constant_text(v)}" for k, v in constraints.items())
         text = f"Annotated[{text}, Field({arguments})]"
     field = parse_field(name, role, text)
-    given: Mapping[str, object] = schema if isinstance(schema, Mapping) else {}
     default = given.get("default", MISSING)
     if default is not MISSING:
         default = typed_default(field, default)
     required = required and field.required and default is MISSING
-    return replace(field, description=str(given.get("description", "")), default=default, required=required)
+    description = str(given.get("description", ""))
+    return replace(field, description=description, default=default, required=required, secret=secret)
 
 
 def _type(where: str, schema: object, depth: int) -> tuple[str, Constraints]:

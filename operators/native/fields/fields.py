@@ -18,6 +18,7 @@ Values: TypeAlias = dict[str, Any]  # values of fields by name. The signature sa
 JsonSchema: TypeAlias = dict[str, Any]  # a JSON Schema, or a part of one
 Constraints: TypeAlias = Mapping[str, Any]  # by the name that pydantic gives them: `ge`, `max_length`, `pattern`
 get_origin: Callable[[Annotation], Annotation] = typing.get_origin  # mypy cannot choose among its overloads for an Annotation
+SECRET: Final = "secret"  # how a field is marked that is never stored in clear text: json_schema_extra={"secret": True}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Where DSPy splits a name into words: before a capital with lower-case letters, between lower case and capital, around digits.
@@ -54,6 +55,7 @@ class Field:
         default: the value of a missing field; MISSING for none.
         limits: the constraints as a prompt describes them; "" for none. DSPy describes those of class forms only.
         factory: whether a function makes the default, so that no prompt and no request shows it, as in DSPy.
+        secret: what it holds is never stored in clear text, nor shown.
         own_prefix: the prefix that a class form gave; "" for the one that DSPy derives from the name.
     """
 
@@ -69,6 +71,7 @@ class Field:
     limits: str = ""
     own_prefix: str = field(default="", repr=False)
     factory: bool = field(default=False, repr=False)
+    secret: bool = False
 
     @property
     def text(self) -> str:

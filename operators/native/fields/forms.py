@@ -13,10 +13,11 @@ import typing_extensions
 
 from dspex.operators.native.fields.checks import hint_of
 from dspex.operators.native.fields.constraints import CONSTRAINTS, described
-from dspex.operators.native.fields.field_names import refuse_name, refuse_secret
+from dspex.operators.native.fields.field_names import refuse_name
 from dspex.operators.native.fields.fields import (
     MISSING,
     NOTHING,
+    SECRET,
     Annotation,
     Constraints,
     Field,
@@ -89,11 +90,10 @@ def _by_factory(field: dataclasses.Field[Any]) -> bool:
 
 
 def from_info(name: str, info: FieldInfo, role: Role) -> Field:
-    """A field of a pydantic model or of a DSPy signature. Raises TopologyError (DX210; DX237 for one that is to be secret)."""
+    """A field of a pydantic model or of a DSPy signature. Raises TopologyError (DX210)."""
     refuse_name(name, name)
     more = info.json_schema_extra
     extra: Mapping[str, object] = more if isinstance(more, dict) else NOTHING
-    refuse_secret(name, extra)
     prefix = str(extra.get("prefix") or "")
     description = str(extra.get("desc", info.description) or "")
     constraints: Constraints = {
@@ -115,6 +115,7 @@ def from_info(name: str, info: FieldInfo, role: Role) -> Field:
         default=MISSING if required else _default(name, info),
         factory=getattr(info, "default_factory", None) is not None,
         limits=str(extra.get("constraints") or "") if extra.get("__dspy_field_type") else described(constraints),
+        secret=bool(extra.get(SECRET)),
     )
     return field if prefix in ("", field.prefix) else dataclasses.replace(field, own_prefix=prefix)
 
@@ -155,6 +156,7 @@ def to_model(fields: Iterable[Field], side: Side) -> type[BaseModel]:
     for f in fields:
         default = _filled(f)
         more: Values = {} if default is MISSING else {"default": default}
+        more |= {"json_schema_extra": {SECRET: True}} if f.secret else {}
         made[f.name] = (f.annotation, Info(description=f.description or None, **f.constraints, **more))
     return create_model(side.capitalize(), **made)
 

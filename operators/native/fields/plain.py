@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from dspex.operators.native.fields.checks import typed_default
-from dspex.operators.native.fields.fields import MISSING, Field, Values
+from dspex.operators.native.fields.fields import MISSING, SECRET, Field, Values
 from dspex.operators.native.fields.types import takes_none
 from dspex.operators.native.problems import problem
 
@@ -21,6 +21,7 @@ def plain_of(field: Field, read: Field) -> Values:
         ("prefix", field.own_prefix, read.own_prefix),
         ("required", field.required, read.required),
         ("factory", field.factory, read.factory),
+        (SECRET, field.secret, read.secret),
     ):
         if mine != theirs:
             found[key] = mine
@@ -42,6 +43,7 @@ def with_plain(field: Field, given: object) -> Field:
         own_prefix=str(found.get("prefix", field.own_prefix)),
         required=bool(found.get("required", field.required and default is MISSING)),
         factory=bool(found.get("factory", field.factory)),
+        secret=bool(found.get(SECRET, field.secret)),
         default=default,
     )
 
@@ -59,4 +61,5 @@ def beyond(field: Field) -> list[str]:
     usual = field.default is MISSING or (field.default is None and takes_none(field.annotation))
     default = "" if usual else repr(field.default)
     optional = not field.required and not takes_none(field.annotation)
-    return [field.limits, default, str(optional)] if field.limits or default or optional else []
+    said = [field.limits, default, str(optional)] if field.limits or default or optional else []
+    return [*said, SECRET] if field.secret else said

@@ -87,6 +87,14 @@ class Threads(dspy.Module):
         return str(dspy.Predict("text, number: int -> reply")(text=text, number=number).reply) + read(str(number))
 
 
+class secretly(dspy.Module):
+    """Two requests, with what is secret in both."""
+
+    def forward(self, text: str, card: str) -> Any:
+        first = dspy.Predict("text, card -> reply")(text=text, card=card).reply
+        return {"reply": dspy.Predict("text, card -> reply")(text=first, card=card).reply, "code": f"of {card}"}
+
+
 async def insists(text: str) -> Any:
     """Asks again where its model fails, on the loop and in a thread."""
     made = dspy.Predict("text -> reply")

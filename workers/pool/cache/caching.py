@@ -90,7 +90,9 @@ class Caching:
         """The answer in the bucket, if it is there."""
         work, found = execution.work, None
         try:
-            if key is not None and (shared := await self._shared.get(key, work.spec.cache, self._session(work))) is not None:
+            if key is None or work.spec.secrets:
+                return None
+            if (shared := await self._shared.get(key, work.spec.cache, self._session(work))) is not None:
                 found = shared[0]._replace(at=self._loop.time() - shared[1])
                 self.kept.put(key, found)
                 return self._answer(found)
@@ -139,7 +141,8 @@ class Caching:
             )
             key = _digest(equal, work.spec.program if work.spec.kind in BY_SPEC else record.program)
             self.kept.put(key, found)
-            self._shared.put(key, work.spec.cache, self._session(work), found)
+            if not work.spec.secrets:  # its key is made of the inputs, and would confirm a guess
+                self._shared.put(key, work.spec.cache, self._session(work), found)
         self._tell(execution, found)
 
     def _tell(self, execution: Execution, found: CachedAnswer | None) -> None:

@@ -67,6 +67,6 @@ def test_an_imported_run_is_kept_beyond_the_logs_and_found_by_every_verb(native:
     assert {native.here("--json", "runs", "forget", *args, "--yes").error()["code"] for args in refused.values()} == {*refused}
     said = native.here("--json", "runs", "forget", "--session", "s", "--yes").error()
     assert (said["code"], "dead letters, scores and streams of others" in said["message"]) == ("DX125", True)
-    file.write_text(file.read_text().replace("abc", "abd", 1))
+    file.write_text(file.read_text().replace('"abc"', '"abd"', 1))
     assert "line 2: not the file of a run" in native.here("--json", "runs", "import", str(file)).error()["message"]
     assert native.here("audit", "ls").out.count(" import ") == 1

@@ -21,6 +21,7 @@ from signature_texts import annotated, types
 from typing_extensions import TypedDict
 
 from dspex.bus.errors import InvalidInput, InvalidOutput, TopologyError
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.operators.native.fields.constraints import misfit
 from dspex.operators.native.fields.fields import MISSING
 from dspex.operators.native.signature import Signature, as_signature
@@ -367,14 +368,33 @@ def test_instructions_lose_their_indentation_as_in_dspy(dspy, text):
     assert Signature("a -> b", instructions=text).objective == made.instructions
 
 
-def test_a_field_that_is_to_be_secret_is_refused_since_it_would_be_stored_as_any_other() -> None:
+def test_a_field_that_is_secret_is_so_in_every_form_and_in_another_process() -> None:
+    mark: Any = {"secret": True}
+
+    class Account(BaseModel):
+        iban: str = pydantic.Field(json_schema_extra=mark)
+
     class Asked(BaseModel):
         text: str
-        iban: str = pydantic.Field(json_schema_extra={"secret": True})
+        pin: int = pydantic.Field(json_schema_extra=mark, ge=1)
+        account: Account
 
     class Answered(BaseModel):
         reply: str
+        code: str = pydantic.Field(json_schema_extra=mark)
 
-    with pytest.raises(TopologyError, match="'iban' is marked secret, which is not built") as refused:
-        Signature.of(Asked, Answered)
-    assert refused.value.code == "DX237"
+    made = Signature.of(Asked, Answered)
+    assert [f.name for f in made.fields if f.secret] == ["pin", "code"]
+    again = Signature.of(made.to_dataclass("inputs"), made.to_typed_dict("outputs"))
+    assert (
+        again == made == Signature.of(made.to_model("inputs"), made.to_model("outputs")) == Signature.from_plain(made.plain())
+    )
+    schema = Signature.from_json_schema(Signature("a -> b").json_schema("inputs"), made.json_schema("outputs"))
+    assert schema.outputs["code"].secret
+    assert made.with_updated_fields("code", type="int").outputs["code"].secret
+    assert made != Signature.of(Asked, made.delete("code").to_model("outputs")).append("code", "output", "str")
+    said = {name: value for name, value in made.plain().items() if name != "instructions"}
+    assert CallSpec("predict", said["signature"], **said).secrets == {"pin", "code", "iban"}
+    nested = {"type": "array", "items": {"type": "string", "secret": True}}
+    with pytest.raises(TopologyError, match="secret"):
+        Signature.from_json_schema({"properties": {"a": nested}}, {"properties": {"b": {"type": "string"}}})

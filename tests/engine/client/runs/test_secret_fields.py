@@ -1,0 +1,161 @@
+"""Fields that a signature marks secret: without a key nothing is stored that has them, and nobody is shown what they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_lab import APP, Lab
+from pydantic import BaseModel, Field
+
+from dspex.bus import subjects
+from dspex.bus.errors import ConfigError
+from dspex.bus.memory.connection import MemoryBus
+from dspex.bus.serving.keys.keyring import Keyring
+from dspex.bus.serving.keys.secret_fields import SECRET
+from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.client.client import Client
+from dspex.engine.client.runs.export import load
+from dspex.engine.client.runs.tree import masked, secrets_of
+from dspex.engine.testing.driver import Driver
+from dspex.operators.native.signature import Signature
+from dspex.operators.recorded.calls import predict
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+IBAN, PIN = "DE02120300000000202051", 73519
+KEYS = {"KEY": "5" * 64}
+
+
+class Account(BaseModel):
+    owner: str
+    iban: str = Field(json_schema_extra={"secret": True})
+
+
+class Asked(BaseModel):
+    text: str
+    account: Account
+    pin: int = Field(json_schema_extra={"secret": True})
+
+
+class Answered(BaseModel):
+    reply: str
+    code: str = Field(json_schema_extra={"secret": True})
+
+
+ASK = Signature.of(Asked, Answered)
+EVENT = {"text": f"pay from {IBAN}", "account": {"owner": "ann", "iban": IBAN}, "pin": PIN}
+
+
+def paying() -> Topology:
+    topology = Topology("paying")
+    source = topology.source("in").map(lambda d: {**d, "from": d["account"]["iban"]}, name="rename")
+    source.predict(ASK, name="ask", retry={"attempts": 1}).sink("out")
+    return topology
+
+
+def sealed(lab: Lab) -> MemoryBus:
+    bus = lab.server.connect()
+    bus.sealing = Keyring(bus, APP, "KEY", KEYS)
+    return bus
+
+
+def ran(make: MakeLab, *pins: int) -> tuple[Lab, list[str]]:
+    """Runs of an application that seals; a pin of 0 makes the call fail, in words that quote what is secret."""
+    lab = make(paying())
+    lab.client = Client(bus=sealed(lab), app=APP)
+
+    def answer(inputs: Any, work: Any) -> Any:
+        if not inputs["pin"]:
+            raise ArithmeticError(f"no {inputs['account']['iban']}")
+        return {"reply": f"done for {inputs['account']['iban']}", "code": f"c-{inputs['pin']}"}
+
+    lab.answers["ask"] = answer
+    lab.start(bus=sealed(lab))
+    lab.work(bus=sealed(lab))
+    runs = [lab.publish("in", {**EVENT, "pin": pin}) for pin in pins]
+    lab.advance(5)
+    return lab, runs
+
+
+def holds_a_secret(said: object) -> bool:
+    return any(one in str(said) for one in (IBAN, str(PIN)))
+
+
+def test_a_topology_with_a_secret_field_is_not_applied_where_nothing_seals_what_it_stores(lab: MakeLab) -> None:
+    one = lab(paying())
+    with pytest.raises(ConfigError, match="code, iban, pin: marked secret, and what a topology asks is stored in clear") as e:
+        one.start()
+    assert (e.value.code, e.value.node) == ("DX127", "paying/ask")
+    assert one.run(one.client.bus.stream(subjects.stream(APP))) is None
+
+
+def test_nothing_that_would_be_read_again_is_stored_without_a_key(lab: MakeLab) -> None:
+    one = lab()
+    one.start()
+    asked = predict(ASK)
+    for what in (one.client.submit(asked, EVENT), one.client.session("s").call(asked, EVENT)):
+        with pytest.raises(ConfigError, match="is stored in clear text here") as e:
+            one.run(what)
+        assert e.value.code == "DX127"
+
+
+def test_what_a_run_did_is_shown_without_what_is_secret_under_whatever_name_it_stands(lab: MakeLab) -> None:
+    one, (done, failed) = ran(lab, PIN, 0)
+    for run in (done, failed):
+        root = one.run(one.client.run(run).tree())
+        assert root.secrets == {"iban", "pin", "code"}
+        assert holds_a_secret([told.as_dict() for told in root])
+        shown = masked(root, secrets_of(root))
+        assert shown.data["account"] == {"owner": "ann", "iban": SECRET}
+        assert shown.data["text"] == f"pay from {SECRET}"
+        assert not holds_a_secret([told.as_dict() for told in shown])
+        assert not holds_a_secret(list(drawn(shown, shown.time)))
+    (letter,) = (told for told in shown if told.kind == "letter")
+    assert letter.error is not None
+    assert letter.error["message"] == f"no {SECRET}"
+
+
+def test_two_runs_are_compared_by_what_is_secret_and_the_difference_is_told_without_it(lab: MakeLab) -> None:
+    one, (a, b, same) = ran(lab, PIN, 88_888, PIN)
+    assert one.run(one.client.diff(a, same)).same
+    diff = one.run(one.client.diff(a, b))
+    assert {"pin", "in.pin", "code"} <= {step.field for step in diff.steps}
+    assert {(step.a, step.b) for step in diff.steps if step.field == "pin"} == {(SECRET, SECRET)}
+    for said in (str(diff), diff.markdown(), json.dumps(diff.as_dict())):
+        assert not holds_a_secret(said)
+        assert "88888" not in said
+
+
+def test_a_file_of_a_run_has_no_secrets_and_says_which_fields_are_missing(lab: MakeLab, tmp_path: Path) -> None:
+    one, (run,) = ran(lab, PIN)
+    one.run(one.client.run(run).export(tmp_path / "run.jsonl"))
+    assert not holds_a_secret((tmp_path / "run.jsonl").read_text())
+    file = load(tmp_path / "run.jsonl")
+    assert file.root.secrets == {"iban", "pin", "code"}
+    assert file.root.data["account"]["iban"] == SECRET
+
+
+def test_a_file_of_a_run_whose_secrets_are_texts_is_done_again(lab: MakeLab, tmp_path: Path) -> None:
+    class Said(BaseModel):
+        text: str
+        iban: str = Field(json_schema_extra={"secret": True})
+
+    def saying() -> Topology:
+        topology = Topology("saying")
+        topology.source("in").predict(Signature.of(Said, Answered), name="ask").sink("out")
+        return topology
+
+    one = lab(saying())
+    one.client = Client(bus=sealed(one), app=APP)
+    one.answers["ask"] = lambda inputs, work: {"reply": inputs["iban"], "code": "c-1234"}
+    one.start(bus=sealed(one))
+    one.work(bus=sealed(one))
+    run = one.publish("in", {"text": "a", "iban": IBAN})
+    one.advance(5)
+    one.run(one.client.run(run).export(tmp_path / "run.jsonl"))
+    with Driver(saying()) as d:
+        assert d.replay(tmp_path / "run.jsonl").same
