@@ -72,10 +72,9 @@ def questions(known: Mapping[str, str]) -> dict[str, Ask]:
 
 
 async def _shown(client: dspex.Client, run: str) -> None:
-    """What `runs show` reads."""
-    one = client.run(run)
-    info, root = await one.info(), await one.tree()
-    assert info.id == root.id == run
+    """What `runs show` reads: the history, once."""
+    found = await client.run(run).file()
+    assert found.info.id == found.root.id == run
 
 
 async def _listed(client: dspex.Client, options: Mapping[str, Any]) -> None:

@@ -30,7 +30,8 @@ from dspex.engine.log.rows import OpenCall, Timer
 _BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
 _TABLES = ("calls", "timers")
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
-_LONG = 4 * _MANY  # sequences of the stream that are left, from which on it may be worth to ask snapshots
+_SOON = 2048  # sequences behind which it is worth to ask snapshots, and to read of its own partitions only
+_LONG = 4 * _MANY  # sequences of the stream that must be left for that; and the most that is looked through at a time
 _AFTER = 0.01  # seconds behind the time in its id, at which its event is stored at the latest: the id has milliseconds
 
 
@@ -85,28 +86,19 @@ async def history(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: st
         raise RunNotFound(f"{run!r} is no id of a run", run=run, fix="dspex runs ls shows those there are")
     info = await bus.stream(subjects.stream(app))
     start = await sequence_before(bus, info, began.timestamp() - _BEFORE) + 1 if info is not None else 1
-    reader = _Reader(bus, app, run, edges=False)
-    found = await reader.read(manifests, began.timestamp(), start)
-    if reader.lacks:
-        reader = _Reader(bus, app, run, edges=True)
-        found = await reader.read(manifests, began.timestamp(), start)
-    return found
+    return await _Reader(bus, app, run).read(manifests, began.timestamp(), start)
 
 
 class _Reader:
-    """Reads the logs for one run.
+    """Reads the logs for one run."""
 
-    `edges`: and what lies on the edges of partitions, to the end: letters of the run were redriven, and what is redriven comes
-    from no entry.
-    """
-
-    def __init__(self, bus: Bus, app: str, run: str, *, edges: bool) -> None:
-        self._bus, self._app, self._run, self._edges = bus, app, run, edges
+    def __init__(self, bus: Bus, app: str, run: str) -> None:
+        self._bus, self._app, self._run = bus, app, run
         self._left = Outstanding()
         self._waiting, self._open = self._left.waiting, self._left.open
         self._stream = subjects.stream(app)
         self._sources: dict[str, list[tuple[str, tuple[str, int]]]] = {}  # subject in that stream → who reads it
-        self.lacks = False  # what came of it in a commit is not there any more: letters that were redriven, or dropped
+        self._looked = set[PartitionId]()  # where it is known what was redriven
 
     @property
     def _idle(self) -> bool:
@@ -161,13 +153,15 @@ class _Reader:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""
         start = begun
         self._history = await self._source(manifests, began)
-        info, size, ask = await self._bus.stream(self._stream), _FEW, start + _MANY
-        while info is not None and start <= info.last and (self._edges or not self._idle):
-            if start >= ask and not self._edges and info.last - start > _LONG:
-                there = await leap(self._bus, self._app, self._left, start)
-                start, ask = there, there + 2 * (start - begun)
+        info, size, patience = await self._bus.stream(self._stream), _FEW, _SOON
+        ask = start + patience
+        while info is not None and start <= info.last and not self._idle:
+            if start >= ask and info.last - start > _LONG:
+                there = await leap(self._bus, self._app, self._left, start, info.last, near=_SOON)
+                patience = _SOON if there > start else 2 * patience
+                start, ask = there, there + patience
             stop = min(info.last, start + size - 1)
-            narrow = None if self._edges or start - begun <= _MANY else self._left.partitions
+            narrow = None if start - begun < _SOON else self._left.partitions
             at, found = await self._piece(start, stop, narrow)
             most = _MANY if narrow is None or found > _FEW else _LONG
             start, size = at + 1, (_FEW if at < stop else min(2 * size, most))
@@ -177,15 +171,11 @@ class _Reader:
     async def _piece(self, start: int, stop: int, where: Collection[PartitionId] | None) -> tuple[int, int]:
         """Read a piece of the logs; of these partitions alone, until something is outstanding elsewhere. How far it came, and
         of how many messages."""
-        kinds = [subjects.log, *([subjects.edge] if self._edges else [])]
         which: list[tuple[str, str, int | str]] = [("*", "*", "*")] if where is None else sorted(where)
-        patterns = [kind(self._app, *partition) for kind in kinds for partition in which]
+        patterns = [subjects.log(self._app, *partition) for partition in which]
         found = await self._bus.scan(self._stream, patterns, start=start, stop=stop)
         for message in found:
-            if (to := places.edge(self._app, message.subject)) is None:
-                await self._entry(message)
-            else:
-                await self._frame(to, message)
+            await self._entry(message)
             if where is not None and not self._left.partitions <= {*where}:
                 return message.sequence, len(found)
         return stop, len(found)
@@ -215,7 +205,7 @@ class _Reader:
         clock = next((run[4] for run in entry["taken"]), entry["time"])
         found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
         self._history.taken.append(found)
-        for message in messages if not self._edges else ():
+        for message in messages:
             if (to := places.edge(self._app, message.subject)) is not None:
                 await self._frame(to, message)
             self._goes_on(message)
@@ -282,11 +272,22 @@ class _Reader:
         ]
         count = 0 if "asks" in entry else entry["covers"]
         before = await self._bus.scan(self._stream, [">"], start=m.sequence - count, stop=m.sequence - 1) if count else []
-        self.lacks = self.lacks or len(before) < count
+        if len(before) < count:  # a letter was redriven, or dropped: what is redriven comes from no entry
+            await self._redriven(places.partition(m), m.sequence)
         for message in before:
             if message.headers.get(subjects.RUN) == self._run or await self._last_event(message) is not None:
                 found.append(await payloads.checked_out(self._bus, self._app, message) or message)
         return found
+
+    async def _redriven(self, where: PartitionId, after: int) -> None:
+        """Wait for the events of the run that were redriven in a partition, where their letters came from."""
+        if where in self._looked:
+            return
+        self._looked.add(where)
+        async for page in pages(self._bus, self._stream, [subjects.edge(self._app, *where)], start=after + 1):
+            for message in page:
+                if subjects.LETTER in message.headers:
+                    await self._frame(where, message)
 
     async def _last_event(self, message: Message) -> int | None:
         """Which event of a frame is the last one of the run; None where it has none, and for what is no frame."""

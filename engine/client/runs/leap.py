@@ -12,14 +12,14 @@ from typing import Final, TypeVar
 
 from dspex.bus.port import Bus
 from dspex.engine.client.following.progress import PartitionId
-from dspex.engine.log.entries import LogAddress, bases, packed
-from dspex.engine.log.latest import latest
+from dspex.engine.log.entries import LogAddress, bases, packed, readable
 from dspex.engine.log.reading import named_snapshot, restored
-from dspex.engine.log.rows import OpenCall, Position, Timer
+from dspex.engine.log.rows import NONE, OpenCall, Position, Timer
 from dspex.engine.log.tables import Tables
 
 T = TypeVar("T")
 _LARGEST: Final = 16 << 20  # bytes of a snapshot: to read a larger one may take longer than to read the log
+_STEP: Final = 8  # how much further it is looked each time, while nothing happens: in units of what is read at a time, at first
 _APART: Final = b"pieces"  # the key of an entry that does not hold what it changes
 
 
@@ -91,17 +91,65 @@ def _same(tables: Tables, number: int, row: OpenCall | Timer) -> bool:
     return tables.timers.rows.get(number) == row
 
 
-async def leap(bus: Bus, app: str, left: Outstanding, start: int) -> int:
-    """The sequence before which no entry from `start` on concerns what is outstanding; `start` where nothing tells."""
-    found = list[int]()
-    for where in left.partitions:
-        address = LogAddress.of(app, *where)
-        end = await latest(bus, address)
-        snapshot = await named_snapshot(bus, address, bases(end.at, end.entry)[0]) if end.at else None
-        if snapshot is None or snapshot.at < start or snapshot.size > _LARGEST:
-            return start
-        tables = Tables()
-        if not await restored(bus, address, snapshot, tables) or not left.is_untouched(where, tables):
-            return start
-        found.append(snapshot.at + 1)
-    return min(found, default=start)
+async def leap(bus: Bus, app: str, left: Outstanding, start: int, last: int, *, near: int) -> int:
+    """The sequence before which no entry from `start` on concerns what is outstanding, within about `near`; `start` where
+    nothing tells. `last`: of the stream.
+
+    What a snapshot has as it was, those before it have too. So the latest such time is found by halving, and a run that waited
+    long, and is done, costs some snapshots.
+    """
+    reach = _Reach(bus, app, left, start)
+    there, clear, over, step = start, start, last + 1, _STEP * near
+    while over - clear > near and clear < last:
+        at = min(clear + step, (clear + over) // 2 if over <= last else last)
+        if (found := await reach.until(at)) is None:
+            over = at
+        else:
+            there, clear, step = max(there, found), max(at, found), step * _STEP
+    return min(there, last + 1)
+
+
+class _Reach:
+    """What snapshots tell of what is outstanding."""
+
+    def __init__(self, bus: Bus, app: str, left: Outstanding, start: int) -> None:
+        self._bus, self._app, self._left, self._start = bus, app, left, start
+        self._first: dict[PartitionId, int] = {}  # the first message of its log that is not read yet
+        self._told: dict[tuple[PartitionId, int], int | None] = {}  # by the snapshot
+
+    async def until(self, at: int) -> int | None:
+        """The sequence before which nothing concerns it, as the snapshots of about `at` say; None where one says that something
+        did, or cannot be read."""
+        found = list[int]()
+        for where in self._left.partitions:
+            address = LogAddress.of(self._app, *where)
+            if where not in self._first:
+                first = await self._bus.next(address.stream, address.subject, self._start)
+                self._first[where] = first.sequence if first is not None else NONE
+            there = self._first[where] if at <= self._first[where] else await self._as_of(where, address, at)
+            if there is None:
+                return None
+            found.append(there)
+        return min(found, default=None)
+
+    async def _as_of(self, where: PartitionId, address: LogAddress, at: int) -> int | None:
+        """The same of one partition, which has entries before."""
+        message = await self._bus.next(address.stream, address.subject, at)
+        message = message or await self._bus.last(address.stream, address.subject)
+        entry = readable(message.data) if message is not None else None
+        if message is None or entry is None:
+            return None
+        named = bases(message.sequence, entry)[0]
+        if (where, named) not in self._told:
+            self._told[where, named] = await self._untouched(where, address, named)
+        return self._told[where, named]
+
+    async def _untouched(self, where: PartitionId, address: LogAddress, named: int) -> int | None:
+        """What is behind the snapshot that an entry names, where all is in that as it was; one of before says nothing."""
+        snapshot, tables = await named_snapshot(self._bus, address, named), Tables()
+        if snapshot is None or snapshot.at < self._start:
+            return self._start
+        if snapshot.size > _LARGEST:
+            return None
+        whole = await restored(self._bus, address, snapshot, tables)
+        return snapshot.at + 1 if whole and self._left.is_untouched(where, tables) else None

@@ -77,7 +77,7 @@ def read(one: Lab) -> Iterator[list[Message]]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is long is so sooner."""
-    for name, value in {"_FEW": 64, "_MANY": 128, "_LONG": 256}.items():
+    for name, value in {"_FEW": 64, "_SOON": 128, "_MANY": 128, "_LONG": 256}.items():
         monkeypatch.setattr(reading, name, value)
 
 
@@ -114,6 +114,44 @@ def test_what_happened_to_an_open_call_before_the_last_snapshot_is_told(lab: Mak
     one.stop_workers()
     many(one, MANY // 2)
     assert one.run(run.tree()).below[0].attempts[0].error == "division by zero"
+
+
+@pytest.mark.usefixtures("short")
+def test_of_a_run_that_waited_long_and_is_done_what_lies_between_is_not_read(lab: MakeLab) -> None:
+    one = lab(lot())
+    one.start(most_arrivals=1)
+    one.answers["classify"] = lambda inputs, work: {"intent": "late"}
+    run = one.client.run(one.publish("in", {"text": "a", "ask": True}))
+    one.advance(1)
+    many(one)
+    one.work()
+    one.advance(1)
+    one.stop_workers()
+    many(one)
+    entries = [m.sequence for m in one.messages(subjects.log(APP, "*", "*", "*"))]
+    with read(one) as found:
+        past, _ = one.run(run.history())
+    logs = {m.sequence for m in found if subjects.matches(subjects.log(APP, "*", "*", "*"), m.subject)}
+    assert (past.done, len(past.taken), len(past.records)) == (True, 2, 1)
+    assert (len(entries) > 2 * MANY, len(logs) < MANY // 3, max(logs) < entries[-MANY // 2]) == (True, True, True)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_redriven_letter_is_found_without_reading_to_the_end(lab: MakeLab) -> None:
+    one = lab(lot())
+    one.start(most_arrivals=1)
+    id = one.publish("in", {"poison": 1, "ask": False})
+    one.advance(1)
+    many(one)
+    one.run(one.client.redrive(one.letters()))
+    one.advance(1)
+    many(one)
+    with read(one) as found:
+        past, _ = one.run(one.client.run(id).history())
+    logs = {m.sequence for m in found if subjects.matches(subjects.log(APP, "*", "*", "*"), m.subject)}
+    assert (past.done, len(past.taken)) == (True, 2)
+    assert len(logs) < MANY // 3
+    assert [told.label for told in one.run(one.client.run(id).tree())] == ["in", "row"]
 
 
 def test_runs_that_failed_are_listed_without_a_look_at_all_others(lab: MakeLab) -> None:
