@@ -302,6 +302,7 @@ class CallRecord(_Packed):
         warning: what may be wrong with the outputs; "" for nothing.
         requests: of models and tools: how many were "made", answered from the "journal", and "missed": answered in
             an earlier attempt, and not asked for any more. {}: they were not counted.
+        exchanges: what they were asked and said, as `read_exchanges` takes it; b"" for nothing. No engine reads it.
     """
 
     call: str
@@ -326,6 +327,7 @@ class CallRecord(_Packed):
     warning: str = ""
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
+    exchanges: bytes = b""
 
     @classmethod
     def of(cls, request: CallRequest, **said: Any) -> Self:

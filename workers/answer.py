@@ -31,7 +31,7 @@ class Answer:
         program: the kind and a digest of what the program is made from.
         dspy_version: whose behaviour it has; "" where there is no DSPy.
         usage: tokens and cost; None where nothing is known.
-        requests: how many, by what became of them; see `Requests.counts`.
+        requests: how many, by what became of them; see `Requests.counts`. exchanges: what they were asked and said.
         started: seconds since the epoch; elapsed: seconds.
         routing, cached_from: see CallRecord.
         warning: what may be wrong with it, though it is an answer; "" for nothing.
@@ -50,6 +50,7 @@ class Answer:
     warning: str = ""
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict[str, int])
+    exchanges: bytes = b""
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -102,4 +103,5 @@ class Answer:
             warning=self.warning,
             cached_from=self.cached_from,
             requests=self.requests,
+            exchanges=self.exchanges,
         )

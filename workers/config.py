@@ -78,6 +78,7 @@ class PoolConfig:
     `scale`: how it is sized by its backlog; None: it is not.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
     hears of it. `cpu`: cores of each process. `zygote`: see `forks`; None: where it has no GPUs, which do not work in a fork.
+    `keep_exchanges`: see PoolSettings.
     """
 
     app: str
@@ -105,6 +106,7 @@ class PoolConfig:
     zygote: bool | None = None
     cpu: float | None = None
     scale: ScaleBounds | None = None
+    keep_exchanges: int = 0
 
     @property
     def forks(self) -> bool:
@@ -122,6 +124,7 @@ class PoolConfig:
             profiles=self.profiles,
             programs=self.programs,
             path=self.path,
+            keep_exchanges=self.keep_exchanges,
             memory=None if self.gpus else self.memory,  # a GPU's driver may map as much as the device has: it is watched
             keys={p.key_env: has[p.key_env] for p in self.profiles.values() if p.key_env and p.key_env in has},
         )
@@ -192,6 +195,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         budgets=tuple(_budget(name, budget) for name, budget in settings.budgets.items()),
         zygote=p.zygote,
         cpu=p.cpu,
+        keep_exchanges=p.keep_exchanges,
         scale=ScaleBounds(p.scale.min, p.scale.max, p.scale.cooldown) if p.scale is not None else None,
     )
 

@@ -47,8 +47,7 @@ class RecordStore:
     """Stores the records of calls in the stream.
 
     Args:
-        above: bytes of a record that is not stored in its message.
-        keys: of the pool; without them its records are not signed.
+        above: bytes of a record that is not stored in its message. keys: of the pool; without them its records are not signed.
 
     Attributes:
         collisions: records whose id had been taken by something else. None in a system without a fault.
@@ -136,7 +135,6 @@ class RecordStore:
             await self._tasks.finish(left)
         await self._tasks.stop()
 
-    # -- many at once
     def _add(
         self,
         record: CallRecord,
@@ -292,6 +290,8 @@ class RecordStore:
         """The packed record. One whose outputs are larger than a payload may be becomes a short error that says so."""
         data, most = record.pack(), payloads.most(self.bus)
         size = len(data) - len(record.event)
+        if size > most and record.exchanges:
+            return self.sized(replace(record, exchanges=b""))
         if size <= most:
             return data
         too_large = f"the answer has {size:,} bytes, and one payload may have {most:,}"

@@ -88,7 +88,8 @@ class AnswerStore:
         """
         if (to := request.answer) is None:
             return
-        body = b"" if record.error is not None else codecs.msgpack_bytes(vars(record) | {"number": None, "event": b""})
+        told = vars(record) | {"number": None, "event": b"", "exchanges": b""}
+        body = b"" if record.error is not None else codecs.msgpack_bytes(told)
         answered = 0 < len(body) <= payloads.most(self.bus)  # a larger one is no answer to the engine, either
         headers = {subjects.RUN: request.run, **in_session(request.session)}
         if to.client:

@@ -31,6 +31,7 @@ from dspex.bus.settings.values import (
     ScaleSettings,
     Seconds,
     SettingsTable,
+    Size,
     Texts,
     Variables,
     custom_error,
@@ -54,8 +55,7 @@ class EngineSettings(SettingsTable):
         heartbeat: seconds between two signs of life, at most 30; an engine that is silent for five of them is replaced.
         stall_after: seconds without progress, although there is work, after which an engine says that it is stalled.
         align: seconds that a source may be ahead of another one of its topology in event time, before it waits.
-        records: seconds that records of calls are kept.
-        max_open_calls: of a partition; above it the source is not read on.
+        records: seconds that records of calls are kept. max_open_calls: of a partition; above it the source is not read on.
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
             most 16 GiB. The stream of sources gets a fifth of that besides.
         state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
@@ -242,10 +242,10 @@ class PoolSettings(SettingsTable):
     Attributes:
         lm: the profile of calls that name none. cpu: cores that each process may use, with all that it starts.
         lms: the others that calls may name. Workers get the keys of these and of no others; without `lm` and `lms`, of all.
-        env: variables of its processes. "$NAME": what the variable NAME is where the pool is started.
+        env: variables of its processes. "$NAME": what NAME is where the pool starts. scale: `size` follows its backlog.
         hmac_key_env: the variable with the key that signs its records. "NEW,OLD": NEW signs, and OLD is right too.
         zygote: whether its processes are forked from one that has imported its programs. None: where it has no `gpus`.
-        timeout: of a call of a topology that says nothing itself. scale: `size` follows its backlog.
+        timeout: of a call of a topology that says nothing itself. keep_exchanges: bytes that a record has of what models said.
     """
 
     size: Annotated[int, Field(ge=0)] = 1
@@ -266,6 +266,7 @@ class PoolSettings(SettingsTable):
     timeout: PositiveSeconds | None = None
     cpu: Annotated[float, Field(ge=0.01)] | None = None
     scale: ScaleSettings | None = None
+    keep_exchanges: Size = 64 << 10
 
     @model_validator(mode="after")
     def _no_program_gets_the_key_that_signs(self) -> Self:

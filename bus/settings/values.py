@@ -126,6 +126,7 @@ def listed(value: object) -> object:
 
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds)]
 PositiveSeconds: TypeAlias = Annotated[float, BeforeValidator(_positive)]
+Size: TypeAlias = Annotated[int, BeforeValidator(_size)]
 PositiveSize: TypeAlias = Annotated[int, BeforeValidator(_positive_size)]
 Rate: TypeAlias = Annotated[str, BeforeValidator(lambda value: _rate(value, money=False))]
 """An amount in a time, as `duration.rate` reads it."""

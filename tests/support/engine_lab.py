@@ -121,6 +121,7 @@ class Lab:
         self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
         self.answers: dict[str, Answer] = {}
         self.tokens: dict[str | None, int] = {}  # tenant → of each of its answers, which take their time
+        self.exchanges: dict[str, bytes] = {}  # of records, by node
         self.asked: list[CallRequest] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
         self.client = Client(bus=self.server.connect(), app=APP)
@@ -228,6 +229,7 @@ class Lab:
             "topology": request.topology, "node": request.node, "outputs": outputs, "error": error, "worker": "lab",
             "requests": {"made": 1} if request.spec.journaled else {},
             "usage": {"output_tokens": self.tokens.get(request.tenant, 0)},
+            "exchanges": self.exchanges.get(request.node, b""),
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 

@@ -18,11 +18,13 @@ from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramErr
 from dspex.bus.records import ANSWERED, SILENT, CallRequest, Outputs, Tried, Usage
 from dspex.bus.serving.call_spec import CallSpec, ModuleConfig
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
+from dspex.operators.native.lm.completion import Completion
 from dspex.operators.native.prompts.values import to_jsonable
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
 from dspex.workers.config import Profile
+from dspex.workers.journal.replies import exchange
 from dspex.workers.journal.requests import Requests
 from dspex.workers.journal.within import Journaling
 
@@ -93,6 +95,12 @@ class Attempt:
     def __post_init__(self, journal: Journaling | None) -> None:
         self.requests = Requests(self.work.call, journal)
 
+    def heard(self, answer: Completion, profile: Profile, since: float) -> None:
+        """A model has answered what it was asked at `since`, by the monotonic clock; the inputs of the call tell what."""
+        used = self.spend(replace(answer.usage, requests=1), profile)
+        said = answer.text or answer.refusal
+        self.requests.exchanges.add(exchange("model", self.lm, None, said, used, time.monotonic() - since))
+
     @contextmanager
     def trying(self, lm: str) -> Generator[None]:
         """Note what becomes of a profile."""
@@ -127,12 +135,13 @@ class Attempt:
             self.streamed = True
             self.chunk(name, sendable(text))
 
-    def spend(self, used: Usage, profile: Profile | None) -> None:
-        """Add tokens to what the attempt has cost, also those of an answer that is of no use."""
+    def spend(self, used: Usage, profile: Profile | None) -> Usage:
+        """Add tokens to what the attempt has cost, also those of an answer that is of no use; with what they cost."""
         used = self.priced(used, profile)
         if self.batch and used.cost is not None and profile is not None:
             used = replace(used, cost=used.cost * profile.price.get("batch", 1.0))
         self.usage = self.usage + used if self.usage else used
+        return used
 
     @staticmethod
     def priced(used: Usage, profile: Profile | None) -> Usage:
@@ -157,6 +166,7 @@ class Attempt:
             routing=self.routing,
             warning=self.warning,
             requests=self.requests.counts(outputs is not None),
+            exchanges=self.requests.exchanges.packed(),
         )
 
 

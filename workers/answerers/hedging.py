@@ -40,6 +40,7 @@ class Hedging:
             if not first.done() and self._left[attempt.lm] >= 1.0:
                 self._left[attempt.lm] -= 1.0
                 twin = replace(attempt, usage=None, refusals=[], routing=[])
+                twin.requests.exchanges = attempt.requests.exchanges.anew()
                 asking[tasks.start(ask(twin), "second")] = twin
             winner = await _first_good(asking) or first
         finally:
@@ -64,6 +65,7 @@ async def _first_good(asking: dict[asyncio.Task[Outputs], Attempt]) -> asyncio.T
 def _settle(attempt: Attempt, winner: Attempt, others: list[Attempt], profile: Profile) -> None:
     """Note in `attempt` what all have cost. Of a request that was ended nobody says that: it has read what the other has."""
     used = winner.usage or Usage()
+    attempt.requests.exchanges = winner.requests.exchanges
     for other in others:
         if other.usage is None or not other.usage.requests:
             other.spend(Usage(input_tokens=used.input_tokens, requests=1), profile)

@@ -7,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from dspex.bus.errors import CallTimeout, TopologyError
 from dspex.bus.records import BEGAN, Outputs, Tried, Usage
+from dspex.operators.native.lm.completion import Completion
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import own_server, why_not_native
 from dspex.operators.native.lm.predict import KINDS, Predict, Prediction
@@ -49,18 +49,17 @@ class Native:
         attempt.program = attempt.spec.program
         profile, work = self._pool.profile(attempt.lm), attempt.work
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
-
-        def spent(usage: Usage) -> None:
-            attempt.spend(replace(usage, requests=1), profile)
-
+        heard = partial(attempt.heard, profile=profile, since=time.monotonic())
         limit = work.timeout + SPARE
         if attempt.chunk is None and not attempt.spec.first_token_timeout:
-            found = await predict.ask(work.inputs, timeout=limit, retry=False, spent=spent)
+            found = await predict.ask(work.inputs, timeout=limit, retry=False, heard=heard)
         else:
-            found = await self._streamed(predict, attempt, limit, spent)
+            found = await self._streamed(predict, attempt, limit, heard)
         return {name: plain(name, value) for name, value in found.outputs.items()}
 
-    async def _streamed(self, predict: Predict, attempt: Attempt, limit: float, spent: Callable[[Usage], None]) -> Prediction:
+    async def _streamed(
+        self, predict: Predict, attempt: Attempt, limit: float, heard: Callable[[Completion], None]
+    ) -> Prediction:
         """The prediction, told to who wants to know while it is made. Raises CallTimeout where it does not begin in time."""
         first, asked = attempt.spec.first_token_timeout, time.perf_counter()
         clock = asyncio.timeout(first or None)
@@ -73,7 +72,7 @@ class Native:
                         attempt.routing.append(Tried(attempt.lm, BEGAN, round((time.perf_counter() - asked) * 1000, 3)))
                     attempt.write(name, text)
 
-                return await predict.told(attempt.work.inputs, write, timeout=limit, spent=spent)
+                return await predict.told(attempt.work.inputs, write, timeout=limit, heard=heard)
         except TimeoutError as error:
             if not clock.expired():
                 raise

@@ -24,6 +24,7 @@ from dspex.bus.errors import (
     WorkerLost,
 )
 from dspex.bus.records import CallRequest, Outputs
+from dspex.bus.serving.programs.exchanges import Exchanges
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
 from dspex.workers.answerers.answerer import Answerer
@@ -101,6 +102,8 @@ class Router:
             journal = WithinAttempt()
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
         attempt.hedge, attempt.batch, attempt.further = hedge or {}, batch, further
+        if work.record is not None:  # an interactive call is no run, whose requests somebody looks at
+            attempt.requests.exchanges = Exchanges(self._pool.keep_exchanges)
         try:
             enter_context(attempt, status)
             if work.describe:

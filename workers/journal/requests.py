@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import takewhile
 from time import monotonic
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import orjson
 import structlog
@@ -25,8 +25,10 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus.codecs.plain import OPTIONS
 from dspex.bus.errors import DspexError, InvalidInput, OutcomeUnknown, ProgramError
 from dspex.bus.records import Usage
+from dspex.bus.serving.programs.exchanges import Exchanges
 from dspex.workers.journal.entries import JournalEntry, RequestPlace
-from dspex.workers.journal.within import Journaling, WithinAttempt
+from dspex.workers.journal.replies import exchange
+from dspex.workers.journal.within import Journaling, Metering, WithinAttempt
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 T = TypeVar("T")
@@ -42,18 +44,6 @@ class StopCall(BaseException):
     def __init__(self, error: DspexError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-class Metering(Protocol):
-    """Counts what a call asks of models, and says when it may not ask more."""
-
-    def begin(self) -> DspexError | None:
-        """A request is about to be made, or answered from the journal; why it must not be."""
-        ...
-
-    def add(self, used: Usage | None) -> None:
-        """It was answered."""
-        ...
 
 
 class WhatIsAsked(NamedTuple):
@@ -108,6 +98,7 @@ class Requests:
         ending: why the call ends, whatever its program makes of it.
         context: what `dspex.workers.context()` gives, for threads that only DSPy knows.
         meter: of a job of an optimizer; None for other calls.
+        exchanges: what was asked and said, for the record.
     """
 
     def __init__(self, call: str, journal: Journaling | None) -> None:
@@ -124,6 +115,7 @@ class Requests:
         self.ending: DspexError | None = None
         self.context: object = None
         self.meter: Metering | None = None
+        self.exchanges = Exchanges(0)
 
     def __deepcopy__(self, memo: object) -> Requests:
         return self
@@ -171,6 +163,7 @@ class Requests:
             self.made, self._answered = self.made - 1, self._answered + 1
             if self.meter is not None and asking.kind == "model":
                 self.meter.add(found.used)
+            self._heard(asking, found.answer, found.used, found.seconds, True)
         elif asking.once and found is not None:
             why = f"{asking.name} was begun, and its worker died: what came of it is not known"
             self.end(OutcomeUnknown(why, node=asking.name))
@@ -186,6 +179,7 @@ class Requests:
         used = None if used is None else self.priced(used)
         if self.meter is not None and turn.asking.kind == "model":
             self.meter.add(used)
+        self._heard(turn.asking, answer, used, monotonic() - turn.since)
         if self.journal is None or not turn.kept:
             return
         cost = None if used is None else dict(vars(used))
@@ -216,6 +210,11 @@ class Requests:
         """`after` where nothing can be awaited."""
         if turn.kept:
             self.blocking(self.after(turn, answer, used))
+        else:
+            self._heard(turn.asking, answer, None if used is None else self.priced(used), monotonic() - turn.since)
+
+    def _heard(self, asking: WhatIsAsked, answer: object, used: Usage | None, seconds: float, journaled: bool = False) -> None:
+        self.exchanges.add(exchange(asking.kind, asking.name or self.lm, asking.about, answer, used, seconds, journaled))
 
     def _turn(self, asking: WhatIsAsked) -> OpenRequest:
         if self.ending is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dspex.bus.errors import DspexError
+from dspex.bus.records import Usage
 from dspex.workers.journal.entries import JournalEntry
 
 
@@ -24,6 +26,18 @@ class Journaling(Protocol):
 
     def failed(self) -> None:
         """A request for which there was room has failed."""
+        ...
+
+
+class Metering(Protocol):
+    """Counts what a call asks of models, and says when it may not ask more."""
+
+    def begin(self) -> DspexError | None:
+        """A request is about to be made, or answered from the journal; why it must not be."""
+        ...
+
+    def add(self, used: Usage | None) -> None:
+        """It was answered."""
         ...
 
 

@@ -10,7 +10,9 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, DspexError
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
+from dspex.bus.serving.programs.exchanges import read_exchanges
 from dspex.engine.cli.runs.drawing import short
+from dspex.engine.client.runs.steps import exchanges_of
 from dspex.operators.native.lm.native_support import REASONING
 from dspex.operators.native.lm.predict import KINDS, ChainOfThought
 from dspex.operators.native.signature import Signature
@@ -39,6 +41,7 @@ def _attempt(asked: CallRequest, record: CallRecord | None, journal: list[Journa
         said |= {name: getattr(record, name) for name in _KEPT}
         said |= {"started": record.started, "usage": dict(record.usage), "requests": dict(record.requests)}
         said["routing"] = [list(tried) for tried in record.routing]
+        said["exchanges"], said["left_out"] = exchanges_of(record), _left_out(record)
     said["prompt"] = _prompt(asked)
     said["journal"] = [
         {name: getattr(entry, name) for name in ("kind", "name", "asked", "begun", "answer", "usage")} for entry in journal
@@ -93,10 +96,33 @@ def lines(attempt: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
         yield f"  warning: {attempt['warning']}"
     for message in attempt["prompt"] or ():
         yield from _text(f"  ~ {message['role']}", message["content"], everything=everything)
-    for entry in attempt["journal"]:
+    for one in attempt.get("exchanges", ()):
+        yield from _exchange(one, everything=everything)
+    if attempt.get("left_out"):
+        yield f"  {attempt['left_out']} more that the record does not keep: pools.*.keep_exchanges"
+    for entry in attempt["journal"] if not attempt.get("exchanges") else ():
         yield from _text(f"  {entry['kind']} {entry['name']} asked", entry["asked"], everything=everything)
         answer = "begun, and nothing is known of it" if entry["begun"] and entry["answer"] is None else entry["answer"]
         yield from _text(f"  {entry['kind']} {entry['name']} said", answer, everything=everything)
+
+
+def _exchange(one: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
+    who, usage = f"  {one['kind']} {one['name']}", one["usage"]
+    if one["asked"] is not None:
+        yield from _text(f"{who} asked", one["asked"], everything=everything)
+    words = [f"{1000 * one['seconds']:,.0f} ms"] if one["seconds"] else []
+    if tokens := usage.get("input_tokens", 0) + usage.get("output_tokens", 0):
+        words.append(f"{tokens} tokens")
+    words += [f"${usage['cost']:.4f}"] if usage.get("cost") else []
+    words += ["from the journal"] if one["journaled"] else []
+    yield from _text(f"{who} said{''.join(f'  {word}' for word in words)}", one["said"], everything=everything)
+
+
+def _left_out(record: CallRecord) -> int:
+    try:
+        return read_exchanges(record.exchanges).left_out
+    except DspexError:
+        return 0
 
 
 def _text(head: str, data: Any, *, everything: bool) -> Iterator[str]:

@@ -8,14 +8,14 @@ happens to it for long, snapshots tell that (`leap.py`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError, RunNotFound
-from dspex.bus.message import PLACED, Message, id_time, partition_of, run_of, spread_of
-from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.message import Message, id_time, partition_of, spread_of
+from dspex.bus.port import Bus
 from dspex.bus.records import unpack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.client.following.progress import PartitionId
@@ -32,7 +32,6 @@ _TABLES = ("calls", "timers")
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
 _SOON = 2048  # sequences behind which it is worth to ask snapshots, and to read of its own partitions only
 _LONG = 4 * _MANY  # sequences of the stream that must be left for that; and the most that is looked through at a time
-_AFTER = 0.01  # seconds behind the time in its id, at which its event is stored at the latest: the id has milliseconds
 
 
 class Taken(NamedTuple):
@@ -109,7 +108,7 @@ class _Reader:
         """Find the source event, and note who reads it. Raises RunNotFound."""
         sources = [*places.sources(manifests)]
         self._sources = {subject: readers for stream, subject, readers in sources if stream == self._stream}
-        info, message = await self._event(sources, began)
+        info, message = await places.source_event(self._bus, self._run, sources, began)
         stream = info.name
         said = [several for of, subject, several in sources if of == stream and subjects.matches(subject, message.subject)]
         readers = [reader for several in said for reader in several]
@@ -122,32 +121,6 @@ class _Reader:
         for topology, (stage, count) in readers:
             partition = partition_of(spread_of(message), count) if count > 1 else 0
             self._left.wait((topology, stage, partition), "source", message.sequence, 0)
-
-    async def _event(self, sources: Sequence[places.SourceOf], began: float) -> tuple[StreamInfo, Message]:
-        """The source event, and its stream: at the place that the id names; else at its time. Raises RunNotFound."""
-        there = {stream: info for stream, _, _ in sources if (info := await self._bus.stream(stream)) is not None}
-        for stream, info in there.items():
-            place = int(self._run[-PLACED:], 16)
-            message = await self._bus.get(stream, place) if info.first <= place <= info.last else None
-            if message is None or run_of(stream, info.created, message) != self._run:
-                continue
-            if any(of == stream and subjects.matches(subject, message.subject) for of, subject, _ in sources):
-                return info, message
-        for stream, subject, _ in sources:
-            if (info := there.get(stream)) is not None and (found := await self._near(info, subject, began)) is not None:
-                return info, found
-        fix = "its stream does not keep it any more; dspex runs ls shows those there are"
-        raise RunNotFound(f"no source holds the event {self._run}", run=self._run, fix=fix)
-
-    async def _near(self, info: StreamInfo, subject: str, began: float) -> Message | None:
-        """The event of a subject that was stored when the run began: whoever published it has named the run."""
-        async for page in pages(self._bus, info.name, [subject], start=await sequence_before(self._bus, info, began) + 1):
-            for message in page:
-                if run_of(info.name, info.created, message) == self._run:
-                    return message
-                if message.time > began + _AFTER:
-                    return None
-        return None
 
     async def read(self, manifests: Mapping[str, Manifest], began: float, begun: int) -> History:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""

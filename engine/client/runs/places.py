@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from dspex.bus import subjects
-from dspex.bus.message import Message
+from dspex.bus.errors import RunNotFound
+from dspex.bus.message import PLACED, Message, run_of
+from dspex.bus.port import Bus, StreamInfo
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.positions import pages, sequence_before
+
+_AFTER: Final = 0.01  # seconds behind the time in an id, at which its event is stored at the latest: the id has milliseconds
 
 Reads: TypeAlias = tuple[str, tuple[str, int]]
 """Who reads a source: topology, stage and how many partitions that has."""
@@ -24,6 +29,34 @@ def sources(manifests: Mapping[str, Manifest]) -> Iterator[SourceOf]:
         for source, stream in applied.streams.items():
             found.setdefault((stream, applied.subject(source)), []).append((topology, applied.stages[source]))
     return ((*where, readers) for where, readers in found.items())
+
+
+async def source_event(bus: Bus, run: str, of: Sequence[SourceOf], began: float) -> tuple[StreamInfo, Message]:
+    """The source event of a run, and its stream: at the place that its id names; else at its time. Raises RunNotFound."""
+    there = {stream: info for stream, _, _ in of if (info := await bus.stream(stream)) is not None}
+    for stream, info in there.items():
+        at = int(run[-PLACED:], 16)
+        message = await bus.get(stream, at) if info.first <= at <= info.last else None
+        if message is None or run_of(stream, info.created, message) != run:
+            continue
+        if any(name == stream and subjects.matches(subject, message.subject) for name, subject, _ in of):
+            return info, message
+    for stream, subject, _ in of:
+        if (info := there.get(stream)) is not None and (found := await _near(bus, run, info, subject, began)) is not None:
+            return info, found
+    fix = "its stream does not keep it any more; dspex runs ls shows those there are"
+    raise RunNotFound(f"no source holds the event {run}", run=run, fix=fix)
+
+
+async def _near(bus: Bus, run: str, info: StreamInfo, subject: str, began: float) -> Message | None:
+    """The event of a subject that was stored when the run began: whoever published it has named the run."""
+    async for page in pages(bus, info.name, [subject], start=await sequence_before(bus, info, began) + 1):
+        for message in page:
+            if run_of(info.name, info.created, message) == run:
+                return message
+            if message.time > began + _AFTER:
+                return None
+    return None
 
 
 def place(at: int | tuple[int, int]) -> tuple[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
@@ -14,6 +14,7 @@ from dspex.bus.errors import DataError
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord, NodeEvent, Usage, unpack_event
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.programs.exchanges import read_exchanges
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Step:
         inputs: of the call, where `steps` was told how nodes make them; else the data of the event that it was made for.
         asked: what was asked, see `what_is_asked`; "" where that is not known. state: the saved state that it had, `draft@4`.
         damaged: its record is not what was stored, and says nothing.
+        exchanges: what models and tools were asked and said, as far as the record keeps it: the fields of an Exchange each.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Step:
     asked: str = ""
     state: str = ""
     damaged: bool = False
+    exchanges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
     def ended(self) -> bool:
@@ -112,4 +115,13 @@ def _step(o: CallRecord, event: NodeEvent, inputs: Any, ordinal: int) -> Step:
         call=o.call,
         attempt=o.attempt,
         state=o.state,
+        exchanges=exchanges_of(o),
     )
+
+
+def exchanges_of(record: CallRecord) -> list[dict[str, Any]]:
+    """What models and tools were asked and said, as a step has it."""
+    try:
+        return [one._asdict() for one in read_exchanges(record.exchanges).exchanges]
+    except DataError:
+        return []  # whoever wrote the record has written no such thing

@@ -16,7 +16,7 @@ from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
-from dspex.engine.client.runs.steps import Step, what_is_asked
+from dspex.engine.client.runs.steps import Step, exchanges_of, what_is_asked
 from dspex.engine.graph.manifest import Manifest
 
 Kind = Literal["source", "hop", "call", "output", "letter", "native"]
@@ -207,6 +207,7 @@ def _step(told: Happening, asked: CallRequest, record: CallRecord | None, event:
         attempt=asked.try_number,
         asked=what_is_asked(asked.spec),
         state=r.state,
+        exchanges=exchanges_of(r),
     )
 
 

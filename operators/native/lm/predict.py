@@ -57,8 +57,8 @@ class Piece:
     text: str
 
 
-def _ignore(usage: Usage) -> None:
-    """Do nothing: the caller does not count tokens."""
+def _ignore(answer: Completion) -> None:
+    """Do nothing: the caller does not want to know each reply."""
 
 
 class Predict:
@@ -131,25 +131,25 @@ class Predict:
         *,
         timeout: float | None = None,
         retry: bool = True,
-        spent: Callable[[Usage], None] = _ignore,
+        heard: Callable[[Completion], None] = _ignore,
     ) -> Prediction:
         """The prediction, as by calling the object.
 
         Args:
             timeout: seconds for each request.
             retry: whether to send the request once more after a reply that cannot be read.
-            spent: called with the tokens of each reply, also of one that cannot be read.
+            heard: called with each reply, also with one that cannot be read.
         """
         body = self.body(inputs)
         answer = await self._endpoint.complete(body, timeout)
-        spent(answer.usage)
+        heard(answer)
         try:
             return Prediction(self.outputs(answer), answer.usage, answer.text, 1, answer.model)
         except InvalidOutput:
             if not retry:
                 raise
         again = await self._endpoint.complete(body, timeout)
-        spent(again.usage)
+        heard(again)
         return Prediction(self.outputs(again), answer.usage + again.usage, again.text, 2, again.model)
 
     async def stream(self, /, **inputs: object) -> AsyncIterator[Piece | Prediction]:
@@ -168,16 +168,16 @@ class Predict:
         tell: Callable[[str, str], None],
         *,
         timeout: float | None = None,
-        spent: Callable[[Usage], None] = _ignore,
+        heard: Callable[[Completion], None] = _ignore,
     ) -> Prediction:
         """`stream` for who wants to be called: `tell` gets each piece, as (field, text). Returns the prediction.
 
         Args:
             timeout: seconds for the request.
-            spent: called with the tokens of the reply, also of one that cannot be read.
+            heard: called with the reply, also with one that cannot be read.
         """
         found: Prediction | None = None
-        async with aclosing(self._pieces(inputs, timeout, spent)) as pieces:
+        async with aclosing(self._pieces(inputs, timeout, heard)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Prediction):
                     found = piece
@@ -187,7 +187,7 @@ class Predict:
         return found
 
     async def _pieces(
-        self, inputs: Mapping[str, object], timeout: float | None, spent: Callable[[Usage], None]
+        self, inputs: Mapping[str, object], timeout: float | None, heard: Callable[[Completion], None]
     ) -> AsyncGenerator[Piece | Prediction, None]:
         from dspex.operators.native.replies.streaming import Splitter
 
@@ -200,7 +200,7 @@ class Predict:
                     break
                 for name, text in splitter.feed(part):
                     yield Piece(name, text)
-        spent(answer.usage)
+        heard(answer)
         for name, text in splitter.finish():
             yield Piece(name, text)
         yield Prediction(self.outputs(answer), answer.usage, answer.text, 1, answer.model)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from dspex.bus.errors import ProgramError
 from dspex.bus.records import Outputs, Usage
@@ -45,9 +45,9 @@ class BatchLane:
         attempt.program = attempt.spec.program
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
         attempt.requests.made += 1
-        line = f"{work.call}.{work.try_number}"
+        line, since = f"{work.call}.{work.try_number}", time.monotonic()
         found = await self._of(lm).ask(line, predict.body(work.inputs), journal, seconds)
-        attempt.spend(replace(found.usage, requests=1), profile)
+        attempt.heard(found, profile, since)
         return {name: plain(name, value) for name, value in predict.outputs(found).items()}
 
     def rows(self) -> list[BatchRow]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine_lab import APP, Lab
 
 from dspex.bus import codecs
 from dspex.bus.port import NewMessage
+from dspex.bus.serving.programs.exchanges import Exchange, Exchanges
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.requests import lines as lines_of
 from dspex.engine.cli.runs.requests import requests_of
+from dspex.engine.client.runs.export import load
 from dspex.engine.client.runs.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.replay.altered import GoingOn
@@ -132,6 +135,33 @@ def test_of_calls_it_is_said_who_answered_and_what_a_model_was_asked(lab: MakeLa
     assert brief[1].startswith("  ~ system  ")
     assert all(len(line) < 200 for line in brief)
     assert len(full) > len(brief)
+
+
+def test_what_a_model_said_and_was_asked_is_told_once_its_call_has_ended(lab: MakeLab, tmp_path: Path) -> None:
+    one = made(lab, triage())
+    room = Exchanges(400)
+    room.add(
+        Exchange("model", "main", {"messages": [{"role": "user", "content": "which?"}]}, "It is a card.", {"cost": 0.5}, 0.25)
+    )
+    room.add(Exchange("tool", "look_up", {"city": "Bern"}, "x" * 1000))
+    one.exchanges["classify"] = room.packed()
+    run = one.publish("in", {"text": "card arrived"})
+    one.advance(5)
+
+    async def found() -> tuple[Happening, dict[str, list[dict[str, Any]]]]:
+        await one.client.run(run).export(tmp_path / "run.jsonl")
+        tree = await one.client.run(run).tree()
+        return tree, await requests_of(one.client, tree)
+
+    tree, asked = one.run(found())
+    ((attempt,),) = asked.values()
+    said = [*lines_of(attempt, everything=True)]
+    at = said.index("  model main said  250 ms  $0.5000")
+    assert said[at + 1 : at + 3] == ["    It is a card.", "  1 more that the record does not keep: pools.*.keep_exchanges"]
+    assert "which?" in said[at - 1]
+    (step,) = (step for told in tree for step in told.attempts)
+    assert (step.exchanges[0]["said"], step.exchanges[0]["kind"]) == ("It is a card.", "model")
+    assert [step.exchanges for step in load(tmp_path / "run.jsonl").steps] == [step.exchanges]
 
 
 class Changed(NativeValues):

@@ -224,7 +224,7 @@ async def test_predict_repeats_a_request_once_after_an_unreadable_reply_and_coun
         assert model.texts["standin:nonsense"] == 2
         paid: list[Any] = []
         with pytest.raises(InvalidOutput):
-            await predict.ask({"text": "standin:nonsense"}, retry=False, spent=paid.append)
+            await predict.ask({"text": "standin:nonsense"}, retry=False, heard=lambda answer: paid.append(answer.usage))
         assert model.texts["standin:nonsense"] == 3
         assert paid[0].output_tokens > 0
 
