@@ -74,11 +74,9 @@ class PoolConfig:
     """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
 
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
-    `budgets`: all of the settings.
-    `scale`: how it is sized by its backlog; None: it is not.
+    `budgets`: all of the settings. `keep_exchanges`: see PoolSettings. `scale`: how its backlog sizes it; None: it does not.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
     hears of it. `cpu`: cores of each process. `zygote`: see `forks`; None: where it has no GPUs, which do not work in a fork.
-    `keep_exchanges`: see PoolSettings.
     """
 
     app: str
@@ -132,7 +130,7 @@ class PoolConfig:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> PoolConfig:
         """The configuration whose fields, as plain data, are `plain`."""
-        read: dict[str, Any] = {**plain}
+        read = {**plain}
         for name in ("programs", "path", "devices", "budgets"):
             read[name] = tuple(plain[name])
         read["profiles"] = {name: Profile(**profile) for name, profile in plain["profiles"].items()}
@@ -294,8 +292,7 @@ def own_variables(config: PoolConfig, environ: Mapping[str, str] = os.environ) -
 
 def child_environment(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables of the pool's processes: a base set, and its own. No key is among them, and nothing else leaks in."""
-    env = environment.bare(environ)
-    env.update(dict.fromkeys(_THREADS, str(config.threads)))
+    env = {**environment.bare(environ), **dict.fromkeys(_THREADS, str(config.threads))}
     # DSPy would fetch a price list from the network at the first call, and keep a disk cache in the home folder.
     env["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     env["DSPY_CACHEDIR"] = os.path.join(env.get("TMPDIR", "/tmp"), f"dspex-{config.app}-dspy")

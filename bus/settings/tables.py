@@ -61,8 +61,7 @@ class EngineSettings(SettingsTable):
         state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
         submit: whether calls can be submitted (`Client.submit`): a topology of dspex's own runs beside yours.
-        encrypt_key_env: the variable with the key that seals the keys of payloads; see bus/serving/keys/keyring.py. "NEW,OLD":
-            NEW seals new ones, and OLD opens too.
+        encrypt_key_env: the variable with the key that seals keys of payloads: keys/keyring.py. "NEW,OLD": OLD opens too.
     """
 
     commit: CommitSettings = CommitSettings()

@@ -41,7 +41,7 @@ def _attempt(asked: CallRequest, record: CallRecord | None, journal: list[Journa
         said |= {name: getattr(record, name) for name in _KEPT}
         said |= {"started": record.started, "usage": dict(record.usage), "requests": dict(record.requests)}
         said["routing"] = [list(tried) for tried in record.routing]
-        said["exchanges"], said["left_out"] = exchanges_of(record), _left_out(record)
+        said["exchanges"], said["left_out"] = exchanges_of(record, asked.spec), _left_out(record)
     said["prompt"] = _prompt(asked)
     said["journal"] = [
         {name: getattr(entry, name) for name in ("kind", "name", "asked", "begun", "answer", "usage")} for entry in journal

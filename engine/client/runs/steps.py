@@ -115,13 +115,14 @@ def _step(o: CallRecord, event: NodeEvent, inputs: Any, ordinal: int) -> Step:
         call=o.call,
         attempt=o.attempt,
         state=o.state,
-        exchanges=exchanges_of(o),
     )
 
 
-def exchanges_of(record: CallRecord) -> list[dict[str, Any]]:
-    """What models and tools were asked and said, as a step has it."""
+def exchanges_of(record: CallRecord, spec: CallSpec) -> list[dict[str, Any]]:
+    """What models and tools were asked and said, as a step has it: of a call with a secret field nothing."""
     try:
+        if spec.secrets:
+            return []
         return [one._asdict() for one in read_exchanges(record.exchanges).exchanges]
     except DataError:
         return []  # whoever wrote the record has written no such thing

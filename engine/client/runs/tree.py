@@ -207,7 +207,7 @@ def _step(told: Happening, asked: CallRequest, record: CallRecord | None, event:
         attempt=asked.try_number,
         asked=what_is_asked(asked.spec),
         state=r.state,
-        exchanges=exchanges_of(r),
+        exchanges=exchanges_of(r, asked.spec),
     )
 
 
@@ -260,7 +260,11 @@ def masked(told: Happening, secrets: Secrets) -> Happening:
         return told
     steps = [
         replace(
-            step, inputs=secrets.masked(step.inputs), outputs=secrets.masked(step.outputs), error=secrets.masked(step.error)
+            step,
+            inputs=secrets.masked(step.inputs),
+            outputs=secrets.masked(step.outputs),
+            error=secrets.masked(step.error),
+            exchanges=secrets.masked(step.exchanges),
         )
         for step in told.attempts
     ]

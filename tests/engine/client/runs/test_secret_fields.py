@@ -16,10 +16,12 @@ from dspex.bus.errors import ConfigError
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.keys.secret_fields import SECRET
+from dspex.bus.serving.programs.exchanges import Exchange, Exchanges
 from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.export import load
-from dspex.engine.client.runs.tree import masked, secrets_of
+from dspex.engine.client.runs.tree import Happening, masked, secrets_of
 from dspex.engine.testing.driver import Driver
 from dspex.operators.native.signature import Signature
 from dspex.operators.recorded.calls import predict
@@ -117,6 +119,25 @@ def test_what_a_run_did_is_shown_without_what_is_secret_under_whatever_name_it_s
     (letter,) = (told for told in shown if told.kind == "letter")
     assert letter.error is not None
     assert letter.error["message"] == f"no {SECRET}"
+
+
+def test_of_a_call_with_a_secret_field_nothing_is_told_that_a_model_was_asked_or_said(lab: MakeLab) -> None:
+    room = Exchanges(1000)
+    room.add(Exchange("model", "main", None, "nothing that could be read: 99 88"))
+    one, (run,) = ran(lambda topology: _saying(lab(topology), room), PIN)
+
+    async def told() -> tuple[Happening, object]:
+        tree = await one.client.run(run).tree()
+        return tree, await requests_of(one.client, tree)
+
+    tree, requests = one.run(told())
+    assert [step.exchanges for happening in tree for step in happening.attempts] == [[]]
+    assert "99 88" not in str(requests)
+
+
+def _saying(one: Lab, room: Exchanges) -> Lab:
+    one.exchanges["ask"] = room.packed()
+    return one
 
 
 def test_two_runs_are_compared_by_what_is_secret_and_the_difference_is_told_without_it(lab: MakeLab) -> None:
