@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cli_bench import CLASSIFY, Project, stand_in
-from collector import Collector
+from collector import Collector, SpanSeen
 from standin import StandIn
 
+TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # what an event comes with
 TOOL = {"next_thought": "I ask", "next_tool_name": "weather", "next_tool_args": {"city": "Bern"}}  # what an agent does next
 SETTINGS = """
-topologies = ["triage.yaml"]
+topologies = ["triage.yaml", "agents.yaml"]
 server.local = {{ port = -1 }}
 lm.main = {{ model = "openai/stand-in", base_url = "{url}" }}
 pools.lightweight = {{ size = 1, programs = ["tools:*"] }}
@@ -28,97 +32,110 @@ nodes:
   draft: {{ from: by_intent, predict: "text, intent -> reply" }}
 sinks: {{ {u}.out: {{ from: draft }} }}
 """
+AGENT = """
+dspex: 1
+topology: agents
+sources: {{ {u}.ask: {{}} }}
+nodes:
+  helper: {{ from: {u}.ask, react: "question -> answer", tools: ["tools:weather"], max_iters: 2 }}
+sinks: {{ {u}.said: {{ from: helper }} }}
+"""
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as found:
-        yield found
+@contextmanager
+def collected(folder: Path) -> Iterator[tuple[Project, Collector]]:
+    """A project whose processes tell a collector."""
+    app = f"t{uuid.uuid4().hex[:12]}"
+    with Collector() as collector, stand_in(StandIn(answers=TOOL)) as url:
+        otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        project = Project(folder, app, SETTINGS.format(url=url), **otel)
+        project.write("triage.yaml", TWO_CALLS.format(u=app, signature=CLASSIFY))
+        project.write("agents.yaml", AGENT.format(u=app))
+        project.write("tools.py", "def weather(city: str) -> str:\n    return f'sunny in {city}'\n")
+        yield project, collector
 
 
-@pytest.fixture
-def project(tmp_path: Path, unique: str, collector: Collector) -> Iterator[Project]:
-    otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
-    with stand_in(StandIn(answers=TOOL)) as url:
-        made = Project(tmp_path, unique, SETTINGS.format(url=url), **otel)
-        made.write("triage.yaml", TWO_CALLS.format(u=unique, signature=CLASSIFY))
-        yield made
+def published(project: Project, subject: str, *args: str, code: int = 0) -> str:
+    """The trace of a run that has ended."""
+    said = project.here("--json", "publish", f"{project.u}.{subject}", *args, "--wait", "60s")
+    assert said.code == code, said.err
+    return str(said.objects()[0]["run"]).replace("-", "")
 
 
-def test_each_hop_call_and_request_of_a_run_has_one_span_below_what_caused_it(project: Project, collector: Collector) -> None:
-    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with project.start("run") as run:
-        run.until("ready in")
-        assert project.publish("text=my card was stolen", "--header", f"traceparent={parent}").code == 0
-        calls = collector.until(2, "call ")
-        assert run.end(signal.SIGTERM) == 0
-    events, chats = collector.named("process "), collector.named("chat ")
-    assert {span.trace for span in collector.spans} == {"0af7651916cd43dd8448eb211c80319c"}
-    hop, first = sorted(events, key=lambda span: span.parent == "b7ad6b7169203331")
-    classify, draft = sorted(calls, key=lambda span: span.name)
-    assert (first.parent, first.name) == ("b7ad6b7169203331", f"process {project.input}")
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[SpanSeen]]:
+    """All that four runs have told when the one process that ran them has ended: it costs three seconds of a core."""
+    with collected(tmp_path_factory.mktemp("project")) as (project, collector):
+        with project.start("run") as run:
+            run.until("ready in")
+            published(project, "in", "text=my card was stolen", "--header", f"traceparent=00-{TRACE}-{ABOVE}-01")
+            traces = {
+                "given": TRACE,
+                "own": published(project, "in", "text=my card was stolen"),
+                "agent": published(project, "ask", "question=weather in Bern?"),
+                "failed": published(project, "in", "text=standin:nonsense", code=1),
+            }
+            collector.until(5, "call ")
+            collector.until(1, "invoke_agent helper")
+            assert run.end(signal.SIGTERM) == 0
+        found = defaultdict[str, list[SpanSeen]](list)
+        names = {trace: name for name, trace in traces.items()}
+        for span in collector.spans:
+            found[names[span.trace]].append(span)
+        return found
+
+
+def named(spans: list[SpanSeen], name: str) -> list[SpanSeen]:
+    return [span for span in spans if span.name.startswith(name)]
+
+
+def test_each_hop_call_and_request_of_a_run_has_one_span_below_what_caused_it(traces: Mapping[str, list[SpanSeen]]) -> None:
+    spans = traces["given"]
+    hop, first = sorted(named(spans, "process "), key=lambda span: span.parent == ABOVE)
+    classify, draft = sorted(named(spans, "call "), key=lambda span: span.name)
+    chats = named(spans, "chat ")
+    assert first.parent == ABOVE
+    assert first.name.endswith(".in")
     assert (classify.name, classify.parent) == ("call classify", first.span)
     assert hop.parent == classify.span
     assert (draft.name, draft.parent) == ("call draft", hop.span)
     assert [chat.parent for chat in chats] == [classify.span, draft.span]
     assert all(chat.attributes["gen_ai.usage.input_tokens"] > 0 for chat in chats)
-    assert len({span.span for span in collector.spans}) == len(collector.spans) == 6
+    assert len({span.span for span in spans}) == len(spans) == 6
 
 
-def test_a_run_without_a_traceparent_is_a_trace_of_its_own(project: Project, collector: Collector) -> None:
-    with project.start("run") as run:
-        run.until("ready in")
-        said = project.publish("text=my card was stolen").objects()
-        collector.until(2, "call ")
-        assert run.end(signal.SIGTERM) == 0
-    assert {span.trace for span in collector.spans} == {said[0]["run"].replace("-", "")}
+def test_a_run_without_a_traceparent_is_a_trace_of_its_own(traces: Mapping[str, list[SpanSeen]]) -> None:
+    assert len(named(traces["own"], "call ")) == 2
+    assert len(traces["own"]) == 6
 
 
-def test_kills_make_no_second_span_of_a_step(project: Project, collector: Collector) -> None:
-    with project.start("run") as run:
-        run.until("ready in")
-        for number in range(4):
-            assert project.publish(f"text=my card {number} was stolen").code == 0
-        collector.until(8, "call ")
-        run.end(signal.SIGKILL)
-    with project.start("run") as again:
-        again.until("ready in")
-        assert project.publish("text=my card was stolen again").code == 0
-        collector.until(10, "call ")
-        assert again.end(signal.SIGTERM) == 0
-    assert len({span.span for span in collector.spans}) == len(collector.spans)
-    assert len(collector.named("call classify")) == len(collector.named("call draft")) == 5
+def test_kills_make_no_second_span_of_a_step(tmp_path: Path) -> None:
+    with collected(tmp_path) as (project, collector):
+        with project.start("run") as run:
+            run.until("ready in")
+            for number in range(4):
+                assert project.publish(f"text=my card {number} was stolen").code == 0
+            collector.until(8, "call ")
+            run.end(signal.SIGKILL)
+        with project.start("run") as again:
+            again.until("ready in")
+            assert project.publish("text=my card was stolen again").code == 0
+            collector.until(10, "call ")
+            assert again.end(signal.SIGTERM) == 0
+        assert len({span.span for span in collector.spans}) == len(collector.spans)
+        assert len(collector.named("call classify")) == len(collector.named("call draft")) == 5
 
 
-AGENT = """
-dspex: 1
-topology: agents
-sources: {{ {u}.in: {{}} }}
-nodes:
-  helper: {{ from: {u}.in, react: "question -> answer", tools: ["tools:weather"], max_iters: 2 }}
-sinks: {{ {u}.out: {{ from: helper }} }}
-"""
-
-
-def test_each_request_of_an_agent_has_a_span_and_each_use_of_a_tool(project: Project, collector: Collector) -> None:
-    project.write("triage.yaml", AGENT.format(u=project.u))
-    project.write("tools.py", "def weather(city: str) -> str:\n    return f'sunny in {city}'\n")
-    with project.start("run") as run:
-        run.until("ready in")
-        assert project.here("publish", project.input, "question=weather in Bern?", "--wait", "120s").code == 0
-        (agent,) = collector.until(1, "invoke_agent helper")
-        assert run.end(signal.SIGTERM) == 0
-    asked = [span for span in collector.spans if span.name.startswith(("chat ", "execute_tool "))]
+def test_each_request_of_an_agent_has_a_span_and_each_use_of_a_tool(traces: Mapping[str, list[SpanSeen]]) -> None:
+    spans = traces["agent"]
+    (agent,) = named(spans, "invoke_agent helper")
+    asked = [span for span in spans if span.name.startswith(("chat ", "execute_tool "))]
     assert {span.parent for span in asked} == {agent.span}
     assert {span.service for span in asked} == {"dspex-worker"}
-    assert (len(collector.named("chat ")), len(collector.named("execute_tool weather"))) == (3, 2)
+    assert (len(named(spans, "chat ")), len(named(spans, "execute_tool weather"))) == (3, 2)
 
 
-def test_a_call_that_fails_says_so_in_its_span(project: Project, collector: Collector) -> None:
-    with project.start("run") as run:
-        run.until("ready in")
-        assert project.publish("text=standin:nonsense").code == 1
-        (call,) = collector.until(1, "call ")
-        assert run.end(signal.SIGTERM) == 0
+def test_a_call_that_fails_says_so_in_its_span(traces: Mapping[str, list[SpanSeen]]) -> None:
+    (call,) = named(traces["failed"], "call ")
     assert call.failed
     assert call.attributes["error.type"] == "InvalidOutput"
