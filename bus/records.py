@@ -192,6 +192,13 @@ class AnswerTo(NamedTuple):
         return all(_TOKEN.fullmatch(word) for word in (self.user, self.call, self.client or "0"))
 
 
+class KeptInSession(NamedTuple):
+    """What a session keeps beside its turns, and how often that was changed."""
+
+    data: Mapping[str, Any]
+    revision: int
+
+
 @dataclass(frozen=True)
 class CallRequest(_Packed):
     """One execution of a call.
@@ -217,6 +224,7 @@ class CallRequest(_Packed):
         describe: what is asked for is what the program is made of: see `Client.describe`. Nothing is called.
         affinity: what the calls have in common that the same process of the pool should answer; None: nothing.
         answer: who submitted the call, and is told of its answer; None: nobody did.
+        kept: what its session keeps, for a program that may change it; None where it is no turn, or runs no code of users.
         required: no other one may for as long as that lives, and then the call is told: AffinityLost.
         batch: seconds that it may wait for the answer of a provider's batch, counted as `left` is; 0: it is asked live.
     """
@@ -244,6 +252,7 @@ class CallRequest(_Packed):
     answer: AnswerTo | None = None
     required: bool = False
     batch: float = 0.0
+    kept: KeptInSession | None = None
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -266,14 +275,18 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: nobody submitted it")
         if found.turn is not None and not found.session:
             raise DecodeError("it is to be a turn, and does not say of which session")
+        if found.kept is not None and (found.turn is None or found.kept.revision < 0):
+            raise DecodeError("not a CallRequest of dspex: only a turn is given what its session keeps")
         if found.required and not found.affinity:
             raise DecodeError("not a CallRequest of dspex: it requires the worker of a key, and has none")
         return found
 
-    def with_inputs(self, inputs: Mapping[str, Any]) -> Self:
-        """The request with these inputs. Not by `replace`, which sets each field anew, and is a tenth of what a call costs."""
+    def with_inputs(self, inputs: Mapping[str, Any], **more: Any) -> Self:
+        """The request with these inputs, and `more` fields. Not by `replace`, which sets each field anew, and is a tenth
+        of what a call costs.
+        """
         made = object.__new__(type(self))
-        vars(made).update(vars(self), inputs=inputs)
+        vars(made).update(vars(self), inputs=inputs, **more)
         return made
 
     def called_on(self, app: str, pool: str) -> str:
@@ -303,6 +316,7 @@ class CallRecord(_Packed):
         requests: of models and tools: how many were "made", answered from the "journal", and "missed": answered in
             an earlier attempt, and not asked for any more. {}: they were not counted.
         exchanges: what they were asked and said, as `read_exchanges` takes it; b"" for nothing. No engine reads it.
+        saved: what the program wants its session to keep; on its way there, and in no record that is stored.
     """
 
     call: str
@@ -328,6 +342,7 @@ class CallRecord(_Packed):
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
     exchanges: bytes = b""
+    saved: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, request: CallRequest, **said: Any) -> Self:

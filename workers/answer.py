@@ -32,6 +32,7 @@ class Answer:
         dspy_version: whose behaviour it has; "" where there is no DSPy.
         usage: tokens and cost; None where nothing is known.
         requests: how many, by what became of them; see `Requests.counts`. exchanges: what they were asked and said.
+        saved: what its program wants its session to keep; None for nothing.
         started: seconds since the epoch; elapsed: seconds.
         routing, cached_from: see CallRecord.
         warning: what may be wrong with it, though it is an answer; "" for nothing.
@@ -51,6 +52,7 @@ class Answer:
     cached_from: str = ""
     requests: Mapping[str, int] = field(default_factory=dict[str, int])
     exchanges: bytes = b""
+    saved: Mapping[str, Any] | None = None
 
     @classmethod
     def failed(cls, error: DspexError, dspy_version: str, *, started: float | None = None) -> Answer:
@@ -104,4 +106,5 @@ class Answer:
             cached_from=self.cached_from,
             requests=self.requests,
             exchanges=self.exchanges,
+            saved=self.saved if work.kept is not None and self.outputs is not None else None,
         )

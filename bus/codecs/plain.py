@@ -17,7 +17,7 @@ from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -174,6 +174,21 @@ def checked(data: object, binary: bool, name: str = "data") -> object:
         return _plain(data, name, binary)
     except RecursionError as e:
         raise InvalidInput(f"{name} is nested too deeply, or contains itself", fix="make it flatter") from e
+
+
+def unwritable(value: object, path: str) -> str | None:
+    """Why plain data that was read of MessagePack cannot be written as JSON, but for bytes; None where it can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{path} is {value}, and JSON has no such number"
+    if isinstance(value, list):
+        inner = (unwritable(one, f"{path}[{n}]") for n, one in enumerate(cast("list[object]", value)))
+        return next(filter(None, inner), None)
+    if not isinstance(value, dict):
+        return None
+    items = cast("dict[object, object]", value)
+    if (wrong := next((key for key in items if not isinstance(key, str)), None)) is not None or None in items:
+        return f"{path} has the key {wrong!r}, which is no text"
+    return next(filter(None, (unwritable(one, f"{path}.{key}") for key, one in items.items())), None)
 
 
 def finite(value: Any) -> bool:

@@ -120,6 +120,11 @@ class CallSpec:
         return self.kind != "enrich"
 
     @property
+    def runs_code(self) -> bool:
+        """Whether it runs code of users that may keep data in its session."""
+        return self.kind in ("react", "program", "enrich")
+
+    @property
     def journaled(self) -> bool:
         """Whether its requests are, while it runs: each of them costs, or does something that must not be done twice."""
         return self.kind in ("react", "program", OPTIMIZE) or self.effect

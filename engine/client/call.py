@@ -18,7 +18,7 @@ from typing_extensions import TypeVar
 from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
-from dspex.bus.records import CallRecord, CallRequest, Usage
+from dspex.bus.records import CallRecord, CallRequest, KeptInSession, Usage
 from dspex.bus.serving.deployed import OUTDATED
 from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.sessions.line import with_history
@@ -77,12 +77,13 @@ class Speaking(NamedTuple):
 
     Attributes:
         call: its id, which has the first place in the session's line. turn: the name of the turn.
-        turns: those before it.
+        turns: those before it. kept: what its program is given of the session; None: nothing.
     """
 
     call: str
     turn: str
     turns: Sequence[StoredTurn] = ()
+    kept: KeptInSession | None = None
 
 
 async def call(
@@ -197,6 +198,7 @@ async def ask(
         left=timeout,
         stream=told is not None,
         turn=None if speaking is None else speaking.turn,
+        kept=None if speaking is None else speaking.kept,
         tenant=tenant,
         describe=describe,
         affinity=session if what.affinity != "none" else None,

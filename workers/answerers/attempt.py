@@ -23,6 +23,7 @@ from dspex.operators.native.prompts.values import to_jsonable
 from dspex.operators.native.signature import Signature
 from dspex.workers.answer import Answer, ErrorMap
 from dspex.workers.answerers.context import CallContext, enter
+from dspex.workers.answerers.kept import SessionData
 from dspex.workers.config import Profile
 from dspex.workers.journal.replies import exchange
 from dspex.workers.journal.requests import Requests
@@ -67,6 +68,7 @@ class Attempt:
         state: the saved state of its program; None for none.
         warning: see `Answer`.
         journal: of the call; None for one that has none. requests: those of models and tools, which are asked by it.
+        kept: what its session keeps; None where it is no turn.
         hedge: see CallFrame. further: see `refused`.
         batch: it waits for the answer of a batch, which has a price of its own.
     """
@@ -90,10 +92,13 @@ class Attempt:
     silent: bool = False
     journal: InitVar[Journaling | None] = None
     requests: Requests = field(init=False)
+    kept: SessionData | None = field(init=False)
     batch: bool = False
 
     def __post_init__(self, journal: Journaling | None) -> None:
         self.requests = Requests(self.work.call, journal)
+        kept, session = self.work.kept, self.work.session
+        self.kept = None if kept is None or session is None else SessionData(session, kept.data)
 
     def heard(self, answer: Completion, profile: Profile, since: float) -> None:
         """A model has answered what it was asked at `since`, by the monotonic clock; the inputs of the call tell what."""
@@ -167,6 +172,7 @@ class Attempt:
             warning=self.warning,
             requests=self.requests.counts(outputs is not None),
             exchanges=self.requests.exchanges.packed(),
+            saved=None if self.kept is None or outputs is None else self.kept.saved,
         )
 
 
@@ -222,6 +228,7 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
             report=status,
             opened=work.opened or attempt.started,
             requests=attempt.requests,
+            kept=attempt.kept,
         )
     )
 

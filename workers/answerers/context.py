@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from dspex.workers.answerers.kept import SessionData
 from dspex.workers.journal.requests import Requests, current, key_now
 
 
@@ -39,6 +40,7 @@ class CallContext:
     report: Callable[[str], None]
     opened: float
     requests: Requests
+    kept: SessionData | None = None
 
     @property
     def now(self) -> datetime:
@@ -72,6 +74,26 @@ class CallContext:
         """A structlog logger bound to the call; it writes to the pool's log."""
         return structlog.get_logger("program").bind(call=self.call, run=self.run, node=self.node, attempt=self.attempt)
 
+    def load(self) -> dict[str, Any]:
+        """What the session of the call keeps: `{}` where nothing was saved; what this call has saved, once it has.
+
+        Can be called from any thread, and asks nobody. Raises LookupError where the call is no turn of a session.
+        """
+        return self._kept().load()
+
+    def save(self, data: Mapping[str, Any]) -> None:
+        """Have the session keep this, with the turn that the answer is: it is stored in one write with that, or not at all.
+
+        So what a call saves that fails, or whose worker dies, is not kept. Raises LookupError as `load`; InvalidInput,
+        OutputTooLarge: see `dspex.Session.save`.
+        """
+        self._kept().save(data)
+
+    def _kept(self) -> SessionData:
+        if self.kept is None:
+            raise LookupError("the call is no turn of a session: no answer of it is stored there, and no data")
+        return self.kept
+
     def status(self, text: str) -> None:
         """Tell in a few words how the call goes: who streams the answer gets it, and it stands in the pool's log.
 
@@ -101,5 +123,7 @@ def enter(call: CallContext) -> None:
 
 def enter_again() -> None:
     """The program of the call begins anew: what is drawn in its context is drawn from the begin."""
+    if (kept := context().kept) is not None:
+        kept.forget()
     if not {"random", "_ids"}.isdisjoint(vars(found := context())):
         enter(replace(found))

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from dspex.bus import codecs
+from dspex.bus.codecs.plain import unwritable
 from dspex.bus.errors import Cancelled, InvalidInput, OutputTooLarge, SessionBusy, SessionConflict, SessionEnded
+from dspex.bus.records import KeptInSession
+from dspex.bus.serving.call_spec import CallSpec
 
 Policy: TypeAlias = Literal["queue", "reject", "interrupt", "latest"]
 """What a call does where another one has the session: waits behind all others; raises; ends the one that runs and goes before
@@ -201,11 +204,24 @@ def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int, 
         return state  # it was written, and whoever did that was not told
     if state.revision != revision:
         raise SessionConflict(f"the data of session {id} is at revision {state.revision}, and not at {revision}")
+    check_data(id, data)
+    return replace(state, data=data, revision=revision + 1, saver=saver)
+
+
+def check_data(id: str, data: object) -> None:
+    """Raise InvalidInput and OutputTooLarge for what no session can keep."""
     if (size := len(packed := codecs.msgpack_bytes(data))) > MOST_BYTES:
         raise OutputTooLarge(f"{size:,} bytes for the data of session {id}, which may have {MOST_BYTES:,}")
-    if not _is_record(codecs.decode(packed, codecs.MSGPACK)):  # nobody could read the session any more, turns included
+    found = codecs.decode(packed, codecs.MSGPACK)
+    if not _is_record(found):  # nobody could read the session any more, turns included
         raise InvalidInput(f"the data of session {id} has to be a mapping of texts to values", fix='give {"cart": […]}')
-    return replace(state, data=data, revision=revision + 1, saver=saver)
+    if (why := unwritable(found, "data")) is not None:
+        raise InvalidInput(f"the data of session {id} cannot be kept: {why}", fix="write it as text, or None")
+
+
+def kept_for(spec: CallSpec, state: SessionState) -> KeptInSession | None:
+    """What a turn is given of the session, whose place is the first of the line; None where no code of users runs."""
+    return KeptInSession(state.data, state.revision) if spec.runs_code else None
 
 
 def _is_record(value: object) -> bool:

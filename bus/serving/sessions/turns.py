@@ -40,9 +40,11 @@ from dspex.bus.serving.sessions.state import (
     SessionState,
     StoredTurn,
     check_inputs,
+    kept_for,
     left,
     most_of_turn,
     renewed,
+    saved,
     taken,
     used,
 )
@@ -96,11 +98,13 @@ class Turns:
                         return replace(record, outputs=known.outputs, error=None, route="record")
                     self.begin(work, until)
                     filled = with_history(work.spec, work.inputs, state.turns)
-                    made = await answered(work if filled is work.inputs else work.with_inputs(filled))
+                    kept = kept_for(work.spec, state)
+                    asked = work if filled is work.inputs and kept is None else work.with_inputs(filled, kept=kept)
+                    made = await answered(asked)
                     if not isinstance(made, CallRecord):
                         return made
                     record = made  # with what it has cost, whatever becomes of it
-                    return await self._in_time(work, made, until)
+                    return await self._in_time(asked, made, until)
         except TimeoutError:
             await self._leave(session, work.call)
             late = CallTimeout(f"other calls of session {session} had it until its deadline", node=work.node)
@@ -137,6 +141,8 @@ class Turns:
                 turn = await self._write(work, record)
         except TimeoutError:
             raise SessionError(f"the turn of session {work.session} could not be stored", node=work.node) from None
+        if record.saved is not None:  # it is where it belongs
+            record = replace(record, saved=None)
         return record if turn is None or turn.cut or turn.outputs == record.outputs else replace(record, outputs=turn.outputs)
 
     def _end(self, call: str) -> None:
@@ -155,10 +161,15 @@ class Turns:
             return None
         most = most_of_turn(payloads.inline(self._bus, self._bus.max_payload))
         inputs, outputs = {k: v for k, v in work.inputs.items() if k != HISTORY}, record.outputs
+        kept = work.kept
 
         def change(state: SessionState | None, now: float) -> SessionState:
             turn = StoredTurn(work.call, work.turn or work.call, now, inputs, outputs)
-            return taken(_there(session, state), now, turn, most)
+            there = _there(session, state)
+            after = taken(there, now, turn, most)
+            if record.saved is None or kept is None or after is there:
+                return after
+            return saved(session, after, record.saved, kept.revision, work.call)
 
         while True:
             try:
@@ -201,4 +212,4 @@ def _there(id: str, state: SessionState | None) -> SessionState:
 
 
 def _failed(record: CallRecord, error: DspexError) -> CallRecord:
-    return replace(record, outputs=None, error={**error.as_dict(), "traceback": ""})
+    return replace(record, outputs=None, saved=None, error={**error.as_dict(), "traceback": ""})

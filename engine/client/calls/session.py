@@ -17,7 +17,18 @@ from dspex.bus.errors import BusError, CallTimeout, Cancelled, ConfigError, Sess
 from dspex.bus.message import new_id
 from dspex.bus.records import Usage
 from dspex.bus.serving.sessions.line import turn_of
-from dspex.bus.serving.sessions.state import BEAT, InLine, Policy, SessionState, StoredTurn, left, renewed, saved, used
+from dspex.bus.serving.sessions.state import (
+    BEAT,
+    InLine,
+    Policy,
+    SessionState,
+    StoredTurn,
+    kept_for,
+    left,
+    renewed,
+    saved,
+    used,
+)
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.tasks import Tasks
@@ -156,7 +167,7 @@ class Session:
             beats = self._beats.start(self._beat(place), "place")
             try:
                 left_over = end - asyncio.get_running_loop().time()
-                speaking = Speaking(place.call, id or place.call, state.turns)
+                speaking = Speaking(place.call, id or place.call, state.turns, kept_for(asked.spec, state))
                 result = await interactive.call(
                     self._client.bus, self._nodes, what, data, timeout=left_over, session=self.id, told=told, speaking=speaking
                 )

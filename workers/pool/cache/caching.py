@@ -70,7 +70,7 @@ class Caching:
     def before(self, execution: Execution) -> Answer | Coroutine[Any, Any, Answer | None] | None:
         """The answer where it is in memory. Else the bucket is asked, or the call waits for an equal one that is being made."""
         work = execution.work
-        if not work.spec.cache or work.spec.route == "worker" or work.spec.effect or work.describe:
+        if not work.spec.cache or work.spec.route == "worker" or work.spec.effect or work.describe or work.kept:
             return None
         equal = self._equal(execution)
         key = self._key(work.spec, equal)
