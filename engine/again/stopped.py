@@ -7,7 +7,7 @@ from typing import Any
 
 from dspex.bus.errors import Divergence
 from dspex.bus.records import CallRequest
-from dspex.engine.client.runs.diff import change
+from dspex.engine.client.runs.judged.beside import change
 from dspex.engine.client.runs.steps import what_is_asked
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph

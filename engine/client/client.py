@@ -39,7 +39,7 @@ from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run, finishing
-from dspex.engine.client.runs.diff import Diff, NamedRun, Replay, compare, need_records
+from dspex.engine.client.runs.diff import Diff, NamedRun, Replay, compare, need_fields, need_records
 from dspex.engine.client.runs.judged.evaluation import Evaluation
 from dspex.engine.client.runs.judged.scores import Score, Scores
 from dspex.engine.client.runs.kept import imported
@@ -330,11 +330,12 @@ class Client(Planned, names=METHODS["Client"]):
     async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count.
 
-        Raises RunNotFound; RecordingIncomplete where a record of one is damaged.
+        Raises RunNotFound; RecordingIncomplete where a record of one is damaged; ConfigError (DX105) for a field that none has.
         """
         one, other = [await self.run(run if isinstance(run, str) else run.id).file() for run in (a, b)]
         for file in (one, other):
             need_records(file.root)
+        need_fields(fields or (), one.root, other.root)
         return compare(one.root, other.root, (one.info, other.info), fields)
 
     async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:

@@ -53,7 +53,10 @@ def _tree(graph: Graph, node: Node, before: str, below: str, seen: set[str]) -> 
 
 def _detail(node: Node) -> str:
     main = node.options.get(node.op)
-    words = to_json(main) if isinstance(main, Mapping) else ", ".join([main] if isinstance(main, str) else map(str, main or ()))
+    if isinstance(main, Mapping):
+        words = to_json(main)
+    else:  # several, or one: a window's length is a number
+        words = ", ".join(map(str, main)) if isinstance(main, list | tuple) else str(main or "")
     short = words if len(words) <= _WIDEST else f"{words[: _WIDEST - 1]}…"
     call = node.call if isinstance(node, CallNode) else None
     pool = f"pool {call.pool}" if call else ""

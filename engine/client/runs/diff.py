@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.bus.records import Usage
 from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
+from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
+from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
 from dspex.engine.client.runs.tree import Happening, secrets_of
-
-NOTHING: Final = "nothing"
-"""Stands for a step, or a field, that one of the two has not got."""
-_WIDE: Final = 40  # characters of a value in a line; of a longer text the words that differ are shown
-_AROUND: Final = 3  # words of what is the same on each side
 
 
 class NamedRun(Protocol):
@@ -91,7 +88,7 @@ class Diff:
             mark = "    ← first difference" if one is self.first else ""
             if one.field is None:
                 sign, data = ("+", one.b) if one.a is NOTHING else ("-", one.a)
-                yield f"{sign}  {one.step:<18} {_short(data)}{mark}"
+                yield f"{sign}  {one.step:<18} {cut(text(data))}{mark}"
                 continue
             if one.step != before:
                 yield f"!  {one.step}"
@@ -100,7 +97,7 @@ class Diff:
 
     def markdown(self) -> str:
         """As a table, for a review."""
-        rows = [f"| `{s.step}` | {s.field or ''} | {_cell(s.a)} | {_cell(s.b)} |" for s in self.steps]
+        rows = [f"| `{s.step}` | {s.field or ''} | {cells(s.a, s.b)} |" for s in self.steps]
         tokens, cost = f"{self.tokens[0]:,} → {self.tokens[1]:,} tokens", f"${self.cost[0]:.4f} → ${self.cost[1]:.4f}"
         head = f"**{'same' if self.same else f'{len(self.steps)} differences'}**, {tokens}, {cost}"
         return "\n".join([head, "", "| step | field | a | b |", "|---|---|---|---|", *rows]) + "\n"
@@ -148,6 +145,31 @@ def need_records(root: Happening) -> None:
         raise RecordingIncomplete(f"the record of {step.id} of run {step.run} is damaged", run=step.run, node=step.node)
 
 
+def need_fields(fields: Collection[str], *roots: Happening) -> None:
+    """Raise ConfigError where no step of these runs has a field: nothing would differ in it, whatever the runs did."""
+    known = {name for root in roots for one in root for name in _names(one)}
+    for name in fields:
+        if name not in known:
+            fix = did_you_mean(name, sorted(known), "what goes into a call is in.NAME")
+            raise ConfigError(f"no step of these runs has a field {name!r}", code="DX105", fix=fix)
+
+
+def _names(one: Happening) -> Iterator[str]:
+    """The fields by which a step is compared."""
+    for step in one.attempts:
+        yield from (
+            "lm",
+            "program",
+            "error",
+            "in",
+            "data",
+            *(f"in.{name}" for name in step.inputs or ()),
+            *(step.outputs or ()),
+        )
+    yield from ("data", *(one.data if isinstance(one.data, Mapping) and not one.attempts else ()))
+    yield from ("error.type", "error.message") if one.error is not None else ()
+
+
 def by_step(root: Happening) -> dict[str, Happening]:
     """All that a run did, by step id; what its calls have one by themselves."""
     found: dict[str, Happening] = {}
@@ -172,7 +194,10 @@ def _main(one: Happening) -> Any:
 def _fields(step: str, a: Happening, b: Happening) -> Iterator[StepDiff]:
     if a.kind == "call" and b.kind == "call":
         x, y = a.attempts[-1], b.attempts[-1]
-        yield from _values(step, "in.", x.inputs, y.inputs)
+        asked = [list(_values(step, "in.", i.inputs, j.inputs)) for i, j in zip(a.attempts, b.attempts)]
+        yield from next(
+            filter(None, asked), []
+        )  # of the first attempt that was asked something else: all are mostly asked the same
         for name in ("lm", "program", "error"):
             if getattr(x, name) != getattr(y, name):
                 yield StepDiff(step, name, getattr(x, name), getattr(y, name))
@@ -191,9 +216,9 @@ def _values(step: str, before: str, a: Any, b: Any) -> Iterator[StepDiff]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in dict.fromkeys((*a, *b)):
             x, y = a.get(name, NOTHING), b.get(name, NOTHING)
-            if x != y:
+            if not same(x, y):
                 yield StepDiff(step, f"{before}{name}", x, y)
-    elif a != b:
+    elif not same(a, b):
         yield StepDiff(step, before.rstrip(".") or "data", a, b)
 
 
@@ -225,31 +250,3 @@ def _spent(info: RunInfo) -> str:
 
 def _list(steps: Sequence[str]) -> str:
     return ", ".join(steps) if len(steps) <= 6 else f"{', '.join(steps[:5])}, and {len(steps) - 5} more"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 2 * _WIDE else f"{text[: 2 * _WIDE - 1]}…"
-
-
-def change(a: Any, b: Any) -> str:
-    """Two values, in a line; of long texts the words that differ."""
-    if isinstance(a, str) and isinstance(b, str) and max(len(a), len(b)) > _WIDE and NOTHING not in (a, b):
-        return _words(a.split(), b.split())
-    return f"{_short(a)} → {_short(b)}"
-
-
-def _words(a: Sequence[str], b: Sequence[str]) -> str:
-    """The words that differ, with a few on each side: [-gone-] and {+new+}."""
-    said: list[str] = []
-    for what, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        if what == "equal":
-            same = a[i:j]
-            said += same if len(same) <= 2 * _AROUND else [*same[:_AROUND], "…", *same[-_AROUND:]]
-            continue
-        said += [f"[-{' '.join(a[i:j])}-]"] * (j > i) + [f"{{+{' '.join(b[k:m])}+}}"] * (m > k)
-    return " ".join(said)
-
-
-def _cell(value: Any) -> str:
-    return _short(value).replace("|", "\\|").replace("\n", " ")

@@ -27,6 +27,7 @@ RunStatus = Literal["running", "done", "failed", "cancelled"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
 _FEW, _MANY = 256, 8192  # sequences of a stream that are looked through at a time, from the end
 _LAST: Final = "@last"
+_GRAIN: Final = 0.0011  # seconds: ids tell milliseconds
 
 
 async def listed(
@@ -121,7 +122,10 @@ async def latest(
     since: float = 0.0,
     beside: Iterable[RunInfo] = (),
 ) -> AsyncIterator[str]:
-    """The ids of runs, the latest first: of what the sources of a topology have, or of all. `beside`: runs in no log."""
+    """The ids of runs, the latest first: of what the sources of a topology have, or of all. `beside`: runs in no log.
+
+    A source that takes outputs has events of runs that began earlier: each is named where it began.
+    """
     where = dict.fromkeys(
         (stream, applied.subject(source))
         for name, applied in manifests.items()
@@ -129,17 +133,21 @@ async def latest(
         if topology in (None, name)
     )
     ways = [*(_backwards(bus, stream, subject, since) for stream, subject in where), _in_order(beside)]
-    heads: list[tuple[float, int, str]] = []  # the latest of each way that is left; by its negative time
+    heads: list[tuple[float, int, str]] = []  # the latest of each way that is left, by its negative time; and of no way, runs
     seen = set[str]()
     for index, way in enumerate(ways):
         if (head := await anext(way, None)) is not None:
             heapq.heappush(heads, (-head[0], index, head[1]))
     while heads:
-        _, index, run = heapq.heappop(heads)
-        if run not in seen:  # an output that is a source, too, is an event of the run that it came of
+        at, index, run = heapq.heappop(heads)
+        began = -began.timestamp() if (began := id_time(run)) is not None else at
+        if began > at + _GRAIN:  # an event of a run that began before it
+            if run not in seen and -began >= since:
+                heapq.heappush(heads, (began, len(ways), run))
+        elif run not in seen:
             seen.add(run)
             yield run
-        if (head := await anext(ways[index], None)) is not None:
+        if index < len(ways) and (head := await anext(ways[index], None)) is not None:
             heapq.heappush(heads, (-head[0], index, head[1]))
 
 

@@ -42,6 +42,16 @@ nodes:
   ask: { from: in.a, predict: "a -> b", pool: gpu, lm: huge }
 sinks: { out.a: { from: ask }, out.b: { from: three } }
 """
+TIMED = """
+dspex: 1
+topology: timed
+sources: { in.a: {} }
+nodes:
+  by: { from: in.a, key_by: c }
+  all: { from: by, window: 1m, count: {} }
+  ten: { from: by, batch: 10, within: 1s }
+sinks: { out.a: { from: all }, out.b: { from: ten } }
+"""
 Dspex = Callable[..., Done]
 
 
@@ -222,6 +232,14 @@ def test_show_draws_a_topology_as_a_tree(dspex: Dspex, tmp_path: Path) -> None:
         "      └ .rest both",
     ]
     assert text[7].endswith("as above")
+
+
+def test_show_draws_operators_whose_main_option_is_a_number(dspex: Dspex, tmp_path: Path) -> None:
+    (tmp_path / "timed.yaml").write_text(TIMED)
+    done = dspex("show", "timed.yaml")
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()]
+    assert [row[-2:] for row in rows if row[-2:-1] in (["window"], ["batch"])] == [["window", "60"], ["batch", "10"]]
 
 
 def test_show_writes_a_topology_in_every_format(dspex: Dspex, tmp_path: Path) -> None:

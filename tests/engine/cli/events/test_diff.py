@@ -28,7 +28,9 @@ def test_two_runs_are_compared_with_an_exit_code_for_continuous_integration(nati
     assert human[-1] == "     size             3 → 4"
     assert native.here("diff", runs[0], runs[2]).out.splitlines()[-1] == "same"
     assert f"| `{native.output}#0` | size | 3 | 4 |" in native.here("diff", runs[0], runs[1], "--as", "markdown").out
-    assert native.here("diff", runs[0], runs[1], "--fields", "urgency").code == 0
+    assert native.here("diff", runs[0], runs[2], "--fields", "size").code == 0
+    refused = native.here("--json", "diff", runs[0], runs[1], "--fields", "siez")  # nothing would ever differ in it
+    assert (refused.code, refused.error()["code"], refused.error()["fix"]) == (2, "DX105", "did you mean size?")
 
 
 def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from engine_lab import Lab
 
-from dspex.bus.errors import ProgramError
-from dspex.engine.client.runs.diff import NOTHING, Diff
+from dspex.bus.errors import ProgramError, RateLimited
+from dspex.engine.client.runs.diff import NOTHING, Diff, compare
+from dspex.engine.client.runs.judged.beside import change
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -76,6 +78,55 @@ def test_of_long_texts_the_words_that_differ_are_shown(one: Lab) -> None:
         "because the word … in front of [-everybody-] {+nobody+} who was there … could hear it"
     )
     assert "| `ask#0` | why |" in found.markdown()
+
+
+def test_a_retried_call_that_is_asked_something_else_at_first_differs(one: Lab) -> None:
+    tries = iter((RateLimited("busy"), None, RateLimited("busy"), None))
+
+    def at_second(inputs: Any, work: Any) -> Any:
+        if (error := next(tries)) is not None:
+            raise error
+        return {"label": "A", "why": WHY}
+
+    one.answers["ask"] = at_second
+    roots = []
+    for _ in range(2):
+        run = one.publish("in", {"text": "a"})
+        one.advance(10)
+        roots.append(one.run(one.client.run(run).tree()))
+    (call,) = (told for told in roots[1] if told.kind == "call")
+    assert len(call.attempts) == 2
+    call.attempts[0] = replace(call.attempts[0], inputs={"word": "b"})  # as in a replay, where later attempts are those of then
+    infos = (one.run(one.client.run("@last").info()),) * 2
+    found = compare(*roots, infos)
+    assert [(s.step, s.field, s.a, s.b) for s in found.steps] == [("ask#0", "in.word", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shown"),
+    [
+        ([*range(200)], [*range(199), 7], "[-…6,197,198,199]-] {+…6,197,198,7]+}"),
+        ("x" * 99 + "a", "x" * 99 + "b", "[-…xxxxxxxxxxa-] {+…xxxxxxxxxxb+}"),
+        ("a  b " * 20, "a b " * 20, "[-a  b"),
+        ({"a": True, "b": None}, {"a": True}, '{"a":true,"b":null} → {"a":true}'),
+    ],
+)
+def test_where_long_values_differ_is_seen(a: Any, b: Any, shown: str) -> None:
+    assert change(a, b).startswith(shown)
+
+
+def test_arrays_tables_and_numbers_that_are_none_are_compared_by_what_is_in_them(one: Lab) -> None:
+    np, pa = pytest.importorskip("numpy"), pytest.importorskip("pyarrow")
+    for a, b in (
+        (np.arange(3), np.arange(4)),
+        (np.arange(3), "text"),
+        (pa.table({"n": [1]}), pa.table({"n": [2]})),
+        ({"n": float("nan")}, {"n": 1.0}),
+    ):
+        root = one.run(one.client.run(one.publish("in", {"text": ""})).tree())
+        infos = (one.run(one.client.run("@last").info()),) * 2
+        assert compare(replace(root, data=a), replace(root, data=a), infos).same
+        assert not compare(replace(root, data=a), replace(root, data=b), infos).same
 
 
 def test_an_error_differs_from_an_answer(one: Lab) -> None:

@@ -10,12 +10,14 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import RunNotFound
+from dspex.bus.errors import RateLimited, RunNotFound
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
+from dspex.bus.records import CallRequest
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs import history as reading
 from dspex.engine.client.runs.tree import Happening
+from dspex.engine.graph.nodes import Retry
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -201,6 +203,32 @@ def test_a_run_goes_on_in_the_topology_that_takes_its_output(lab: MakeLab) -> No
     info = one.run(run.info())
     assert (info.status, info.calls) == ("done", 1)
     assert [told.id for told in listed(one, topology="second")] == [run.id]
+
+
+def test_a_run_stands_where_it_began_however_late_another_topology_takes_its_output(lab: MakeLab) -> None:
+    asks, reads = Topology("asks"), Topology("reads")
+    retry = Retry(attempts=3, backoff="30s", jitter=0.0)
+    asks.source("in").predict("text -> intent", name="classify", retry=retry).sink("between")
+    reads.source("between").sink("out")
+    one = lab(asks, reads)
+    one.answers["classify"] = busy_at_first
+    one.start()
+    one.work()
+    begun = list[str]()
+    for text in ("first", "late", "third"):
+        begun.append(one.publish("in", {"text": text}))
+        one.advance(1)
+    one.advance(60)
+    assert [data["text"] for data in one.outputs("out")] == ["first", "third", "late"]
+    assert [info.id for info in listed(one)] == begun[::-1]
+    assert one.run(one.client.run("@last").info()).id == begun[2]
+    assert [info.id for info in listed(one, topology="reads")] == begun[::-1]
+
+
+def busy_at_first(inputs: dict[str, Any], work: CallRequest) -> dict[str, Any]:
+    if inputs["text"] == "late" and work.try_number == 1:
+        raise RateLimited("slow down")
+    return {"intent": "card", "text": inputs["text"]}
 
 
 def test_a_run_is_followed_in_every_topology_whose_source_takes_its_event(lab: MakeLab) -> None:
