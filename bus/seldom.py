@@ -1,9 +1,18 @@
-"""A log that stays readable while something fails again and again: the same thing is said at most once a minute."""
+"""A log that stays readable: while something fails again and again the same thing is said at most once a minute, and nothing is
+said by an engine that does again what it has said before.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger
 
 MINUTE: Final = 60.0
 
@@ -32,3 +41,40 @@ class Seldom:
             return False
         self._said[what] = now
         return True
+
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+def _dropped(log: Any, method: str, entry: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
+_NOTHING: Any = structlog.wrap_logger(
+    None, processors=[_dropped], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
+)
+
+
+@contextmanager
+def silent() -> Generator[None]:
+    """Loggers of `logger` say nothing here, nor in the tasks that are begun here; others in this process go on."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
+class _Logger:
+    """structlog's logger of a name, but where it is to be silent."""
+
+    def __init__(self, name: str) -> None:
+        self._log = structlog.get_logger(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_NOTHING if _silent.get() else self._log, name)
+
+
+def logger(name: str) -> FilteringBoundLogger:
+    """structlog's logger of a name."""
+    return cast("FilteringBoundLogger", _Logger(name))

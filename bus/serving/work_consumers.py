@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import Bucket, Bus
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 LOOK: Final = 5.0  # seconds between two looks at the consumers
 ACK_WAIT: Final = 15.0  # seconds without a sign of life after which work is given to somebody else
 

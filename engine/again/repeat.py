@@ -20,6 +20,7 @@ from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.memory.faults import Luck
 from dspex.bus.port import StreamConfig
 from dspex.bus.records import Usage
+from dspex.bus.seldom import silent
 from dspex.bus.serving.programs.names import StateName
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mode, NotRecorded
@@ -177,7 +178,7 @@ class _Again:
     def do(self) -> Repeated:
         """Do it, from the begin to the end."""
         run = partial(self._loop.run, advance=True)
-        with ExitStack() as ends:
+        with silent(), ExitStack() as ends:
             ends.callback(self._place.close)
             run(self._lay_stream())
             engines = Engines(self._place.connect, self._app, self._graphs, Luck(0, self._place.luck.faults))

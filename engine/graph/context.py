@@ -16,14 +16,14 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
-import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.message import Event, derived_id
 from dspex.bus.records import Origin
+from dspex.bus.seldom import logger
 from dspex.bus.settings.duration import Duration
 
-_log: FilteringBoundLogger = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 _NOWHERE = Origin(id="", subject="", run="")
 
 Handler: TypeAlias = Callable[[Any, "Context"], None]  # data, context: hand on what comes out, return when all is done

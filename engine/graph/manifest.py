@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, get_args
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.codecs.checking import checker
 from dspex.bus.errors import DecodeError, TopologyError
 from dspex.bus.port import Bucket, Bus
 from dspex.bus.records import Affinity
+from dspex.bus.seldom import logger
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.graph.graph import Lane
 from dspex.engine.graph.nodes import MOST_PARTITIONS
 
 LATEST: Final = 1e11  # of a time that a lane names, in seconds since the epoch
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import Fenced, TopologyError
 from dspex.bus.port import Bus, StreamConfig, StreamInfo
+from dspex.bus.seldom import logger
 from dspex.bus.serving.keys import clear_text
 from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.work_consumers import WorkConsumers
@@ -38,7 +37,7 @@ from dspex.engine.hosting.planning.resting import Rested, Resting, follow_on
 from dspex.engine.hosting.planning.there import There, look, used_by
 from dspex.engine.log.positions import first_position
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 CONSUMERS = 4000  # of the application stream: the server's own default is 1000
 DAY = 86400.0
 KEPT = 30 * DAY  # of answers to submitted calls

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import orjson
-import structlog
 
+from dspex.bus.seldom import logger
 from dspex.bus.settings import environment
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import Tasks
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 OnOutput: TypeAlias = Callable[[str], None] | None
 """Gets each line that a process logs, for people; None: it writes to our stderr itself."""
 OnSaid: TypeAlias = Callable[[Mapping[str, Any]], None]

@@ -14,13 +14,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-import structlog
-
 from dspex.bus import telemetry
 from dspex.bus.errors import ConfigError
 from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.serving.programs.optimizers import OPTIMIZER_POOL
 from dspex.bus.settings.duration import Duration, seconds
@@ -34,7 +32,7 @@ from dspex.engine.hosting.command_process import OnOutput
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 def engine_id() -> str:

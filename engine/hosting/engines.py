@@ -13,14 +13,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import structlog
-
 from dspex.bus.errors import DspexError, from_dict
+from dspex.bus.seldom import logger
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import Tasks
 from dspex.engine.hosting.command_process import BACK_OFF, CommandProcess, OnOutput
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 MOST_DEATHS, WITHIN = 5, 60.0  # of one process, in so many seconds; at one more it is not started again
 _USELESS = (2, 3)  # exit codes for what is wrong with settings and topologies: another start would not help
 

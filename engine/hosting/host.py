@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import structlog
-
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, StreamFull
 from dspex.bus.local.processes import process
 from dspex.bus.port import Bucket, Bus, StreamInfo
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.signatures import Keys
 from dspex.bus.serving.server_clock import ServerClock
@@ -44,7 +43,7 @@ from dspex.engine.runtime.watermarks.alignment import Alignment
 LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
 READERS = 8  # partitions that catch up with a reader of their own at a time
 SOURCES_WAIT = 0.8  # of `max_bytes`: from here on the application's stream is kept for calls that are open
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class Host:

@@ -22,17 +22,17 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.local.processes import is_dead
 from dspex.bus.port import Bucket
+from dspex.bus.seldom import logger
 from dspex.bus.serving.server_clock import ServerClock
 from dspex.bus.settings.tables import MOST_HEARTBEAT
 from dspex.engine.hosting.assignment import Member, StagePartition, assign
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 SILENT: Final = 5  # heartbeats without which an engine counts as dead
 IDLE: Final = 10  # heartbeats after which an engine that owns nothing of what falls to it is named
 FORGOTTEN: Final = 600.0  # seconds after which the key of a silent engine is removed; until then `status` shows it

@@ -12,14 +12,12 @@ from math import isfinite
 from statistics import median
 from typing import Any, Final
 
-import structlog
-
 from dspex.bus.records import CallRecord, NodeEvent
-from dspex.bus.seldom import MINUTE
+from dspex.bus.seldom import MINUTE, logger
 from dspex.engine.graph.graph import Graph
 from dspex.engine.runtime.arrival import Answered, Due, Told, about
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 MOST: Final = 100  # operators in a heartbeat, which each engine reads of all others
 _KEPT = 1000  # operators that are counted: whoever may write frames can name any
 _TIMES = 128  # of the last calls, whose median is told

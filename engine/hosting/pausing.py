@@ -6,16 +6,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket
+from dspex.bus.seldom import logger
 from dspex.engine.graph.manifest import goes_on
 from dspex.engine.graph.pauses import Pauses, read
 from dspex.engine.runtime.inputs.upto import REST
 from dspex.engine.runtime.stage import StageRunner
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import structlog
-
 from dspex.bus.errors import DspexError, WorkerLost, from_dict
+from dspex.bus.seldom import logger
 from dspex.bus.settings.model import Settings
 from dspex.bus.tasks import Tasks
 from dspex.engine.hosting.command_process import BACK_OFF, CommandProcess, OnOutput
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class PoolProcess:

@@ -16,18 +16,16 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.engine.runtime.committer import Committer
 from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.stage import StageRunner
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 LOOKS = 4  # within the time after which a stage counts as stalled
 MOST = 1000  # subjects of one question
 SLOWEST = 5.0  # seconds between looks, at most

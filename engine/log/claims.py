@@ -13,19 +13,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DecodeError, Fenced, Unreachable, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRequest
+from dspex.bus.seldom import logger
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.latest import Latest, end_of
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.torn_commits import TornCommits
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 MOST = 500  # claims of one batch
 BEHIND = 60.0  # seconds that the clock may be behind a partition's

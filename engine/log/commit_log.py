@@ -15,18 +15,17 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
-
 from dspex.bus import telemetry
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.seldom import logger
 from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
 from dspex.engine.log.latest import Latest, Newest
 from dspex.engine.log.reading import read_back
 from dspex.engine.log.rows import tell_what_is_kept
 from dspex.engine.log.tables import Tables
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 LEAST = 64 << 10  # bytes of entries since the last snapshot below which none is due
 
 

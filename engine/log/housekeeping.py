@@ -32,12 +32,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.seldom import logger
 from dspex.bus.serving import limits
 from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.graph.manifest import Manifest
@@ -52,7 +51,7 @@ from dspex.engine.log.rows import NO_MARK, NONE
 from dspex.engine.log.tables import Tables
 from dspex.engine.log.unused_payloads import UnusedPayloads
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 MOST_AHEAD = 600.0  # seconds that a watermark may be ahead of the clock
 EVERY = 600.0  # seconds between two sweeps
 

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.seldom import logger
 from dspex.engine.log.entries import (
     VERSION,
     ClaimFacts,
@@ -38,7 +37,7 @@ from dspex.engine.log.reading import (
 from dspex.engine.log.rows import NONE
 from dspex.engine.log.tables import Tables
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 AT_ONCE = 16  # logs that are read
 EACH = 500  # entries for each log that one pass brings; those of a log that was seldom used lie too far back for it
 WINDOW = 1000  # sequences looked at for the entry before what is none; four times as many each time

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable, requests_in
 from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 NO_PIECES: Mapping[int, Message] = MappingProxyType({})
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between looks at a leader that is behind: a new one takes 4 to 9
 

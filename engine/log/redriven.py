@@ -17,20 +17,20 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import DataError, Fenced, RunError, TopologyError, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import Letter, StoredAt
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.engine.graph import manifest
 from dspex.engine.graph.nodes import operator_of
 from dspex.engine.log.positions import pages
 from dspex.engine.log.reading import stored
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 _LONGEST: Final = 200  # characters that a message shows of a name in a letter
 AGAIN = 0.1  # seconds until the markers are looked at again, after somebody else wrote one, or nobody knows
 MOST_UNSURE = 20  # batches in a row of which nobody knows what became of them

@@ -21,15 +21,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, Bus
+from dspex.bus.seldom import logger
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.entries import VERSION, readable, version
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 PAGE = 5_000  # sequences that are judged at a time
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import structlog
-
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import NotStored
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.bus.serving.programs.states import payloads_of
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.reading import stored_in
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 AGE = 3600.0  # seconds since it was put, before which no payload is removed
 QUIET = 5.0  # seconds without a message, after which those that are left are counted again
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import Letter, NodeEvent, unpack_frame
+from dspex.bus.records import CallRequest, Letter, NodeEvent, pack_frame, unpack_frame
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 from dspex.engine.runtime.inputs.records import without_payload
 
@@ -52,12 +53,17 @@ def of_runs(runs: Collection[str], messages: Iterable[Message | NewMessage | Non
 
 
 def outcome(m: Message | NewMessage) -> tuple[str, bytes]:
-    """What a message says: of a dead letter all but the lines of code that failed, which other code has elsewhere."""
-    try:
-        letter = Letter.unpack(m.data) if subjects.matches("dspex.*.dead.>", m.subject) else None
-    except DecodeError:  # in the object store, or sealed
-        letter = None
-    return m.subject, m.data if letter is None else replace(letter, traceback="").pack()
+    """What a message says: of a dead letter all but the lines of code that failed, which other code has elsewhere; and of what
+    another version of dspex wrote, the same with the defaults of what that did not know.
+    """
+    with suppress(DecodeError):  # in the object store, or sealed
+        if subjects.matches("dspex.*.dead.>", m.subject):
+            return m.subject, replace(Letter.unpack(m.data), traceback="").pack()
+        if subjects.is_work(m.subject):
+            return m.subject, CallRequest.unpack(m.data).pack()
+        if subjects.matches("dspex.*.edge.>", m.subject):
+            return m.subject, pack_frame(unpack_frame(m.data))
+    return m.subject, m.data
 
 
 def runs_in(messages: Iterable[Message | NewMessage | None]) -> list[str]:

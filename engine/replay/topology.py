@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from dspex.bus import subjects
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus
+from dspex.bus.seldom import silent
 from dspex.bus.serving import payloads
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
@@ -142,9 +143,10 @@ async def _one(
     replay, (first, last, only, runs) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
     replay.watcher, replay.first = watcher or replay.watcher, first
-    async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
-        if entry >= first:
-            found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
+    with silent():
+        async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
+            if entry >= first:
+                found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
     found.taken += replay.taken
     found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
 

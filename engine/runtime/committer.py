@@ -11,17 +11,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import structlog
-
 from dspex.bus import telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, StreamFull, Unsettled
 from dspex.bus.port import COMMIT_LIMIT, WINDOW, WINDOW_BYTES, Ack, Bus, NewMessage
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.engine.runtime.batch import MOST_BYTES
 from dspex.engine.runtime.inputs.journals import SpentJournals
 from dspex.engine.runtime.partition import Partition
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class _Taken(NamedTuple):

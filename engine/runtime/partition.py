@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-import structlog
 from msgpack import packb
 
 from dspex.bus import telemetry
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
+from dspex.bus.seldom import logger
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot
 from dspex.engine.log.rows import NO_MARK, WITHIN, Place
@@ -37,7 +37,7 @@ from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
 from dspex.engine.runtime.watermarks.heard import Heard
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class Partition:

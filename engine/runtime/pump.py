@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
-
 from dspex.bus.message import Message
+from dspex.bus.seldom import logger
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.log.rows import Position
 from dspex.engine.runtime.inputs.input import EVERY, Input
 from dspex.engine.runtime.partition import Partition
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 SHORTEST, LONGEST = 0.5, 30.0  # seconds until it reads again after an error
 CHUNK = 256  # messages taken before the loop gets a turn: about 4 ms
 

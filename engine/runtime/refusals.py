@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-import structlog
-
 from dspex.bus import telemetry
 from dspex.bus.errors import DataError, DspexError, PayloadTooLarge
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.partition import Partition
 
 NAMES_CONTENT = (DataError, PayloadTooLarge)  # refusals for what a message is; no other one is blamed on an event
 TWICE = 2  # the first refusal may be that of a server that was full, or about to stop
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class Refusals:

@@ -13,11 +13,9 @@ from functools import partial
 from time import monotonic
 from typing import Any, Literal, NamedTuple, cast
 
-import structlog
-
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, NotAllowed, SourceGap, StreamFull
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.bus.tasks import Tasks
 from dspex.engine.log.build import build
 from dspex.engine.log.claims import is_ahead, take_over, waiting
@@ -40,7 +38,7 @@ from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address
 from dspex.engine.runtime.watermarks.stater import stater
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
 
 

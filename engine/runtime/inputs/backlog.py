@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket, Bus
+from dspex.bus.seldom import logger
 from dspex.engine.runtime.stage import StageRunner
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 MOST = 10_000  # frames of one stage
 
 

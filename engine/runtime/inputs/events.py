@@ -7,14 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
-import structlog
-
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.times import is_time
 from dspex.bus.errors import DecodeError, NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, Origin, StoredAt, unpack_frame
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.engine.graph.nodes import KEYED_PARTITIONS, TOLD
 from dspex.engine.log.reading import stored_in
@@ -37,7 +36,7 @@ wildcard 126,000 (nats-server 2.15.1).
 """
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 NOTHING: Final[Mapping[str, int]] = {}
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class EventsInput(Input):

@@ -7,19 +7,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-import structlog
-
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, DspexError
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.engine.graph.nodes import Call
 from dspex.engine.log.rows import NONE
 from dspex.engine.runtime.arrival import Answered, Due, Told, What
 from dspex.engine.runtime.walk.compile import Stage
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 MOST: Final = 10_000  # journals that wait to be removed
 TOGETHER: Final = 16  # that are removed at a time
 PAUSE: Final = 1.0  # seconds until it is tried again

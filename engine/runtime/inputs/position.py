@@ -10,11 +10,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from dspex.bus import telemetry
 from dspex.bus.errors import BusError, SourceGap
 from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.seldom import logger
 from dspex.engine.graph.nodes import Source
 from dspex.engine.log.reading import PAUSES
 from dspex.engine.log.rows import Place, Position
@@ -23,7 +22,7 @@ from dspex.engine.runtime.inputs.source import SourceInput, SourceNotThere
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.pump import Pump
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 WATCH = 5.0  # seconds between looks at the source stream
 LAG = 1000  # messages that a partition's position may lie behind what its process has read
 LATE = 30.0  # seconds that it may: else a partition without events keeps what all others have read

@@ -9,7 +9,6 @@ from hashlib import blake2b, sha256
 from math import inf
 from typing import ClassVar, Final
 
-import structlog
 from msgpack.exceptions import UnpackException
 
 from dspex.bus import subjects
@@ -19,6 +18,7 @@ from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader, Sealing
 from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import HEX
 from dspex.engine.log.reading import request_of
@@ -29,7 +29,7 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import DIGEST, SALT
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 LATER: Final = 0.02  # seconds that a record may wait for others which nothing follows
 
 

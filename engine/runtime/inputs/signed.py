@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-import structlog
-
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.bus.serving.keys.signatures import Keys, is_signed
 from dspex.engine.runtime.arrival import Arrival
 from dspex.engine.runtime.inputs.records import RecordsInput, arrival_of
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class SignedRecords(RecordsInput):

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
-import structlog
 
 from dspex.bus import subjects
 from dspex.bus.port import Bus
+from dspex.bus.seldom import logger
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 LOOK: Final = 0.5  # seconds between two looks
 
 

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
-import structlog
-
 from dspex.bus import subjects
 from dspex.bus.errors import NotStored, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader
 from dspex.bus.records import NodeEvent, StoredAt
+from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.engine.log.reading import stored, stored_in
 from dspex.engine.log.rows import NONE, Place, Timer
@@ -25,7 +24,7 @@ from dspex.engine.runtime.inputs.source import SourceInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.watermarks.reached import next_arrival
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 TICK = 0.1  # seconds until a timer is looked at again that is due, and cannot be handled yet
 MARKED = 0  # in place of the number of a timer: whatever the watermark of the partition wakes next
 MOST_AT_ONCE = 64  # of those, before other partitions have their turn

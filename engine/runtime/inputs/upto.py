@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
-import structlog
 
 from dspex.bus.errors import BusError
 from dspex.bus.message import Message
 from dspex.bus.port import Bucket, Bus
+from dspex.bus.seldom import logger
 from dspex.engine.graph.boundary import is_before
 from dspex.engine.graph.graph import Graph
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BOUNDARY: Final = "boundary"
 REST: Final = "rest"
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class UpTo:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
-import structlog
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bucket, Bus
+from dspex.bus.seldom import logger
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.runtime.stage import StageRunner
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 
 
 class SourceRead(NamedTuple):

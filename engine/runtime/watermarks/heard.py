@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Final
 
-import structlog
-
 from dspex.bus import codecs
 from dspex.bus.errors import DecodeError
 from dspex.bus.message import Message
-from dspex.bus.seldom import Seldom
+from dspex.bus.seldom import Seldom, logger
 from dspex.engine.log.rows import NO_MARK
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 _seldom = Seldom(_log)
 AHEAD: Final = 300.0  # seconds that an event may be ahead of the clock, so that its time counts for a watermark
 

@@ -12,11 +12,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-import structlog
-
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import BusError, Fenced
 from dspex.bus.port import NewMessage
+from dspex.bus.seldom import logger
 from dspex.engine.log.rows import NO_MARK
 from dspex.engine.runtime.inputs.source import SourceInput, without_time
 from dspex.engine.runtime.inputs.upto import REST
@@ -27,7 +26,7 @@ from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.watermarks.clocks import of_hops
 from dspex.engine.runtime.watermarks.reached import newest
 
-_log = structlog.get_logger("dspex.engine")
+_log = logger("dspex.engine")
 OFTEN: Final = 0.25  # seconds between two statements, at least
 LOOK: Final = 2.0  # seconds between two looks at what moves by itself: idle sources, and holds that end
 SELDOM: Final = 10.0  # the same of a source that has long been silent, and where nothing is open

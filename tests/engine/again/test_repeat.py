@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from engine_lab import Lab
+from structlog.testing import capture_logs
 
 from dspex.bus.errors import CallError, CallTimeout, Divergence, ProgramError, Saturated, TopologyError
 from dspex.bus.records import CallRecord, CallRequest
@@ -73,6 +74,16 @@ def test_a_run_is_the_same_again_with_every_id_and_nothing_is_called(one: Lab) -
     assert [one.id for one in found.file.root if one.kind == "output"] == [one.id for one in file.root if one.kind == "output"]
     assert found.file.info.id == file.info.id
     assert [s.error for c in found.file.calls for s in c.attempts] == [s.error for c in file.calls for s in c.attempts]
+
+
+def test_the_engine_that_does_it_again_logs_nothing_and_others_of_the_process_do(one: Lab) -> None:
+    file = recorded(one, "a x")
+    with capture_logs() as said:
+        again(file, words())
+    assert said == []
+    with capture_logs() as said:
+        one.start("b")
+    assert {"hands over"} <= {entry["event"] for entry in said}
 
 
 def test_a_run_that_failed_fails_again_with_its_letter(one: Lab) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from engine_lab import APP, Lab
 
+from dspex.bus import codecs, subjects
+from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.replay.marks import outcome
 from dspex.engine.replay.topology import Replayed, replayed, replayed_run
 from dspex.operators.topology import Topology
 
@@ -151,3 +154,25 @@ def test_a_dead_letter_of_another_error_is_a_difference_that_names_its_run(lab: 
     (differs,) = again(one, other).diverged
     assert (differs.excused, differs.runs) == (True, (run,))
     assert "KeyError" in differs.what
+
+
+def test_a_request_of_a_version_that_knew_fewer_options_is_the_same(past: tuple[Lab, list[str]]) -> None:
+    one, _ = past
+    now = one.run(first_request(one))
+    raw = codecs.decode(now.data, codecs.MSGPACK)
+    spec = {k: v for k, v in codecs.decode(raw["spec"], codecs.MSGPACK).items() if k not in ("choose", "lane")}
+
+    def older(**changed: Any) -> NewMessage:
+        there = {k: v for k, v in raw.items() if k not in ("batch", "required")} | changed
+        return NewMessage(now.subject, codecs.msgpack_bytes(there | {"spec": codecs.msgpack_bytes(spec)}))
+
+    assert older().data != now.data
+    assert outcome(older()) == outcome(now)
+    assert outcome(older(inputs={"text": "other"})) != outcome(now)
+
+
+async def first_request(one: Lab) -> Message:
+    """A request that an engine stored."""
+    run = (await listed(one))[0].id
+    past, _ = await one.client.run(run).history()
+    return next(m for taken in past.taken for m in taken.messages if subjects.is_work(m.subject))
