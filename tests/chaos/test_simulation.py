@@ -15,7 +15,7 @@ pytestmark = pytest.mark.no_cover  # measured, it takes three times as long, and
 WORST = Faults(duplicate=0.1, disconnect=0.05, delay=0.2, unsettled=0.1)
 
 
-@pytest.mark.parametrize("seed", range(1000, 1002))
+@pytest.mark.parametrize("seed", [1000])
 def test_every_event_has_its_effects_exactly_once(seed: int) -> None:
     report = Simulation(seed, count=80).run()
     assert report.good, str(report)
@@ -29,7 +29,7 @@ def test_an_event_that_was_put_off_keeps_its_id_though_its_source_cannot_be_read
 
 @pytest.mark.parametrize("seed", range(1))
 def test_frequent_faults_of_the_bus_change_no_effect(seed: int) -> None:
-    report = Simulation(seed, count=40, faults=WORST).run()
+    report = Simulation(seed, count=20, faults=WORST).run()
     assert report.good, str(report)
 
 
