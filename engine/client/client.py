@@ -17,9 +17,7 @@ from dspex.bus.errors import ConfigError, DspexError, WorkerLost
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
-from dspex.bus.serving.keys import keyring
 from dspex.bus.serving.payloads import ABOVE
-from dspex.bus.serving.sessions.store import SessionStore
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import call as interactive
@@ -33,6 +31,7 @@ from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
+from dspex.engine.client.following import forgetting
 from dspex.engine.client.following.naming import full_ids
 from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
@@ -523,8 +522,9 @@ class Client(Planned, names=METHODS["Client"]):
     # -- forgetting -----------------------------------------------------------------------------------------------
     async def forget(self, *, session: str | None = None, run: str | None = None) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
-        it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
-        each that the setting names.
+        it is still seen that they were. What nothing goes by is removed: its data and turns, its events in sinks, dead letters,
+        records of interactive calls, cached answers, imported runs and forks, large payloads. How many keys were deleted: one,
+        or one for each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
         docs/security.md. `run`: an imported run is removed; one of the logs is not sealed apart, so that is refused.
@@ -538,10 +538,7 @@ class Client(Planned, names=METHODS["Client"]):
             id = await self.run(str(run)).remove()
             await audit.leave(self.bus, self.app, "forget", run=id)
             return 1
-        count = await keyring.forget(self.bus, self.app, session)
-        await SessionStore(self.bus, self.app).remove(session)
-        await audit.leave(self.bus, self.app, "forget", session=session, keys=count)
-        return count
+        return await forgetting.forget(self.bus, self.app, session, await manifest.of_application(self.bus, self.app))
 
     # -- state ----------------------------------------------------------------------------------------------------
     async def state(self, node: str, key: str, *, at: datetime | int | None = None) -> Any:

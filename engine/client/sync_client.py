@@ -671,8 +671,9 @@ class Client(Planned, names=METHODS["Client"]):
 
     def forget(self, *, session: str | None = None, run: str | None = None) -> int:
         """Delete the key that seals what belongs to a session: nobody can read its events, calls and outputs any more, though
-        it is still seen that they were. Of its data and turns nothing is left. How many keys were deleted: one, or one for
-        each that the setting names.
+        it is still seen that they were. What nothing goes by is removed: its data and turns, its events in sinks, dead letters,
+        records of interactive calls, cached answers, imported runs and forks, large payloads. How many keys were deleted: one,
+        or one for each that the setting names.
 
         Engines, workers and clients that have used the key lately go on with it for a minute. What was not sealed stays: see
         docs/security.md. `run`: an imported run is removed; one of the logs is not sealed apart, so that is refused.

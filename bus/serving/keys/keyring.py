@@ -259,9 +259,9 @@ class Keyring:
         return self._wrapping
 
 
-async def forget(bus: Bus, app: str, session: str) -> int:
+async def forget(bus: Bus, app: str, session: str, found: Sequence[str] = ()) -> int:
     """Delete the keys of a session, and their bytes on the server's disk: nobody can read any more what they have sealed. How
-    many. Processes that have used one lately can go on with it for `LIFE` seconds.
+    many. Processes that have used one lately can go on with it for `LIFE` seconds. `found`: what there is of it, for the error.
 
     Raises ConfigError: DX125 where the application seals nothing, so that there is nothing that could be forgotten; DX124 where
     this process has no key; DX105 for no session: what belongs to none cannot be forgotten apart.
@@ -270,7 +270,8 @@ async def forget(bus: Bus, app: str, session: str) -> int:
         raise ConfigError("it is not said which session is to be forgotten", code="DX105", fix="give its id", node="session")
     if not await bus.has("stream", subjects.keys(app)):
         raise ConfigError(
-            f"the payloads of {app} are stored in clear text, so no session of it can be forgotten: it keeps {_WHERE}",
+            f"the payloads of {app} are stored in clear text, so no session of it can be forgotten: it keeps {_WHERE}. "
+            f"Of this session there are now: {'; '.join(found) or 'no messages'}; logs and events over hops are not told apart",
             code="DX125",
             fix=f"encrypt what is stored from now on: {SETTING}; what lies there is for you to purge",
             node=SETTING,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,13 +25,22 @@ def forget(
     session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Whose runs: the id that they have.")] = None,
     run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="An imported run, which is removed.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the session again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is of a session, and what would go.")] = False,
 ) -> None:
-    """Delete the key that seals what belongs to a session: nobody can read it any more, though it is still seen that it was."""
+    """Delete the key that seals what belongs to a session, and what nothing goes by: nobody can read it any more, though it is
+    still seen that it was.
+    """
     t = terminal(context)
     what = session if session is not None else run
     if what is None or (session is not None and run is not None):
         why, fix = "either a session or a run is forgotten", "dspex runs forget --session ID, or --run RUN"
         raise ConfigError(why, code="DX105", fix=fix)
+    if dry_run:
+        if session is None:
+            why, fix = "--dry-run is of a session: of a run all goes", "dspex runs forget --session ID --dry-run"
+            raise ConfigError(why, code="DX105", fix=fix)
+        t.run(_would_go(t, session))
+        return
     if not yes and not sys.stdin.isatty():
         why = f"to forget {what} makes unreadable what cannot be brought back"
         raise ConfigError(why, code="DX136", fix="add --yes")
@@ -41,6 +50,26 @@ def forget(
         t.run(_forgotten(t, session))
     else:
         t.run(_removed(t, what))
+
+
+_COLUMNS: Final = {name: name for name in ("what", "where", "count", "removed", "until")}
+
+
+async def _would_go(t: Terminal, session: str) -> None:
+    from dspex.engine.client.following.forgetting import Belongings
+    from dspex.engine.graph.manifest import of_application
+
+    async with client(t, "runs") as c:
+        found = Belongings(c.bus, c.app, session, await of_application(c.bus, c.app))
+        await found.look()
+    rows = [dict(vars(row)) for row in found.rows]
+    if t.json:
+        for row in rows:
+            t.emit(row)
+    elif rows:
+        t.table([{**row, "removed": "goes" if row["removed"] else "stays, unreadable"} for row in rows], _COLUMNS)
+    else:
+        t.note("nothing of it is there")
 
 
 async def _removed(t: Terminal, run: str) -> None:

@@ -143,6 +143,14 @@ async def infos(bus: Bus, app: str, run: str = "") -> dict[str, RunInfo]:
     return {info.id: info for info in sorted(found, key=lambda info: info.started, reverse=True)}
 
 
+async def of_session(bus: Bus, app: str, session: str) -> list[str]:
+    """The kept runs of a session, whether or not they can be read. Raises BusError."""
+    if (bucket := await _opened(bus, app)) is None:
+        return []
+    heads = [head for stored in (await bucket.items(subjects.KEPT_RUN)).values() if (head := _head(stored)) is not None]
+    return [str(head["info"]["id"]) for head in heads if head["session"] == session]
+
+
 async def remove(bus: Bus, app: str, run: str) -> bool:
     """Remove a kept run; whether there was one. Raises BusError."""
     if not subjects.is_token(run) or (bucket := await _opened(bus, app)) is None:

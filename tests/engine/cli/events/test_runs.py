@@ -104,3 +104,17 @@ def test_without_its_code_or_with_another_one_a_run_is_shown_as_it_is_recorded(n
     assert "here, another graph than then" in forced[2]
     assert '   ~ count#0  {"text":"abc","size":4}' in forced
     assert native.here("--json", "runs", "show", run, "--with", str(native.folder / "other.yaml")).error()["code"] == "DX235"
+
+
+def test_a_dry_run_of_forgetting_says_what_there_is_and_removes_nothing(native: Project) -> None:
+    native.publish("-", "--session", "ann", stdin='{"text": "abc"}\n')
+    for _ in range(2):
+        rows = native.here("--json", "runs", "forget", "--session", "ann", "--dry-run").objects()
+        assert {(row["what"], row["count"], row["removed"]) for row in rows} == {
+            ("events of sources", 1, False),
+            ("events of sinks", 1, True),
+        }
+    assert "stays, unreadable" in native.here("runs", "forget", "--session", "ann", "--dry-run").out
+    refused = native.here("--json", "runs", "forget", "--session", "ann", "--yes").error()
+    assert (refused["code"], "1 events of sinks in" in refused["message"]) == ("DX125", True)
+    assert native.here("--json", "runs", "forget", "--run", "x", "--dry-run").error()["code"] == "DX105"
