@@ -94,8 +94,8 @@ class Answering(Workers):
         step = found.step
         if not step.ended:  # nobody ever answered it: it comes to its deadline again
             return None
-        if step.damaged:
-            raise RecordingIncomplete(f"the record of {step.id} is damaged", node=step.node, run=request.run)
+        if step.wrong:
+            raise RecordingIncomplete(f"the record of {step.id} is {step.wrong}", node=step.node, run=request.run)
         await asyncio.sleep(step.elapsed.total_seconds())
         return self._record(
             request,

@@ -113,7 +113,7 @@ async def repeat(
         make = partial(made, client.bus, client.app)
     _check(file, graphs, mode, make)
     states = await _states(client, graphs, state) if client is not None else None
-    calls = [call for call in file.calls if mode == "strict" or not any(step.damaged for step in call.attempts)]
+    calls = [call for call in file.calls if mode == "strict" or not any(step.wrong for step in call.attempts)]
     recorded = partial(RecordedCalls, calls, states, whole=whole)
     if mode == "strict" and alter is None and (unchanged or Unchanged(graphs)).is_same(file, recorded()):
         return Repeated(file, len(calls), 0, Usage(), compare(file.root, file.root, (file.info, file.info)))

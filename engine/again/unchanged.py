@@ -130,7 +130,7 @@ class _Run:
         request = CallRequest.unpack(ask.message.data)
         label = f"{request.node}#{self._asked[request.node]}"
         found = self._recorded.answer(request.call, request.node, request.spec, request.inputs)
-        if found is None or found.step.outputs is None or found.step.damaged or found.step.id != label:
+        if found is None or found.step.outputs is None or found.step.wrong or found.step.id != label:
             return False
         at = clock + found.step.elapsed.total_seconds()
         if request.record is None or at >= ask.timer.due:

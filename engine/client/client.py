@@ -329,7 +329,7 @@ class Client(Planned, names=METHODS["Client"]):
     async def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count.
 
-        Raises RunNotFound; RecordingIncomplete where a record of one is damaged; ConfigError (DX105) for a field that none has.
+        Raises RunNotFound; RecordingIncomplete where a record of one is wrong; ConfigError (DX105) for a field that none has.
         """
         one, other = [await self.run(run if isinstance(run, str) else run.id).file() for run in (a, b)]
         for file in (one, other):

@@ -484,7 +484,7 @@ class Client(Planned, names=METHODS["Client"]):
     def diff(self, a: str | NamedRun, b: str | NamedRun, *, fields: Collection[str] | None = None) -> Diff:
         """What run `b` did otherwise than `a`, aligned by step id. `fields`: only these count.
 
-        Raises RunNotFound; RecordingIncomplete where a record of one is damaged; ConfigError (DX105) for a field that none has.
+        Raises RunNotFound; RecordingIncomplete where a record of one is wrong; ConfigError (DX105) for a field that none has.
         """
         return background.run(self._of.diff(a, b, fields=fields))
 

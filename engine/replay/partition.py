@@ -153,6 +153,8 @@ class PartitionReplay:
                 count += 1
             self.taken[run[0]] += count
             if count != run[3]:
+                if run[0] == "records" and self._runs is not None:
+                    raise _missing(sequence, run[3], count)
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
@@ -252,6 +254,11 @@ def _damaged(m: Message) -> RecordingIncomplete:
     return RecordingIncomplete(
         f"the record at {m.sequence}, of run {run}, is damaged: it is not what was stored", run=run, fix=fix
     )
+
+
+def _missing(entry: int, taken: int, there: int) -> RecordingIncomplete:
+    """The error for records that a commit of a run took, and that somebody removed."""
+    return RecordingIncomplete(f"of {taken:,} records that the commit at {entry} took, {taken - there:,} are missing")
 
 
 class _Nobody:

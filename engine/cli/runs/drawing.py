@@ -88,8 +88,8 @@ def said(told: Happening, began: datetime) -> str:
 def _end_of(told: Happening) -> str:
     """How a call stands, where that is not as usual."""
     last = told.attempts[-1]
-    if last.damaged:
-        return "its record is damaged"
+    if last.wrong:
+        return f"its record is {last.wrong}"
     if not last.ended:
         return "" if isinstance(told.data, str) else "open"  # of what is forgotten it is not known
     return "failed" if last.error is not None else ""

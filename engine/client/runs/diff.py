@@ -140,9 +140,9 @@ def _without(secrets: Secrets, one: StepDiff) -> StepDiff:
 
 
 def need_records(root: Happening) -> None:
-    """Raise RecordingIncomplete where a record of a run is damaged: what its call was answered is not known."""
-    for step in (step for told in root for step in told.attempts if step.damaged):
-        raise RecordingIncomplete(f"the record of {step.id} of run {step.run} is damaged", run=step.run, node=step.node)
+    """Raise RecordingIncomplete where a record of a run is damaged or missing: what its call was answered is not known."""
+    for step in (step for told in root for step in told.attempts if step.wrong):
+        raise RecordingIncomplete(f"the record of {step.id} of run {step.run} is {step.wrong}", run=step.run, node=step.node)
 
 
 def need_fields(fields: Collection[str], *roots: Happening) -> None:

@@ -129,8 +129,8 @@ def _rows(info: RunInfo, root: Happening, file: RunFile) -> Iterator[dict[str, A
         if open_ := next((step for step in one.attempts if not step.ended), None):
             fix = "wait for its end: dspex runs wait; or see what it is about: dspex runs show"
             raise RecordingIncomplete(f"the call {open_.id} of run {info.id} has no record", run=info.id, fix=fix)
-        if damaged := next((step for step in one.attempts if step.damaged), None):
-            raise RecordingIncomplete(f"the record of {damaged.id} of run {info.id} is damaged", run=info.id)
+        if lost := next((step for step in one.attempts if step.wrong), None):
+            raise RecordingIncomplete(f"the record of {lost.id} of run {info.id} is {lost.wrong}", run=info.id)
         row = {name: value for name, value in one.as_dict().items() if name != "attempts"}
         row |= {"data": _plain(one.data), "attempts": [*map(_attempt, one.attempts, one.failures)]}
         if one.kind == "source":

@@ -20,7 +20,7 @@ from dspex.bus.records import unpack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
-from dspex.engine.client.runs.leap import Outstanding, leap
+from dspex.engine.client.runs.leap import OpenRow, Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, readable, requests_in
 from dspex.engine.log.positions import pages, sequence_before
@@ -61,7 +61,7 @@ class History:
     Attributes:
         run: its id. stream, source: its source event, and where that lies. created: when the stream was made.
         taken: the commits, in their order. records: of its calls, as they were taken.
-        done: nothing of it is open.
+        done: nothing of it is open. missing: attempts at calls whose records were taken and are not there any more.
     """
 
     run: str
@@ -70,6 +70,7 @@ class History:
     topologies: list[str] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     records: list[Message] = field(default_factory=list)
+    missing: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     done: bool = False
     created: float = 0.0
 
@@ -166,12 +167,15 @@ class _Reader:
         entry = readable(m.data)
         if entry is None or entry["kind"] != "commit":
             return
-        address, before = LogAddress.of(self._app, *where), {table: {*self._open.get((where, table), ())} for table in _TABLES}
+        address, before = LogAddress.of(self._app, *where), {t: {**self._open.get((where, t), {})} for t in _TABLES}
         changed = await changes(self._bus, address, m, entry) or {}
         opened, closed = self._rows(where, changed)
-        inputs = [*self._taken(where, entry, before["timers"] | before["calls"])]  # the timer of a call has its number
-        if before["calls"] & {number for number, _ in changed.get("calls", ())}:
-            inputs += await self._records(where, entry)
+        inputs = [*self._taken(where, entry, {*before["timers"], *before["calls"]})]  # the timer of a call has its number
+        if calls := {number: before["calls"][number] for number, _ in changed.get("calls", ()) if number in before["calls"]}:
+            for input, number in inputs:
+                if input == "timers":  # nothing was waited for any longer
+                    calls.pop(number, None)
+            inputs += await self._records(where, entry, calls)
         if not inputs and not opened and not closed:
             return
         messages = await self._messages(m, entry)
@@ -221,19 +225,24 @@ class _Reader:
                     self._open.setdefault((where, table), {})[number] = row
         return opened, closed
 
-    async def _records(self, where: PartitionId, entry: Mapping[str, Any]) -> list[tuple[str, int]]:
-        """The records of the run that an entry has taken."""
-        found = list[tuple[str, int]]()
+    async def _records(
+        self, where: PartitionId, entry: Mapping[str, Any], calls: Mapping[int, OpenRow]
+    ) -> list[tuple[str, int]]:
+        """The records of the run that an entry has taken. `calls`: which it changed by that, as they were."""
+        found, numbers, lacks = list[tuple[str, int]](), set[int](), False
         filters = [subjects.record(self._app, "*", *where)]
-        for input, first, last, *_ in entry["taken"]:
+        for input, first, last, count, *_ in entry["taken"]:
             if input != "records":
                 continue
-            for message in await self._bus.scan(
-                self._stream, filters, start=places.place(first)[0], stop=places.place(last)[0]
-            ):
-                if message.headers.get(subjects.RUN) == self._run:
-                    self._history.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
-                    found.append((input, message.sequence))
+            start, stop = places.place(first)[0], places.place(last)[0]
+            there = await self._bus.scan(self._stream, filters, start=start, stop=stop)
+            lacks = lacks or len(there) < count
+            for message in [m for m in there if m.headers.get(subjects.RUN) == self._run]:
+                self._history.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
+                found.append((input, message.sequence))
+                numbers |= {number} if (number := places.number(message)) is not None else set()
+        lost = [row for number, row in calls.items() if lacks and number not in numbers and isinstance(row, OpenCall)]
+        self._history.missing |= {(row.id, row.try_number) for row in lost}
         return found
 
     async def _messages(self, m: Message, entry: Mapping[str, Any]) -> list[Message]:

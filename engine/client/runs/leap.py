@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from dspex.bus.port import Bus
 from dspex.engine.client.following.progress import PartitionId
@@ -18,6 +18,7 @@ from dspex.engine.log.rows import NONE, OpenCall, Position, Timer
 from dspex.engine.log.tables import Tables
 
 T = TypeVar("T")
+OpenRow: TypeAlias = OpenCall | Timer
 _LARGEST: Final = 16 << 20  # bytes of a snapshot: to read a larger one may take longer than to read the log
 _STEP: Final = 8  # how much further it is looked each time, while nothing happens: in units of what is read at a time, at first
 _APART: Final = b"pieces"  # the key of an entry that does not hold what it changes
@@ -33,7 +34,7 @@ class Outstanding:
     """
 
     waiting: dict[tuple[PartitionId, str], dict[int, int]] = field(default_factory=dict)
-    open: dict[tuple[PartitionId, str], dict[int, OpenCall | Timer]] = field(default_factory=dict)
+    open: dict[tuple[PartitionId, str], dict[int, OpenRow]] = field(default_factory=dict)
 
     @property
     def partitions(self) -> set[PartitionId]:

@@ -10,6 +10,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
 from dspex.bus.message import PLACED, Message, run_of
 from dspex.bus.port import Bus, StreamInfo
+from dspex.bus.serving.payloads import MOST_DIGITS, RECORD_WORDS
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages, sequence_before
@@ -67,6 +68,12 @@ def place(at: int | tuple[int, int]) -> tuple[int, float]:
 def partition(m: Message) -> PartitionId:
     topology, stage, partition = m.subject.split(".")[-3:]
     return topology, stage, int(partition)
+
+
+def number(record: Message) -> int | None:
+    """Of the call that a record is of, as its id says; None where that is none of an engine's."""
+    words = record.headers.get(subjects.MESSAGE_ID, "").split(".", RECORD_WORDS)[3:5]
+    return int(words[0]) if len(words) == 2 and words[0].isdecimal() and len(words[0]) < MOST_DIGITS else None
 
 
 def edge(app: str, subject: str) -> PartitionId | None:

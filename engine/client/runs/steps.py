@@ -25,7 +25,7 @@ class Step:
         id: `node#ordinal` within the run; it does not depend on worker or attempt.
         inputs: of the call, where `steps` was told how nodes make them; else the data of the event that it was made for.
         asked: what was asked, see `what_is_asked`; "" where that is not known. state: the saved state that it had, `draft@4`.
-        damaged: its record is not what was stored, and says nothing.
+        damaged: its record is not what was stored, and says nothing. missing: its record was removed.
         exchanges: what models and tools were asked and said, as far as the record keeps it: the fields of an Exchange each.
     """
 
@@ -48,12 +48,18 @@ class Step:
     asked: str = ""
     state: str = ""
     damaged: bool = False
+    missing: bool = False
     exchanges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
     def ended(self) -> bool:
         """Whether it has a record."""
-        return self.outputs is not None or self.error is not None or self.damaged
+        return self.outputs is not None or self.error is not None or self.wrong is not None
+
+    @property
+    def wrong(self) -> str | None:
+        """What is wrong with its record; None where nothing is known to be."""
+        return "missing" if self.missing else "damaged" if self.damaged else None
 
 
 def what_is_asked(spec: CallSpec) -> str:

@@ -104,7 +104,7 @@ class Tree:
         self._calls: dict[str, Happening] = {}
         records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
         self._damaged = [m.headers.get(subjects.MESSAGE_ID, "") for m in of.records if is_damaged(m)]
-        source = of.source
+        source, self._missing = of.source, of.missing
         self.root = self._add(
             Happening("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source))
         )
@@ -162,9 +162,9 @@ class Tree:
         told.failures.append(record.error if record is not None else None)
         step = _step(told, asked, record, event.origin.id if event is not None else "")
         id = asked.record.id if asked.record is not None else ""
-        if any(f"{damaged}.".startswith(f"{id}.") for damaged in self._damaged):  # under a fresh id, more is behind it
-            step = replace(step, damaged=True)
-        told.attempts.append(step)
+        damaged = any(f"{one}.".startswith(f"{id}.") for one in self._damaged)  # under a fresh id, more is behind it
+        missing = record is None and (asked.call, asked.try_number) in self._missing
+        told.attempts.append(replace(step, damaged=damaged, missing=missing and not damaged))
 
     def _hop(self, taken: Taken, m: Message, event: NodeEvent) -> None:
         label = f"{event.node}/{event.origin.key}" if event.origin.key is not None else event.node

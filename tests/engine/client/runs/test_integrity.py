@@ -81,6 +81,42 @@ def test_a_damaged_record_of_a_run_is_named_by_whatever_needs_it(one: Lab, tmp_p
         replayed(one, run)
 
 
+def removed(one: Lab) -> None:
+    """The only record."""
+    (record,) = one.messages(RECORDS)
+    one.run(one.client.bus.delete(STREAM, record.sequence))
+
+
+def test_a_record_that_was_removed_is_named_by_whatever_needs_it(one: Lab, tmp_path: Path) -> None:
+    run = ran(one)
+    removed(one)
+    root = one.run(run.tree())
+    assert any("ask#0  its record is missing" in line for line in drawn(root, root.time))
+    (step,) = root.below[0].attempts
+    assert (step.ended, step.missing, step.outputs, step.error) == (True, True, None, None)
+    with pytest.raises(RecordingIncomplete, match=r"the record of ask#0 of run .* is missing"):
+        one.run(run.export(tmp_path / "run.jsonl"))
+    with pytest.raises(RecordingIncomplete, match=f"the record of ask#0 of run {run.id} is missing"):
+        one.run(one.client.diff(run, run))
+    with pytest.raises(RecordingIncomplete, match=r"of 1 records that the commit at .* took, 1 are missing"):
+        replayed(one, run)
+    file = one.run(run.file())
+    with pytest.raises(RecordingIncomplete, match="the record of ask#0 is missing"):
+        asyncio.run(repeat(None, file, [words().graph]))
+
+
+def test_a_call_that_ended_without_a_record_misses_none(lab: MakeLab) -> None:
+    topology = Topology("words")
+    topology.source("in").predict("text -> label", name="ask", timeout="2s", deadline="5s").sink("out")
+    found = lab(topology)
+    found.start()
+    run = found.client.run(found.publish("in", {"text": "good"}))
+    found.advance(30)
+    assert found.run(run.info()).status == "failed"
+    (step,) = found.run(run.tree()).below[0].attempts
+    assert not step.missing
+
+
 def test_who_does_a_run_again_is_told_or_asks_again(one: Lab) -> None:
     run = ran(one)
     damage(one)
