@@ -12,7 +12,7 @@ import dataclasses
 import datetime as dt
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
@@ -177,11 +177,11 @@ def checked(data: object, binary: bool, name: str = "data") -> object:
 
 
 def unwritable(value: object, path: str) -> str | None:
-    """Why plain data that was read of MessagePack cannot be written as JSON, but for bytes; None where it can."""
+    """Why plain data cannot be written as JSON, but for bytes; None where it can."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, and JSON has no such number"
-    if isinstance(value, list):
-        inner = (unwritable(one, f"{path}[{n}]") for n, one in enumerate(cast("list[object]", value)))
+    if isinstance(value, (list, tuple)):
+        inner = (unwritable(one, f"{path}[{n}]") for n, one in enumerate(cast("Sequence[object]", value)))
         return next(filter(None, inner), None)
     if not isinstance(value, dict):
         return None
@@ -189,6 +189,12 @@ def unwritable(value: object, path: str) -> str | None:
     if (wrong := next((key for key in items if not isinstance(key, str)), None)) is not None or None in items:
         return f"{path} has the key {wrong!r}, which is no text"
     return next(filter(None, (unwritable(one, f"{path}.{key}") for key, one in items.items())), None)
+
+
+def check_writable(data: object, name: str) -> None:
+    """Raise InvalidInput for plain data with NaN, or with a key that is no text: it can be sent, and few can read it."""
+    if (why := unwritable(data, name)) is not None:
+        raise InvalidInput(why, fix="write it as text, or None")
 
 
 def finite(value: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
+from dspex.bus.codecs.plain import check_writable
 from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
@@ -140,6 +141,7 @@ async def _call(
     if not known and not isinstance(given, Mapping):
         raise InvalidInput(f"a call takes fields, and this is {type(given).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = dict(known.inputs(given)) if known else dict(given)
+    check_writable(inputs, "inputs")
     if speaking is not None:
         check_inputs(inputs)
     tenant = known.tenant(data) if known and known.tenant is not None else None

@@ -33,6 +33,7 @@ MOST_BYTES: Final = 256 << 10  # of the turns that are kept together, of the inp
 MOST_HEAD: Final = 128 << 10  # bytes of what is stored beside data and turns: a full line
 MOST_PLACES: Final = 1000  # of a line
 LEFT_OUT: Final = "… (cut: {} bytes)"
+REMEMBERED: Final = 3600.0  # seconds at most for which an id cannot be used that was ended: calls of it may be under way
 TTL: Final = 30 * 86400.0  # seconds that a session lives where nobody said so
 
 
@@ -97,7 +98,7 @@ class SessionState:
 
     def forgotten(self, now: float) -> bool:
         """Whether nothing has to remember any more that it has ended: its id may be used for another session."""
-        return now > self.touched + self.ttl * (1 if self.ended else 2) and self.over(now)
+        return now > self.touched + (min(self.ttl, REMEMBERED) if self.ended else 2 * self.ttl) and self.over(now)
 
     def standing(self, now: float) -> list[InLine]:
         """The line without those that are gone."""
@@ -109,8 +110,11 @@ class SessionState:
 
 
 def used(id: str, state: SessionState | None, now: float, ttl: float | None) -> SessionState:
-    """The session, used now; a new one where there was none. `ttl`: None: it keeps its own. Raises SessionEnded."""
-    if state is None:
+    """The session, used now; a new one where there was none, or it is forgotten. `ttl`: None: it keeps its own.
+
+    Raises SessionEnded.
+    """
+    if state is None or state.forgotten(now):
         return SessionState(TTL if ttl is None else ttl, now)
     if state.over(now):
         raise SessionEnded(f"session {id} was ended" if state.ended else f"the time to live of session {id} has run out")

@@ -21,7 +21,8 @@ async def in_order(
     """What `call` gives for each item, in their order, or the error that it raised; at most `concurrency` run at a time.
 
     Items are taken as calls begin, never all at once. One that is slow holds back what is given, and no call behind it until
-    four times as many are begun. Raises ConfigError for a `concurrency` under 1; closing the iterator ends the calls that run.
+    four times as many are begun. Raises ConfigError for a `concurrency` under 1; what `items` raises, behind what was begun
+    before. Closing the iterator ends the calls that run.
     """
     if concurrency < 1:
         raise ConfigError(f"{concurrency} calls at a time are none", code="DX105", fix="concurrency=16", node="concurrency")
@@ -46,6 +47,10 @@ async def in_order(
                     item = next(left)
                 except StopIteration:
                     more = False
+                except Exception:
+                    for task in begun:  # they were asked for, and paid
+                        yield await task
+                    raise
                 else:
                     running += 1
                     begun.append(tasks.start(one(item), "call"))

@@ -142,7 +142,7 @@ class Session:
     async def end(self) -> bool:
         """End it, and forget its data and its turns; whether it was there and had not ended.
 
-        Its id can be used for another session once its ttl has passed.
+        Its id can be used for another session after an hour, or its ttl where that is shorter.
         """
         return await self._store.end(self.id)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.codecs import encode
+from dspex.bus.codecs.plain import check_writable
 from dspex.bus.errors import (
     CallError,
     ConfigError,
@@ -64,6 +65,7 @@ async def submit(
     if not isinstance(data, Mapping) and asked.call is None:
         raise InvalidInput(f"a call takes fields, and this is {type(data).__name__}", fix='give a mapping: {"text": "…"}')
     inputs = call.inputs(data) if session is None else await _of_turn(bus, nodes.app, call, data, session)
+    check_writable(inputs, "inputs")
     user = calls.user(bus)
     token = token_of(user, call.spec.kind, id or new_id())
     turn = None if session is None else id or token

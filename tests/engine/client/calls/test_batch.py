@@ -120,6 +120,24 @@ async def test_closing_the_iterator_ends_the_calls_that_are_open() -> None:
             _ = [one async for one in client.batch(ECHO, [], concurrency=0)]
 
 
+@pytest.mark.asyncio
+async def test_what_was_asked_is_given_before_the_error_of_whoever_makes_the_items() -> None:
+    def items() -> Iterator[dict[str, str]]:
+        yield from ({"text": text} for text in ("a", "bad", "c"))
+        raise OSError("the file ends here")
+
+    async with await client_of(echo) as client:
+        found: list[Any] = []
+
+        async def asked() -> None:
+            async for one in client.batch(ECHO, items(), concurrency=8):
+                found.append(one)
+
+        with pytest.raises(OSError, match="the file ends here"):
+            await asked()
+        assert replies(found) == ["a", "ProgramError", "c"]
+
+
 def test_a_script_asks_many_without_await() -> None:
     with SyncClient(background.run(client_of(echo))) as client:
         assert replies(list(client.batch(ECHO, [{"text": "a"}, {"text": "bad"}]))) == ["a", "ProgramError"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pool_bench import APP, Talks, talks
+from pool_bench import APP, ECHO, Talks, talks
 
 from dspex.bus.errors import InvalidInput, OutputTooLarge, SessionConflict, SessionError, Unreachable, Unsettled
 from dspex.bus.memory.server import Faults, MemoryBus
@@ -55,6 +55,19 @@ def test_data_that_nobody_could_read_again_is_refused_and_the_session_goes_on(t:
         t.run(session.save(data, 0))
     assert t.run(session.load()) == ({}, 0)
     assert t.say(session, "b") == "b after 1"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1, float("inf")], {"deep": {3: "a"}}], ids=str)
+def test_what_json_cannot_say_is_neither_kept_nor_asked_nor_submitted(t: Talks, value: Any) -> None:
+    session = t.client.session("c1")
+    with pytest.raises(InvalidInput, match=r"the data of session c1 cannot be kept: data\.n"):
+        t.run(session.save({"n": value}, 0))
+    for ask in (t.client.call, t.client.submit, session.call):
+        with pytest.raises(InvalidInput, match=r"inputs\.text"):
+            t.run(ask(ECHO, {"text": value}))
+        with pytest.raises(InvalidInput, match="inputs has the key 5, which is no text"):
+            t.run(ask(ECHO, {"text": "a", 5: "b"}))
+    assert t.answering.asked == []
 
 
 def test_what_is_too_large_is_refused(t: Talks) -> None:

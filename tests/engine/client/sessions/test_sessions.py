@@ -24,7 +24,7 @@ from dspex.bus.errors import (
 )
 from dspex.bus.memory.server import Faults
 from dspex.bus.serving.keys.keyring import Keyring
-from dspex.bus.serving.sessions.state import Policy
+from dspex.bus.serving.sessions.state import REMEMBERED, Policy
 from dspex.bus.serving.sessions.store import SessionStore
 
 
@@ -279,6 +279,18 @@ def test_sessions_are_listed_with_what_is_known_of_them(t: Talks) -> None:
         t.say(t.client.session(id), "a")
     t.run(t.client.session("b").end())
     assert t.run(ids()) == [("b", 1, True), ("customer 5/ü.x", 1, False)]
+
+
+def test_the_id_of_a_session_that_was_ended_is_free_after_an_hour_however_long_it_could_have_lived(t: Talks) -> None:
+    session = t.client.session("c1", ttl="30d")
+    t.say(session, "a")
+    t.run(session.end())
+    t.loop.advance(REMEMBERED - 10)
+    with pytest.raises(SessionEnded):
+        t.say(session, "b")
+    t.loop.advance(20)
+    assert t.say(session, "c") == "c after 0"
+    assert t.run(session.load()) == ({}, 0)
 
 
 def test_what_is_stored_and_is_no_session_is_told_and_can_be_ended(t: Talks) -> None:
