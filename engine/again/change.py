@@ -69,6 +69,8 @@ def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[G
     """The event and the graphs of the fork. Raises ConfigError where the operator has not got what is changed."""
     graph = next(one for one in graphs if one.name == file.info.topology)
     node = graph.nodes[at.node]
+    if node.role == "call":
+        _check_names(change, at, file)
     if change.topology or (node.role == "call" and change.outputs is not None):
         return file, list(graphs)
     if node.role == "source":
@@ -85,6 +87,17 @@ def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[G
         raise ConfigError(f"{at.node} asks no model", code="DX105", fix="change its inputs or its outputs")
     other = replace(graph, nodes={**graph.nodes, at.node: made}, pools=pools)
     return file, [other if one is graph else one for one in graphs]
+
+
+def _check_names(change: ForkChange, at: ForkPlace, file: RunFile) -> None:
+    """Raise ConfigError where a call has not got a field that is to be changed: another one would be none of it."""
+    calls = [call for call in file.calls if call.node == at.node]
+    asked, gave = [call.data for call in calls], [step.outputs for call in calls for step in call.attempts if step.outputs]
+    for what, given, there in (("input", change.inputs, asked), ("output", change.outputs, gave)):
+        known = {name for fields in there if isinstance(fields, Mapping) for name in fields}
+        if known and (unknown := [name for name in given or () if name not in known]):
+            fix = did_you_mean(unknown[0], sorted(known))
+            raise ConfigError(f"{at.node} has no {what} {unknown[0]!r}", code="DX105", fix=fix)
 
 
 def _pools(change: ForkChange, node: CallNode) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Context(Protocol):
 
     @property
     def event(self) -> Event[Any]:
-        """The event that entered the stage. `data` is what the stage read, not what earlier operators made of it."""
+        """The event that entered the stage. Its `data` is None: a function gets what it works on as its argument."""
         ...
 
     @property

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dspex.engine.replay.topology import Diverged, Replayed
 
 MOST = 10  # differences that are printed
+_WIDEST = 200  # characters of what differs, where it is bytes; --json has all
 AT_ONCE = 16  # runs whose histories are read at once
 
 
@@ -254,4 +255,5 @@ def _said(one: Diverged, *, brief: bool = False) -> str:
     """`brief`: which runs, and not the bytes."""
     excuse = " (something failed there, or is not kept any more)" if one.excused else ""
     runs = f"run …{', …'.join(run[-8:] for run in one.runs[:3])}{' and others' if len(one.runs) > 3 else ''}"
-    return f"at {_place(one)}: {runs if brief and one.runs else one.what}{excuse}"
+    what = one.what if len(one.what) <= _WIDEST else f"{one.what[: _WIDEST - 1]}…"
+    return f"at {_place(one)}: {runs if brief and one.runs else what}{excuse}"

@@ -161,3 +161,13 @@ def test_who_is_killed_while_it_forks_leaves_no_half_of_one(project: Project, ru
     process.communicate(timeout=30)
     assert {one["id"] for one in project.here("--json", "runs", "ls").objects()} == before
     assert fork(project, run, "--at", "classify", "--lm", "big")["called"] == 1
+
+
+@pytest.mark.parametrize(("change", "said"), [("--set", "has no output 'urgncy'"), ("--input", "has no input 'urgncy'")])
+def test_a_field_that_a_call_has_not_got_is_refused_and_nothing_is_kept(
+    project: Project, run: str, change: str, said: str
+) -> None:
+    before = project.here("--json", "runs", "ls").objects()[0]["id"]
+    error = project.here("--json", "fork", run, "--at", "classify", change, "urgncy:=1").error()
+    assert (error["code"], said in error["message"]) == ("DX105", True), error
+    assert project.here("--json", "runs", "ls").objects()[0]["id"] == before

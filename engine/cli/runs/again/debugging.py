@@ -8,6 +8,7 @@ import pdb
 import sys
 import sysconfig
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -136,7 +137,8 @@ class _Debugged(SeenRun):
         self._lose(walk)
         if walk.origin.run == self._run and not debugger.gone and (node == self._at or debugger.everywhere):
             self.reached, self._data = True, data
-            debugger.seek(node, {"event": walk.event, "context": walk, **self._state(node, walk)})
+            there = {"event": replace(walk.event, data=data), "context": walk}
+            debugger.seek(node, there | self._state(node, walk))
         return data
 
     def gives(self, node: str, outlet: int, data: Any, walk: Any) -> Any:

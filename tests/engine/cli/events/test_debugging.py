@@ -48,9 +48,9 @@ def debug(flow: tuple[Project, str], at: str, *commands: str) -> str:
 
 
 def test_it_stops_in_the_first_line_of_the_function_and_leaving_changes_nothing(flow: tuple[Project, str]) -> None:
-    out = debug(flow, "louder", "p data, event.run == context.event.run", "n", "p text", "q")
+    out = debug(flow, "louder", "p data, event.run == context.event.run, event.data", "n", "p text", "q")
     assert 'text = data["text"].upper()' in out
-    assert "({'text': 'abc', 'kind': 'x'}, True)" in out
+    assert "({'text': 'abc', 'kind': 'x'}, True, {'text': 'abc', 'kind': 'x'})" in out
     assert "'ABC'" in out
     assert out.endswith("same\n")
 
