@@ -86,9 +86,10 @@ class StateFrame:
 
 @dataclass(frozen=True)
 class CancelFrame:
-    """Give a call up."""
+    """Give a call up. `over`: for good; else somebody goes on with it."""
 
     id: int
+    over: bool = False
 
 
 @dataclass(frozen=True)

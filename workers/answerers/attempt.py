@@ -71,6 +71,7 @@ class Attempt:
         kept: what its session keeps; None where it is no turn.
         hedge: see CallFrame. further: see `refused`.
         batch: it waits for the answer of a batch, which has a price of its own.
+        over: whether it was cancelled for good: asked where it is cancelled.
     """
 
     work: CallRequest
@@ -94,6 +95,7 @@ class Attempt:
     requests: Requests = field(init=False)
     kept: SessionData | None = field(init=False)
     batch: bool = False
+    over: Callable[[], bool] = lambda: False
 
     def __post_init__(self, journal: Journaling | None) -> None:
         self.requests = Requests(self.work.call, journal)

@@ -83,6 +83,7 @@ class Router:
         hedge: Mapping[str, float] | None = None,
         batch: bool = False,
         further: AskFurther | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """One attempt at a call. Raises nothing: an error is an answer too.
 
@@ -96,12 +97,13 @@ class Router:
             journal: that of the call; None where it has none that is stored.
             hedge, batch: see CallFrame.
             further: asked before the next profile of a list is; None: it may be.
+            over: whether it was cancelled for good, so that nobody goes on with it.
         """
         program, version = f"{work.spec.kind}:{work.spec.target}", self.dspy_version
         if journal is None and work.spec.journaled:
             journal = WithinAttempt()
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
-        attempt.hedge, attempt.batch, attempt.further = hedge or {}, batch, further
+        attempt.hedge, attempt.batch, attempt.further, attempt.over = hedge or {}, batch, further, over
         if work.record is not None:  # an interactive call is no run, whose requests somebody looks at
             attempt.requests.exchanges = Exchanges(self._pool.keep_exchanges)
         try:

@@ -46,7 +46,7 @@ class Runner:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._journals: dict[int, CallJournal] = {}
         self._further: dict[int, asyncio.Future[None]] = {}  # calls that want to ask another profile
-        self._given_up: set[int] = set()  # of those that run
+        self._given_up: dict[int, bool] = {}  # of those that run: whether nobody goes on with it
         self._tasks = Tasks("child")
         self._states: dict[str, bytes] = {}  # saved states of programs, packed, by digest
         self._stopped = asyncio.Event()
@@ -64,8 +64,8 @@ class Runner:
                 task = self._tasks.start(self._run(frame, self._states.get(tag.digest) if tag else None), f"call-{number}")
                 self._calls[number] = task
                 task.add_done_callback(lambda _: self._ended(number))
-            case CancelFrame(id=number) if number in self._calls:
-                self._given_up.add(number)
+            case CancelFrame(id=number, over=over) if number in self._calls:
+                self._given_up[number] = over
                 self._calls[number].cancel()
             case JournalledFrame(id=number) if number in self._journals:
                 self._journals[number].take(frame)
@@ -119,7 +119,7 @@ class Runner:
 
     def _ended(self, number: int) -> None:
         self._calls.pop(number, None)
-        self._given_up.discard(number)
+        self._given_up.pop(number, None)
         if (journal := self._journals.pop(number, None)) is not None:
             journal.close()
 
@@ -137,6 +137,7 @@ class Runner:
             call.local,
             lambda text: self._say(StatusFrame(call.id, sendable(text))),
             lambda: call.id in self._given_up,
+            over=lambda: self._given_up.get(call.id, False),
             lms=call.lms,
             limit=call.limit,
             hedge=call.hedge,

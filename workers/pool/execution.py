@@ -292,7 +292,7 @@ class Execution:
         if self._timer is not None:
             self._timer.cancel()
         self._error = error
-        self._child.cancel(self._number)
+        self._child.cancel(self._number, over=not isinstance(error, WorkerLost))
         self._timer = self._loop.call_later(REACT_WITHIN, self._unmoved, self._child)
 
     def _unmoved(self, child: Child) -> None:

@@ -7,6 +7,7 @@ create, get, list, content, cancel.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -36,6 +37,7 @@ class BatchServer(StandIn):
             the connection.
         lost: files whose content is gone: "output", "error".
         missing: lines that no file has, by their number.
+        slow: by what is asked, when the server says that it has done it.
     """
 
     held: bool = False
@@ -45,6 +47,7 @@ class BatchServer(StandIn):
     refusing: dict[str, deque[str]] = field(default_factory=lambda: defaultdict(deque[str]))
     lost: set[str] = field(default_factory=set[str])
     missing: set[int] = field(default_factory=set[int])
+    slow: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     asked: Counter[str] = field(default_factory=Counter[str])
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     batches: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -73,6 +76,8 @@ class BatchServer(StandIn):
             error = {"error": {"message": f"the stand-in was asked for {refused}", "type": "standin", "code": refused}}
             return int(refused), json.dumps(error).encode(), {}
         status, said = await self._do(what, path, body)
+        if what in self.slow:
+            await self.slow[what].wait()
         return None if refused == "lost" else (status, said if isinstance(said, bytes) else json.dumps(said).encode(), {})
 
     async def _do(self, what: str, path: str, body: bytes) -> tuple[int, Any]:

@@ -12,10 +12,11 @@ import orjson
 import pytest
 import pytest_asyncio
 from broken.batches import BatchServer
-from pool_bench import SIGNATURE, Bench, config, running, work
+from pool_bench import APP, POOL, SIGNATURE, Bench, config, running, work
 from standin import urgency
 from waiting import until
 
+from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.records import CallRecord, CallRequest
@@ -85,6 +86,23 @@ async def test_a_batch_outlives_the_processes_that_wait_for_it(server: BatchServ
         assert right((await other.records(21))[1:], items)
     assert len(server.batches) == 1
     assert server.cancelled == []
+
+
+@pytest.mark.asyncio
+async def test_a_batch_whose_calls_are_cancelled_with_their_runs_is_cancelled(server: BatchServer) -> None:
+    """Not as long as one of them waits."""
+    server.held = True
+    items = batched("one", "two")
+    async with running(pool_of(server, 2)) as bench:
+        await bench.put(*items)
+        await until(runs(bench))
+        for item in items:
+            assert server.cancelled == []
+            order = {"kind": "cancel", "calls": {item.call: item.attempt}}
+            await bench.bus.send(subjects.manage(APP, POOL), orjson.dumps(order))
+            await until(lambda: len(bench.seen) == 1 + items.index(item))  # noqa: B023
+        await until(lambda: server.cancelled == list(server.batches) != [])
+        assert {(record.error or {})["type"] for record in bench.seen} == {"Cancelled"}
 
 
 @pytest.mark.asyncio

@@ -48,6 +48,7 @@ class World:
     router: Router
     calls: int = 0  # of a batch of this process
     at: int = 1  # of the request that is served
+    over: bool = False  # whether nobody goes on with calls that are cancelled
 
     async def ask(self, *items: CallRequest, seconds: float = LONG) -> list[Answer]:
         """What this process answers; another one, where batches are to have another number of calls."""
@@ -59,7 +60,7 @@ class World:
         child = CallJournal(1, lambda frame: parent.take(frame))
         parent = Journal(Journals(self.bus, APP, POOL), item, self.at, child.take, print)
         try:
-            return await self.router.run(item, None, print, limit=seconds, journal=child, batch=True)
+            return await self.router.run(item, None, print, limit=seconds, journal=child, batch=True, over=lambda: self.over)
         finally:
             parent.close()
 
@@ -105,7 +106,20 @@ async def server() -> AsyncIterator[BatchServer]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def world(server: BatchServer) -> AsyncIterator[World]:
     fresh = BatchServer()
-    for name in ("held", "ends", "answered", "why", "refusing", "lost", "missing", "asked", "files", "batches", "texts"):
+    for name in (
+        "held",
+        "ends",
+        "answered",
+        "why",
+        "refusing",
+        "lost",
+        "missing",
+        "slow",
+        "asked",
+        "files",
+        "batches",
+        "texts",
+    ):
         setattr(server, name, getattr(fresh, name))
     bus = MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP)))
@@ -223,6 +237,58 @@ async def test_a_batch_that_its_provider_has_not_looked_at_is_cancelled_when_its
     world.model.refusing["get"] = deque(["500"] * 1000)
     assert types(await world.ask(work("one"), work("two"), seconds=1.0)) == ["NoBatchAnswer"] * 2
     await until(lambda: world.model.cancelled == list(world.model.batches) != [])
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["deadline", "cancelled"])
+@pytest.mark.parametrize("when", ["upload", "create", "lost", "full"])
+async def test_a_batch_all_of_whose_calls_leave_while_it_is_made_is_not_paid_for(world: World, when: str, over: bool) -> None:
+    """It is not made, or cancelled when it is known that it was."""
+    step, said, world.over, world.model.held = {"upload": "upload"}.get(when, "create"), asyncio.Event(), over, True
+    world.model.slow[step] = said
+    if when == "lost":
+        world.model.refusing["create"].append("lost")
+    if when == "full":  # and is made again
+        world.model.ends, world.model.why = deque(["failed"]), "token_limit_exceeded"
+        world.model.slow = {}
+    running = asyncio.ensure_future(world.ask(work("one"), work("two"), seconds=LONG if over else 1.5))
+    if when == "full":
+        await until(lambda: [b["status"] for b in world.model.batches.values()] == ["failed"])
+        world.model.slow[step] = said
+    await until(lambda: world.model.asked[step] == 1 + (when == "full"))
+    if over:
+        running.cancel()
+    await asyncio.wait([running])
+    assert world.model.cancelled == []
+    said.set()
+    made = [] if when == "upload" else [list(world.model.batches)[-1]]
+    await until(lambda: world.model.cancelled == made)
+    world.over, world.model.held, world.model.slow = False, False, {}
+    other = work("three")
+    assert right(await world.ask(other), [other])
+    assert [batch["status"] for batch in world.model.batches.values()].count("completed") == 1
+
+
+async def test_a_batch_is_cancelled_as_soon_as_its_provider_can_and_says_how_many_calls_it_has(world: World) -> None:
+    """A process that joined it, and that the provider did not answer yet, does not know whether others wait for it, too."""
+    world.model.held = True
+    items = [work("one"), work("two")]
+    await world.dies(*items, when="get")
+    world.model.refusing["get"], world.model.refusing["cancel"] = deque(["500"] * 10_000), deque(["503"])
+    running = asyncio.ensure_future(world.ask(*items, seconds=1.0))
+    assert types(await running) == ["NoBatchAnswer"] * 2
+    assert world.model.cancelled == []
+    world.model.refusing["get"].clear()
+    await until(lambda: world.model.cancelled == list(world.model.batches) != [])
+
+
+async def test_a_batch_that_others_wait_for_elsewhere_is_not_cancelled(world: World) -> None:
+    world.model.held = True
+    items = [work("one"), work("two")]
+    await world.dies(*items, when="get")
+    assert types(await world.ask(items[0], seconds=0.5)) == ["NoBatchAnswer"]
+    world.model.held = False
+    assert right(await world.ask(items[1]), items[1:])
+    assert world.model.cancelled == []
 
 
 async def test_a_batch_whose_calls_are_handed_back_is_not_cancelled(world: World) -> None:

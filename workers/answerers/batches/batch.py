@@ -53,7 +53,7 @@ class OpenBatch:
     Attributes:
         key: see BatchNote.
         made: its id, when it is made, or the error.
-        calls: those that wait here, by their lines. late: how many were here, and are asked live instead.
+        calls: those that wait here, by their lines. left: how many were here, and wait for it nowhere any more.
         seen: what the provider said of it last.
         total: its requests; 0: not known. size: bytes of them. full: it takes no more.
         closed: nobody can join it any more.
@@ -62,7 +62,7 @@ class OpenBatch:
     key: str
     made: asyncio.Future[str]
     calls: dict[str, WaitingCall] = field(default_factory=dict[str, "WaitingCall"])
-    late: int = 0
+    left: int = 0
     seen: ProviderBatch | None = None
     total: int = 0
     size: int = 0
@@ -72,7 +72,7 @@ class OpenBatch:
 
     @property
     def id(self) -> str:
-        """ "" until the provider has it."""
+        """ "" until it is known that the provider has it."""
         if self.made.done() and self.made.exception() is None:
             return self.made.result()
         return self.seen.id if self.seen is not None else ""

@@ -52,13 +52,16 @@ class Batches:
         self._found: dict[str, asyncio.Task[ProviderBatch | None]] = {}  # by key
         self._tasks = Tasks(f"batches of {lm}", lambda name, error: log.error("a batch failed", lm=lm, exc_info=error))
 
-    async def ask(self, line: str, body: bytes, journal: Journaling, seconds: float) -> Completion:
+    async def ask(
+        self, line: str, body: bytes, journal: Journaling, seconds: float, over: Callable[[], bool] = lambda: False
+    ) -> Completion:
         """The answer to a request of the chat API, which waits in a batch for so many seconds at most.
 
-        `line`: its name there, unless it is in one already. Raises NoBatchAnswer where it is to be asked live, else the error
-        of its line, or of the batch; DspexError where another attempt has the journal.
+        `line`: its name there, unless it is in one already. `over`: whether nobody goes on with it, where it is cancelled.
+        Raises NoBatchAnswer where it is to be asked live, else the error of its line, or of the batch; DspexError where another
+        attempt has the journal.
         """
-        one, late = WaitingCall(line, body, journal, self._loop.create_future()), False
+        one, left = WaitingCall(line, body, journal, self._loop.create_future()), False
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
@@ -69,11 +72,14 @@ class Batches:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            late = True
+            left = True
             raise NoBatchAnswer(f"lm.{self._lm}: its batch gave no answer before the deadline was near") from error
+        except asyncio.CancelledError:
+            left = over()
+            raise
         finally:
             one.noted.set()
-            self._leave(one, late=late)
+            self._leave(one, left=left)
         if isinstance(outcome, Completion):
             return outcome
         if not isinstance(outcome, NoBatchAnswer):  # the next try is in another batch
@@ -127,23 +133,26 @@ class Batches:
         batch.calls[one.line] = one
         self._changed()
 
-    def _leave(self, one: WaitingCall, *, late: bool) -> None:
+    def _leave(self, one: WaitingCall, *, left: bool) -> None:
         """A call waits no more. A batch for which no call waits here is not looked at. Where all of its calls were here, and
-        are asked live, it is cancelled. Any other one runs on: whoever gets its calls next joins it.
+        wait for it nowhere any more, it is cancelled. Any other one runs on: whoever gets its calls next joins it.
         """
         batch = one.batch
         if batch is None or batch.calls.get(one.line) is not one:
             return
         del batch.calls[one.line]
-        batch.late += late
+        batch.left += left
         self._changed()
         if batch.calls or batch.closed:
             return
         self._close(batch)
+        unwanted = batch.left >= max(1, batch.total)
+        if unwanted and batch.total and not batch.id:
+            return  # it is being made, and perhaps is there already: `_make` sees to it
         if batch.task is not None:
             batch.task.cancel()
-        if batch.id and 0 < batch.total <= batch.late:
-            self._tasks.start(self._provider.cancel(batch.id), "cancel")
+        if unwanted and batch.id:
+            self._tasks.start(self._provider.cancel(batch), "cancel")
 
     def _close(self, batch: OpenBatch) -> None:
         batch.closed = True
@@ -184,16 +193,18 @@ class Batches:
             self._gathering = None
         for one in list(batch.calls.values()):
             await one.noted.wait()
-        calls = list(batch.calls.values())
-        batch.total = len(calls)
+        batch.total, batch.left = len(batch.calls), 0  # who left before is not in it
         try:
-            batch.seen = await self._provider.make(batch.key, calls, partial(self._see, batch))
+            found = await self._provider.make(batch, partial(self._see, batch))
         except CallError as error:
             self._close(batch)
             batch.fail(error)
             return
-        batch.made.set_result(batch.seen.id)
-        await self._follow(batch)
+        if found is None:
+            return
+        batch.seen = found
+        batch.made.set_result(found.id)
+        await (self._follow(batch) if batch.calls else self._provider.cancel(batch))
 
     def _see(self, batch: OpenBatch, found: ProviderBatch) -> None:
         batch.seen, batch.total = found, found.total or batch.total

@@ -46,7 +46,7 @@ class BatchLane:
         attempt.spend(Usage(), profile)  # known to be nothing, should no answer come
         attempt.requests.made += 1
         line, since = f"{work.call}.{work.try_number}", time.monotonic()
-        found = await self._of(lm).ask(line, predict.body(work.inputs), journal, seconds)
+        found = await self._of(lm).ask(line, predict.body(work.inputs), journal, seconds, attempt.over)
         attempt.heard(found, profile, since)
         return {name: plain(name, value) for name, value in predict.outputs(found).items()}
 

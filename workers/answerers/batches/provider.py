@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Final, TypeVar, cast
@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import CallError, CallTimeout, LMUnavailable, RateLimited
 from dspex.operators.native.lm.batch_api import BatchApi, ProviderBatch, request_line
-from dspex.workers.answerers.batches.batch import OpenBatch, WaitingCall
+from dspex.workers.answerers.batches.batch import OpenBatch
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 T = TypeVar("T")
@@ -37,32 +37,39 @@ class PatientProvider:
             yield pause
             pause = min(pause * SLOWER, self._poll)
 
-    async def make(self, key: str, calls: Sequence[WaitingCall], seen: Callable[[ProviderBatch], None]) -> ProviderBatch:
-        """A batch of these calls, when the provider has looked at it; where there is no room now, it is made again later.
+    async def make(self, batch: OpenBatch, seen: Callable[[ProviderBatch], None]) -> ProviderBatch | None:
+        """A batch of the calls that wait for it, when the provider has looked at it; where there is no room now, it is made
+        again later. When none waits any more, what there is of it; None for nothing.
 
         `seen`: told of it when there is one, which the provider may look at for hours. Raises CallError: it is refused.
         """
+        calls = list(batch.calls.values())
         file = await self._patiently(lambda: self._api.upload(request_line(one.line, one.body) for one in calls))
         tried = False
 
-        async def create() -> ProviderBatch:
+        async def create() -> ProviderBatch | None:
             nonlocal tried
-            found = await self._api.find(key) if tried else None  # what failed may have been done
+            found = await self._api.find(batch.key) if tried else None  # what failed may have been done
+            if found is not None or not batch.calls:
+                return found
             tried = True
-            return found or await self._api.create(file, key)
+            return await self._api.create(file, batch.key)
 
         pauses = self.pauses()
         while True:
             made: ProviderBatch | None = await self._patiently(create)
             looks = self.pauses()
-            while made is not None and made.state == "new":
+            while made is not None and made.state == "new" and batch.calls:
                 seen(made)
                 await asyncio.sleep(next(looks))
                 made = await self._patiently(partial(self._api.get, made.id))
+            if not batch.calls:
+                return made
             if made is not None and made.state != "full":
                 log.info("a batch was made", lm=self._lm, batch=made.id, calls=len(calls))
                 return made
             log.warning("no room for a batch, trying again", lm=self._lm, batch=made.id if made is not None else "gone")
+            batch.seen = None  # it is none any more
             await asyncio.sleep(next(pauses))
 
     async def find(self, key: str) -> ProviderBatch | None:
@@ -94,12 +101,27 @@ class PatientProvider:
             except (CallError, FileNotFoundError) as error:
                 log.error("a file with answers cannot be read", lm=self._lm, batch=batch.id, file=file, why=str(error))
 
-    async def cancel(self, id: str) -> None:
-        """Have a batch made no further, if the provider can do that now."""
+    async def cancel(self, batch: OpenBatch) -> None:
+        """Have a batch made no further, if it has no other calls than those that were here and have left."""
         try:
-            await self._api.cancel(id)
+            if await self._has_others(batch):
+                return
+            await self._patiently(lambda: self._api.cancel(batch.id))
         except CallError as error:
-            log.warning("a batch whose calls are asked live is not cancelled", lm=self._lm, batch=id, why=error.message)
+            why = error.message
+            log.warning("a batch whose calls wait for it no more is not cancelled", lm=self._lm, batch=batch.id, why=why)
+
+    async def _has_others(self, batch: OpenBatch) -> bool:
+        """Whether a batch has calls that never were here, or is over. Its provider may not know yet how many it has."""
+        looks = self.pauses()
+        while not batch.total:
+            found = await self._patiently(partial(self._api.get, batch.id))
+            if found is None or found.state not in ("new", "runs"):
+                return True
+            batch.total = found.total
+            if not batch.total:
+                await asyncio.sleep(next(looks))
+        return batch.total > batch.left
 
     async def _read(self, batch: OpenBatch, file: str) -> None:
         async with aclosing(self._api.answers(file)) as lines:

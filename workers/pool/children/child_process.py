@@ -174,9 +174,9 @@ class Child:
             )
         return number
 
-    def cancel(self, number: int) -> None:
-        """Ask the child to give a call up."""
-        self._link.send(CancelFrame(number))
+    def cancel(self, number: int, *, over: bool = False) -> None:
+        """Ask the child to give a call up. `over`: see CancelFrame."""
+        self._link.send(CancelFrame(number, over))
 
     def tell(self, frame: JournalledFrame | FurtheredFrame) -> None:
         """Say what came of what a call asked: of its journal, or whether it may ask another profile."""
