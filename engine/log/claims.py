@@ -8,17 +8,18 @@ their own: another one may have claimed, or the replica was behind.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from dspex.bus import subjects
-from dspex.bus.errors import BusError, DecodeError, Fenced, Unreachable, Unsettled
+from dspex.bus.errors import BusError, DataError, DecodeError, Fenced, PayloadTooLarge, Unsettled
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRequest
 from dspex.bus.seldom import logger
+from dspex.bus.serving import payloads
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.latest import Latest, end_of
 from dspex.engine.log.tables import Tables
@@ -37,21 +38,32 @@ class Claims(NamedTuple):
 
     Attributes:
         won: those that are claimed, with their tables.
-        unread: those that could not be read now, before their claim or behind it: they are to be claimed again.
-        lost: those that somebody else claimed at the same time, twice.
+        unread: those that could not be read now, before their claim or behind it, or of which a request could not be sent, and
+            why: they are to be given again.
+        lost: those that somebody else claimed at the same time, twice, or meanwhile.
         ahead: those whose clock is over a minute ahead of ours, with the time of their last entry: they wait.
     """
 
     won: list[tuple[CommitLog, Tables]]
-    unread: list[CommitLog]
+    unread: list[tuple[CommitLog, BusError]]
     lost: list[CommitLog]
     ahead: list[tuple[CommitLog, float]]
 
 
 async def take_over(
-    bus: Bus, logs: Sequence[CommitLog], tables: Callable[[], Tables], clock: Callable[[], float], repair: TornCommits
+    bus: Bus,
+    logs: Sequence[CommitLog],
+    tables: Callable[[], Tables],
+    clock: Callable[[], float],
+    repair: TornCommits,
+    unwanted: Callable[[Tables], Collection[int]] = lambda tables: (),
 ) -> Claims:
-    """Claim logs of one stream, and read them back. `tables`: makes new ones.
+    """Claim logs of one stream, and read them back.
+
+    Args:
+        tables: makes new ones. unwanted: open calls of a log that are not to be asked any more.
+
+    A log that is given again, and still ends with its claim, is only read back: tries store nothing, however many they are.
 
     Raises BusError; TopologyError where a newer manifest claimed one.
     """
@@ -65,24 +77,32 @@ async def take_over(
         return done
     readers = asyncio.Semaphore(READ_AT_ONCE)
     # logs are never torn, so they are read meanwhile
-    recoveries = [_recover(bus, log, tables(), clock, readers, done) for log in claimed]
+    recoveries = [_recover(bus, log, tables(), clock, unwanted, readers, done) for log in claimed]
     torn = repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))  # of all claims at once
     await asyncio.gather(torn, *recoveries)
     return done
 
 
 async def _recover(
-    bus: Bus, log: CommitLog, tables: Tables, clock: Callable[[], float], readers: asyncio.Semaphore, done: Claims
+    bus: Bus,
+    log: CommitLog,
+    tables: Tables,
+    clock: Callable[[], float],
+    unwanted: Callable[[Tables], Collection[int]],
+    readers: asyncio.Semaphore,
+    done: Claims,
 ) -> None:
     try:
         async with readers:
             await log.recover(tables)
-            await send_what_was_not(bus, log, tables, clock())
+            await send_what_was_not(bus, log, tables, clock(), unwanted(tables))
+    except Fenced:
+        done.lost.append(log)
     except BusError as e:
         if not e.retryable:
             raise
-        _log.warning("a log cannot be read back yet", subject=log.address.subject, why=e.message)
-        done.unread.append(log)
+        _log.debug("a log cannot be taken over yet", subject=log.address.subject, why=e.message)
+        done.unread.append((log, e))
     else:
         done.won.append((log, tables))
 
@@ -108,7 +128,9 @@ async def _claim(
         for log, end in zip(logs, ends):
             if end is None:
                 continue
-            if is_ahead(_time(end), now):
+            if log.holds(end):
+                claimed.append(log)
+            elif is_ahead(_time(end), now):
                 done.ahead.append((log, _time(end)))
             else:
                 rest.append(log)
@@ -140,7 +162,7 @@ async def _end(bus: Bus, log: CommitLog, lasts: dict[str, Message], done: Claims
         if not e.retryable:
             raise
         _log.debug("the end of a log cannot be read yet", subject=log.address.subject, why=e.message)
-        done.unread.append(log)
+        done.unread.append((log, e))
         return None
 
 
@@ -174,21 +196,24 @@ async def _leaders(bus: Bus, logs: Sequence[CommitLog]) -> dict[str, Message]:
 
 
 # -- requests that entries hold
-async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float) -> None:
+async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float, unwanted: Collection[int] = ()) -> None:
     """Send the requests that the last entry holds, and that were not sent. The log is claimed, and was read back.
 
-    They say the time that is left now; those whose time is over end by that. `now`: on the engine's clock.
+    They say the time that is left now; those whose time is over end by that. `now`: on the engine's clock. `unwanted`: calls
+    that are not asked: they end by their time, too.
 
     Each is sent while its entry, or the claim of who sends it, is the last of its log: so nobody sends one who has lost the
     log, and what is found behind the entry is all that was sent. The owner sends those of an entry before it commits again.
 
-    Raises BusError; Unreachable where one cannot be sent now, or somebody else has claimed it.
+    The server may take less in one message than when they were made: what is too large now is put in the object store.
+
+    Raises BusError; Fenced where somebody else has claimed the log.
     """
     rows = tables.calls.rows
     asks = [
         _with_left(ask, row.deadline - now)
         for number, ask in log.asks.items()
-        if (row := rows.get(number)) is not None and row.work == log.after and row.deadline > now
+        if number not in unwanted and (row := rows.get(number)) is not None and row.work == log.after and row.deadline > now
     ]
     log.asks = {}
     if not asks:
@@ -196,9 +221,22 @@ async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float
     filters = sorted({ask.subject for ask in asks})
     sent = {_id(message) for message in await bus.scan(log.address.stream, filters, start=log.after, stop=log.claimed)}
     left = [ask._replace(expect=log.claimed, of=log.address.subject) for ask in asks if _id(ask) not in sent]
-    for outcome in await bus.publish_all(left):
-        if not isinstance(outcome, Ack):
-            raise Unreachable(f"the request of a call was not sent: {outcome.message}") from outcome
+    failed = [found for found in await _sent(bus, log.address.app, left) if not isinstance(found, Ack)]
+    if any(isinstance(found, Unsettled) for found in failed):
+        log.claimed = 0  # it may be stored yet: only another claim settles that
+    if failed:
+        raise failed[0]
+
+
+async def _sent(bus: Bus, app: str, asks: Sequence[NewMessage]) -> Sequence[Ack | BusError]:
+    """What became of each. One that no server would take has no outcome: its call ends when its time is over."""
+    try:
+        return await bus.publish_all([await payloads.checked_in(bus, app, ask) for ask in asks])
+    except (DataError, PayloadTooLarge) as error:
+        if len(asks) == 1:
+            _log.error("the request of a call cannot be sent", subject=asks[0].subject, why=error.message)
+            return []
+    return [found for ask in asks for found in await _sent(bus, app, [ask])]
 
 
 def _with_left(ask: NewMessage, left: float) -> NewMessage:

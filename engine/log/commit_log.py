@@ -79,6 +79,10 @@ class CommitLog:
         """The claim that was drafted last is stored at `sequence`."""
         self.claimed = self.sequence = sequence
 
+    def holds(self, end: Latest) -> bool:
+        """Whether the log that ends so ends with its claim: it need not be made again."""
+        return 0 < self.claimed == end.last == end.at and end.entry.get("nonce") == self.nonce
+
     async def recover(self, tables: Tables) -> None:
         """Bring `tables`, which are new, to the claim. What a torn commit left before it must have been removed.
 

@@ -3,7 +3,7 @@ still needed; and pages."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from dspex.bus.message import Message
 from dspex.bus.port import PAGE_BYTES, PAGE_MESSAGES, Bus, StreamInfo
@@ -82,3 +82,13 @@ def held_by(tables: Tables, nodes: Collection[str], stage: str) -> list[Change]:
     keyed = [key for key in sorted(tables.keyed.rows) if stage in nodes or key[0] in nodes]
     found: list[Change] = [("calls", number, None) for number in calls]
     return [*found, *(("timers", number, None) for number in timers), *(("keyed", key, None) for key in keyed)]
+
+
+def unwanted(stage: str, calls: Collection[str], resets: Mapping[str, int], tables: Tables) -> set[int]:
+    """Open calls that nobody is to be asked for any more: their operator was dropped, or what it holds is about to be.
+
+    `calls`: operators of the stage that have any. `resets`: node → the version of the manifest that drops what it holds.
+    """
+    gone = {number for number, row in tables.calls.rows.items() if row.node not in calls}
+    nodes = [node for node, at in resets.items() if at > tables.position("manifest").sequence]
+    return gone | {int(key) for table, key, _ in held_by(tables, nodes, f"@{stage}") if table == "calls"}

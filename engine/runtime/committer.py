@@ -226,12 +226,17 @@ class Committer:
 
     async def _wait_for_room(self, full: StreamFull | None) -> None:
         """Wait a moment where the stream has no room; None: it has."""
+        self.room(full)
+        if full is not None:
+            await asyncio.sleep(1.0)
+
+    def room(self, full: StreamFull | None) -> None:
+        """Say that the stream has no room; None: that it has."""
         if full is not None:
             if not self.full:
                 _log.error("the stream is full: waiting, nothing is lost", why=full.message, fix=full.fix)
                 telemetry.emit("full", why=full.message)
             self.full = full.message
-            await asyncio.sleep(1.0)
         elif self.full:
             self.full = ""
             telemetry.emit("room")

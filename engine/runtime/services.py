@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from dspex.bus.errors import BusError
 from dspex.bus.port import Bus
@@ -77,3 +77,11 @@ class Services:
             return await self.bus.has("stream", self.stream)
         except BusError:
             return False  # nobody knows: who asks has to try again
+
+
+class StageOrder(NamedTuple):
+    """A change of ownership, carried out by the own task of a stage's runner."""
+
+    what: Literal["own", "recover", "release", "restart", "fail"]
+    partition: int = -1
+    error: BaseException | None = None

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 from dspex.bus import subjects, telemetry
 from dspex.bus.errors import BusError, DspexError, Fenced, NotAllowed, SourceGap, StreamFull
@@ -21,6 +21,7 @@ from dspex.engine.log.build import build
 from dspex.engine.log.claims import is_ahead, take_over, waiting
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress
+from dspex.engine.log.positions import unwanted
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import reset
 from dspex.engine.runtime.batch import Batch
@@ -33,21 +34,13 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.pump import Pump
 from dspex.engine.runtime.refusals import Refusals
-from dspex.engine.runtime.services import Services
+from dspex.engine.runtime.services import Services, StageOrder
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address
 from dspex.engine.runtime.watermarks.stater import stater
 
 _log = logger("dspex.engine")
 SLOWEST = 2.0  # seconds between two claims, at most
-
-
-class _Order(NamedTuple):
-    """A change of ownership, carried out by the runner's own task."""
-
-    what: Literal["own", "recover", "release", "restart", "fail"]
-    partition: int = -1
-    error: BaseException | None = None
 
 
 class StageRunner:
@@ -72,7 +65,7 @@ class StageRunner:
         self.paused = False
         self.resets: Mapping[str, int] = {}
         self.ordered = frozenset(n for n, c in stage.calls.items() if c.call.order != "any")
-        self._orders, self._alarm = asyncio.Queue[_Order](), asyncio.Event()
+        self._orders, self._alarm = asyncio.Queue[StageOrder](), asyncio.Event()
         self._pumps = Tasks(f"{self.topology}.{stage.id}", self._pump_failed)
         self._snapshots = Tasks(f"{self.topology}.{stage.id}.snapshots", self._pump_failed)
         self._moved = asyncio.Event()  # a watermark may have
@@ -121,7 +114,7 @@ class StageRunner:
             return
         self._setbacks[p.index] = 0 if p.committed else self._setbacks[p.index] + 1
         self._refusals.failed(p, error)
-        self._orders.put_nowait(_Order("recover", p.index))
+        self._orders.put_nowait(StageOrder("recover", p.index))
 
     def _fenced(self, p: Partition) -> None:
         del self.partitions[p.index]
@@ -129,7 +122,7 @@ class StageRunner:
         _log.warning("fenced: something that is not of this engine was stored in the log, so its claim is over", **where)
         telemetry.emit("fenced", **where)
         self.s.revoked(self.topology, self.stage.id, p.index)
-        self._orders.put_nowait(_Order("restart"))
+        self._orders.put_nowait(StageOrder("restart"))
 
     # -- running ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -167,17 +160,17 @@ class StageRunner:
             if e.retryable or (isinstance(e, BusError) and not isinstance(e, (NotAllowed, SourceGap))):
                 self._seldom.warning("reading again soon", input=name, why=e.message)
                 await asyncio.sleep(pump.pause())
-                self._orders.put_nowait(_Order("restart"))
+                self._orders.put_nowait(StageOrder("restart"))
                 return
             telemetry.emit("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message)
             _log.error("stopped", topology=self.topology, stage=self.stage.id, code=e.code, why=e.message, fix=e.fix)
 
     async def _watching(self, watch: SourceWatch) -> None:
         _log.warning("reads its source again", why=await watch.run(list(self.partitions.values()), self.s.clock))
-        self._orders.put_nowait(_Order("restart"))
+        self._orders.put_nowait(StageOrder("restart"))
 
     def _pump_failed(self, name: str, error: BaseException) -> None:
-        self._orders.put_nowait(_Order("fail", error=error))
+        self._orders.put_nowait(StageOrder("fail", error=error))
 
     def pause(self, paused: bool) -> None:
         """Admit nothing more, so that what is open comes to its end; or go on."""
@@ -185,7 +178,7 @@ class StageRunner:
             self.paused = paused
             timers = cast("TimersInput", self.pumps["timers"].input)
             timers.waiting = {name for name, node in self.stage.states.items() if paused and node.state.begins}
-            self._orders.put_nowait(_Order("restart"))
+            self._orders.put_nowait(StageOrder("restart"))
 
     # -- ownership ------------------------------------------------------------------------------------------------------
     def own(self, index: int) -> None:
@@ -193,13 +186,13 @@ class StageRunner:
         if index in self._ahead and is_ahead(self._ahead[index], self.s.clock()):
             self.s.revoked(self.topology, self.stage.id, index)
             return
-        self._orders.put_nowait(_Order("own", index))
+        self._orders.put_nowait(StageOrder("own", index))
 
     def release(self, index: int) -> None:
         """Give a partition up: commit what was taken, take no more."""
-        self._orders.put_nowait(_Order("release", index))
+        self._orders.put_nowait(StageOrder("release", index))
 
-    async def _obey(self, orders: Sequence[_Order]) -> None:
+    async def _obey(self, orders: Sequence[StageOrder]) -> None:
         """Carry out orders one after another, claims in a row together. Meanwhile the pumps go on with the other partitions."""
         claims: dict[int, None] = {}
         for order in orders:
@@ -219,32 +212,36 @@ class StageRunner:
         setbacks = max((self._setbacks[i] for i in indices), default=0)
         if setbacks > 2:  # not even a dead letter can be stored: claim less and less often
             await asyncio.sleep(min(SLOWEST, 0.05 * 2**setbacks))
-        pause = 0.05
-        while indices:
-            for old in [self.partitions.pop(i) for i in indices if i in self.partitions]:
+        pause, logs = 0.05, {self._log(index): index for index in indices}
+        while logs:
+            for old in [self.partitions.pop(i) for i in logs.values() if i in self.partitions]:
                 old.revoked = True
             try:
-                indices = await self._claimed(indices)
+                unread = await self._claimed(logs)
             except BusError as e:
                 if not e.retryable and await self.s.stream_is_there():
                     raise
-                if isinstance(e, StreamFull):
-                    self.s.committer.full = e.message
-                self._seldom.warning("cannot claim yet", partitions=list(indices), why=e.message)
-            if indices:
+                unread = [(log, e) for log in logs]
+            logs = {log: logs[log] for log, _ in unread}
+            for _, why in unread[:1]:
+                if isinstance(why, StreamFull):
+                    self.s.committer.room(why)
+                self._seldom.warning("cannot claim yet", partitions=list(logs.values()), why=why.message)
                 await asyncio.sleep(pause)
                 pause = min(SLOWEST, pause * 2)
 
-    async def _claimed(self, indices: Sequence[int]) -> list[int]:
-        """Claim partitions and begin to run them; those that could not be read now. Raises BusError."""
-        s, logs, began = self.s, {self._log(index): index for index in indices}, monotonic()
-        claims = await take_over(s.bus, list(logs), lambda: Tables(self.ordered, self._names), s.clock, s.repair)
+    async def _claimed(self, logs: Mapping[CommitLog, int]) -> list[tuple[CommitLog, BusError]]:
+        """Claim partitions and begin to run them; those that could not be taken over now. Raises BusError."""
+        s, began = self.s, monotonic()
+        made, gone = partial(Tables, self.ordered, self._names), partial(unwanted, self.stage.id, self.stage.calls, self.resets)
+        claims = await take_over(s.bus, list(logs), made, s.clock, s.repair, gone)
         await self._pumps.stop()
         for pump in self.pumps.values() if claims.won else ():
             pump.forget()  # in a pause it reads nothing again, and what it has read is not what these partitions have
         for log, tables in claims.won:
             self._begin(logs[log], log, tables, monotonic() - began)
         if won := [logs[log] for log, _ in claims.won]:
+            s.committer.room(None)
             _log.info("owns", topology=self.topology, stage=self.stage.id, partitions=won)
         if 0 in won:
             await begin(s, self.stage)
@@ -254,7 +251,7 @@ class StageRunner:
             _log.error("a partition is not claimed yet", partition=logs[log], why=self.waits)
         for log in (*claims.lost, *dict(claims.ahead)):
             s.revoked(self.topology, self.stage.id, logs[log])
-        return [logs[log] for log in claims.unread]
+        return claims.unread
 
     def _log(self, index: int) -> CommitLog:
         address = LogAddress.of(self.s.app, self.topology, self.stage.id, index)

@@ -49,7 +49,7 @@ SLEEPS = {
     "engine/hosting/test_membership.py": "virtual time",
     "engine/hosting/test_owning.py": "virtual time",
     "engine/hosting/test_watchdog.py": "virtual time",
-    "engine/log/test_claims.py": "virtual time",
+    "engine/log/recovering/test_claims.py": "virtual time",
     "engine/keyed/windows/test_event_time.py": "virtual time",
     "engine/log/test_log.py": "virtual time",
     "engine/runtime/test_pump.py": "virtual time",
