@@ -261,7 +261,7 @@ class Journal:
         if (last.sequence if last else 0) == self._last:
             return None
         if last is None or last.sequence < self._last:
-            raise self._lost(later=True)  # it was purged: the call is over
+            raise self._lost(later=False)  # it was purged: the call is over, or somebody did that, and it comes again
         self._last = last.sequence
         found = await self._read(last)
         return found if found is not None else replace(part, attempt="", work=0, entries=())  # by somebody, at some time

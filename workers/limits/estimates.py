@@ -91,14 +91,14 @@ class _Samples:
         return _Sample(*(column[int(_WORST * (len(column) - 1))] for column in self._sorted))
 
 
-def used_by(usage: Usage, estimate: Amounts, *counted: Usage | None) -> Amounts:
+def used_by(usage: Usage, estimate: Amounts, *counted: Usage | None, least: float = 1.0) -> Amounts:
     """What an execution has used, by what its child said. A server that tells no tokens has used what was expected.
 
-    `counted`: what of it is counted already, here or by others.
+    `counted`: what of it is counted already, here or by others. `least`: requests that it has made at least.
     """
     tokens, cost = usage.input_tokens + usage.output_tokens, usage.cost
     told = tokens > 0 or usage.requests == 0
-    requests, least = float(usage.requests), 1.0
+    requests = float(usage.requests)
     for one in filter(None, counted):
         tokens -= one.input_tokens + one.output_tokens
         requests, least = requests - one.requests, 0.0

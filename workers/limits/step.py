@@ -41,6 +41,7 @@ log = structlog.get_logger("dspex.workers")
 
 MOST_ACCOUNTS: Final = 1000  # of runs and tenants; those that are idle are forgotten
 NOTHING: Final[Amounts] = {}
+UNASKED: Final = ("NoBatchAnswer", "WorkerLost", "Cancelled")  # ends of a call that has left its batch: no request was answered
 
 
 class Limits:
@@ -98,7 +99,8 @@ class Limits:
         if usage is None:
             used = granted.estimate if execution.ran else {}  # a child that died has said nothing
         else:
-            used = used_by(usage, granted.estimate, execution.inherited, granted.settled)
+            asked = not granted.batch or (record.error or {}).get("type") not in UNASKED
+            used = used_by(usage, granted.estimate, execution.inherited, granted.settled, least=float(asked))
         if usage is not None and record.error is None:
             self._estimates.measured(work, granted.profile, usage)
         self._settle(granted, used)

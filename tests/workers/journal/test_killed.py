@@ -55,10 +55,12 @@ async def test_after_a_kill_only_the_requests_that_were_open_are_made_again(mort
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("later", [False, True], ids=["the same request", "a later one"])
-async def test_an_attempt_that_another_one_came_after_leaves_no_record(mortal: Bench, shared_model: Any, later: bool) -> None:
-    """Who was frozen and wakes up when somebody else has taken its call over ends. It acks only what nobody needs any more."""
-    item, pool = work(f"outdone {later}", spec=AGENT, opened=1.0), mortal.pool
+@pytest.mark.parametrize("by", ["the same request", "a later one", "a purge"])
+async def test_an_attempt_whose_journal_is_anothers_or_gone_leaves_no_record(mortal: Bench, shared_model: Any, by: str) -> None:
+    """Who was frozen and wakes up when somebody else has taken its call over ends. It acks only what nobody needs any more:
+    what was purged may have been somebody's mistake, and the call comes again.
+    """
+    item, pool, later = work(f"outdone by {by}", spec=AGENT, opened=1.0), mortal.pool, by == "a later one"
     shared_model.answers = {"next_tool_name": "step", "next_tool_args": {}}
     shared_model.fault(item.inputs["text"], "slow=0.2@3")
     asked, served, seen = shared_model.requests, pool.work.served, len(mortal.seen)
@@ -69,7 +71,10 @@ async def test_an_attempt_that_another_one_came_after_leaves_no_record(mortal: B
     assert last is not None
     mine = JournalPart.unpack(last.data)
     claim = replace(mine, attempt="another", work=mine.work + later, entries=())
-    await mortal.bus.publish(NewMessage(subject, claim.pack(), expect=last.sequence))
+    if by == "a purge":
+        await mortal.bus.purge(stream, subject, below=last.sequence + 1)
+    else:
+        await mortal.bus.publish(NewMessage(subject, claim.pack(), expect=last.sequence))
     await until(lambda: pool.children.slots.busy == 0)
     await until(lambda: pool.work.served == served + later)
     await until(lambda: not pool.work.calls)

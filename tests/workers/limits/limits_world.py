@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from dspex.bus import subjects
+from dspex.bus.errors import DspexError
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.port import StreamConfig
@@ -70,9 +71,16 @@ class World:
         return self.server.now
 
     async def call(
-        self, limits: Limits, *, tokens: int = 500, seconds: float = 1.0, batch: bool = False, **options: Any
+        self,
+        limits: Limits,
+        *,
+        tokens: int = 500,
+        seconds: float = 1.0,
+        batch: bool = False,
+        error: DspexError | None = None,
+        **options: Any,
     ) -> CallRecord:
-        """One call of the model. Raises the refusal."""
+        """One call of the model. Raises the refusal. `error`: in which it ends, when no model has answered it."""
         asked = Asked(work(**options), batch=batch)
         execution = cast(Execution, asked)
         found = limits.before(execution)
@@ -89,7 +97,9 @@ class World:
         lm = asked.lms[0] if asked.lms else "main"
         cost = (tokens // 2 * PRICE["input"] + (tokens - tokens // 2) * PRICE["output"]) / 1e6
         usage = {"input_tokens": tokens // 2, "output_tokens": tokens - tokens // 2, "requests": 1, "cost": cost}
-        record = CallRecord("c", 1, 1, "", "", outputs={}, lm=lm, usage=usage)
+        if error is not None:
+            usage = dict.fromkeys(usage, 0)
+        record = CallRecord("c", 1, 1, "", "", outputs={}, lm=lm, usage=usage, error=error and error.as_dict())
         limits.after(execution, record)
         return record
 

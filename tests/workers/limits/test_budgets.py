@@ -9,7 +9,7 @@ import pytest
 from limits_world import APP, configured, run, world
 
 from dspex.bus import subjects
-from dspex.bus.errors import BudgetExceeded, RateLimited
+from dspex.bus.errors import BudgetExceeded, CallError, Cancelled, NoBatchAnswer, RateLimited, WorkerLost
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.serving.limits import DAY, MINUTE, Budget, forget
 from dspex.engine.client.status.limits import LimitRow, limit_rows
@@ -183,6 +183,23 @@ def test_a_call_that_waits_for_a_batch_counts_in_budgets_when_it_is_answered_and
         await asyncio.gather(*(w.call(limits, batch=True, seconds=90.0) for _ in range(2)))
         await w.call(limits)  # the only one a minute that is asked live
         with pytest.raises(BudgetExceeded, match="budget team"):  # with what the batch used, in the minute of its answer
+            await w.call(limits, batch=True)
+
+    run(w, main())
+
+
+@pytest.mark.parametrize("error", [NoBatchAnswer(""), WorkerLost(""), Cancelled("")], ids=lambda e: type(e).__name__)
+def test_a_call_that_leaves_its_batch_without_an_answer_is_no_request_of_a_budget(loop: VirtualLoop, error: CallError) -> None:
+    """It is asked live, goes on in another process, or is over: each restart of a pool would count all that wait."""
+    w = world(loop, configured(Budget("team", requests=2)))
+
+    async def main() -> None:
+        limits = await w.process()
+        for _ in range(3):
+            await w.call(limits, batch=True, error=error)
+        for _ in range(2):
+            await w.call(limits, batch=True)
+        with pytest.raises(BudgetExceeded, match="2 of 2 requests a day"):
             await w.call(limits, batch=True)
 
     run(w, main())

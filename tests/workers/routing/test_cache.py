@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -112,7 +114,24 @@ async def test_what_ends_the_call_that_others_wait_for_does_not_end_them(one: Be
         await until(lambda: one.pool.executions.preparing == 3)
         one.pool.executions.cancel(first.call)
     assert [error(r) for r in others.result()] == [""] * 3
+    assert shared_model.texts[text] == 2, "one of them is made, and the others get its answer"
     inbox.close()
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_dies_with_the_call_that_others_wait_for_costs_one_request_more(model: Any) -> None:
+    server, text = MemoryServer(), "standin:slow=0.3 killed"
+    await server.connect().bucket(subjects.cache(APP))
+    async with running(cached(model.url, slots=8), server.connect()) as bench:
+        first, *others = [call(text) for _ in range(5)]
+        await bench.put(first)
+        await until(lambda: model.texts[text] == 1)
+        await bench.put(*others)
+        await until(lambda: bench.pool.executions.preparing == 4)
+        os.kill(bench.pool.children.children[0].pid, signal.SIGKILL)
+        records = await bench.records(5)
+    assert sorted(error(r) for r in records) == [""] * 4 + ["WorkerLost"]
+    assert model.texts[text] == 2
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from dspex.bus import codecs
 from dspex.bus.records import CallRecord, CallRequest, Usage
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 
 BY_SPEC: Final = frozenset({"predict", "chain_of_thought"})  # kinds whose version the spec tells: no code of users is in them
 VERSIONS: Final = 256  # of programs, that are remembered
+LOST: Final = ("Cancelled", "WorkerLost")  # ends of a call that say nothing of what it asks
 _SIZE: Final = 16  # bytes of a digest
 
 
 class _Leader(NamedTuple):
-    """A call that equal ones wait for. `answer`: what they get; None: they are made, each by itself."""
+    """A call that equal ones wait for. `answer`: what they get; None: they are made, each by itself; "lost": one of them is
+    made, and the others wait for that.
+    """
 
     execution: Execution
-    answer: asyncio.Future[CachedAnswer | None]
+    answer: asyncio.Future[CachedAnswer | Literal["lost"] | None]
 
 
 class Caching:
@@ -82,8 +85,8 @@ class Caching:
         if execution.batch:  # a call of a batch takes a day, and no equal one waits so long for it
             return self._look(execution, equal, key)
         if (leader := self._leaders.get(equal)) is not None:
-            return self._follow(execution, leader.answer)
-        self._leaders[equal] = _Leader(execution, self._loop.create_future())
+            return self._follow(execution, equal, leader)
+        self._lead(execution, equal)
         return self._look(execution, equal, key)
 
     async def _look(self, execution: Execution, equal: bytes, key: bytes | None) -> Answer | None:
@@ -101,14 +104,23 @@ class Caching:
             if found is not None:
                 self._tell(execution, found)
 
-    async def _follow(self, execution: Execution, leader: asyncio.Future[CachedAnswer | None]) -> Answer | None:
+    def _lead(self, execution: Execution, equal: bytes) -> None:
+        self._leaders[equal] = _Leader(execution, self._loop.create_future())
+
+    async def _follow(self, execution: Execution, equal: bytes, leader: _Leader) -> Answer | None:
         """The answer that an equal call gets. Where that gets none, this one is made: what ended that one need not end this."""
-        await asyncio.wait([leader], timeout=max(0.0, execution.until - self._loop.time()))
-        found = leader.result() if leader.done() else None
-        if found is None:
-            return None
-        self._asking.pop(execution, None)
-        return self._answer(found)
+        while True:
+            await asyncio.wait([leader.answer], timeout=max(0.0, execution.until - self._loop.time()))
+            found = leader.answer.result() if leader.answer.done() else None
+            if found is None:
+                return None
+            if found != "lost":
+                self._asking.pop(execution, None)
+                return self._answer(found)
+            if (following := self._leaders.get(equal)) is None:
+                self._lead(execution, equal)
+                return None
+            leader = following
 
     def _answer(self, found: CachedAnswer) -> Answer:
         self.hits += 1
@@ -143,9 +155,9 @@ class Caching:
             self.kept.put(key, found)
             if not work.spec.secrets:  # its key is made of the inputs, and would confirm a guess
                 self._shared.put(key, work.spec.cache, self._session(work), found)
-        self._tell(execution, found)
+        self._tell(execution, "lost" if (record.error or {}).get("type") in LOST else found)
 
-    def _tell(self, execution: Execution, found: CachedAnswer | None) -> None:
+    def _tell(self, execution: Execution, found: CachedAnswer | Literal["lost"] | None) -> None:
         """The end of an execution that others may wait for."""
         equal = self._asking.pop(execution)
         if (leader := self._leaders.get(equal)) is not None and leader.execution is execution:
