@@ -90,11 +90,12 @@ class World:
         self.router, self.calls = made(self.model, calls), calls
 
 
-def made(model: BatchServer, calls: int) -> Router:
+def made(model: BatchServer, calls: int, lm: str = "") -> Router:
     rule = {"gather": GATHER, "poll": 0.01, "calls": calls}
     price = {"input": 1e6, "output": 2e6, "batch": 0.5}
     profile = Profile("main", "openai/stand-in", base_url=model.url, price=price, batch=rule)
-    return Router(config(model.url, profiles={"main": profile}, programs=()).for_child())
+    profiles = {"new": replace(profile, name="new", model="openai/newer"), "main": profile}
+    return Router(config(model.url, profiles=profiles, programs=(), lm=lm).for_child())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -221,6 +222,20 @@ async def test_another_try_after_a_lost_worker_joins_the_batch_of_the_try_before
     again = replace(item, try_number=2, record=item.record and item.record._replace(id="another"))
     assert right(await world.ask(again), [again])
     assert [world.model.lines(id) for id in world.model.batches] == [[f"{item.call}.1"]]
+
+
+async def test_a_call_stays_in_its_batch_when_its_pool_asks_another_profile_by_now(world: World) -> None:
+    """Its answer is paid for; only what is not in a batch goes to the new one."""
+    world.model.held = True
+    items = [work("one"), work("two")]
+    await world.dies(*items, when="get")
+    world.model.held = False
+    await world.router.close()
+    world.router = made(world.model, 2, lm="new")
+    answers = await world.ask(*items)
+    assert right(answers, items)
+    assert ([answer.lm for answer in answers], len(world.model.batches)) == (["main"] * 2, 1)
+    assert [answer.lm for answer in await world.ask(work("three"), work("four"))] == ["new"] * 2
 
 
 async def test_near_the_deadline_a_call_is_asked_live_and_a_batch_without_calls_is_cancelled(world: World) -> None:

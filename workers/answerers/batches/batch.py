@@ -94,12 +94,19 @@ class OpenBatch:
 
 @dataclass(eq=False)
 class WaitingCall:
-    """A call that waits. `noted`: set when the key of its batch lies in its journal, or it waits no more."""
+    """A call that waits.
+
+    Attributes:
+        line: its name in its batch. body: of its request, of the chat API.
+        note: what an earlier attempt left; None for nothing.
+        noted: set when the key of its batch lies in its journal, or it waits no more.
+    """
 
     line: str
     body: bytes
     journal: Journaling
-    outcome: asyncio.Future[BatchOutcome]
+    note: BatchNote | None = None
+    outcome: asyncio.Future[BatchOutcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     noted: asyncio.Event = field(default_factory=asyncio.Event)
     batch: OpenBatch | None = None
 

@@ -24,7 +24,6 @@ from dspex.operators.native.lm.completion import Completion
 from dspex.workers.answerers.batches.batch import BatchNote, OpenBatch, WaitingCall
 from dspex.workers.answerers.batches.provider import PatientProvider
 from dspex.workers.frames import BatchRow
-from dspex.workers.journal.within import Journaling
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -52,16 +51,13 @@ class Batches:
         self._found: dict[str, asyncio.Task[ProviderBatch | None]] = {}  # by key
         self._tasks = Tasks(f"batches of {lm}", lambda name, error: log.error("a batch failed", lm=lm, exc_info=error))
 
-    async def ask(
-        self, line: str, body: bytes, journal: Journaling, seconds: float, over: Callable[[], bool] = lambda: False
-    ) -> Completion:
-        """The answer to a request of the chat API, which waits in a batch for so many seconds at most.
+    async def ask(self, one: WaitingCall, seconds: float, over: Callable[[], bool] = lambda: False) -> Completion:
+        """The answer to a call, which waits in a batch for so many seconds at most.
 
-        `line`: its name there, unless it is in one already. `over`: whether nobody goes on with it, where it is cancelled.
-        Raises NoBatchAnswer where it is to be asked live, else the error of its line, or of the batch; DspexError where another
-        attempt has the journal.
+        `over`: whether nobody goes on with it, where it is cancelled. Raises NoBatchAnswer where it is to be asked live, else
+        the error of its line, or of the batch; DspexError where another attempt has the journal.
         """
-        one, left = WaitingCall(line, body, journal, self._loop.create_future()), False
+        left = False
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
@@ -97,11 +93,9 @@ class Batches:
     # -- getting in, and out
     async def _joined(self, one: WaitingCall) -> OpenBatch:
         """The batch that the call is in from now on: where an earlier attempt has put it, or one that is being gathered."""
-        async with self._turns:
-            note = BatchNote.of(await one.journal.open(), self._lm)
-        batch = await self._of_earlier(note) if note is not None else None
-        if note is not None and batch is not None:
-            one.line = note.line
+        batch = await self._of_earlier(one.note) if one.note is not None else None
+        if one.note is not None and batch is not None:
+            one.line = one.note.line
             self._enter(batch, one)
             return batch
         batch = self._group(len(one.body))
