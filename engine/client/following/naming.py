@@ -11,6 +11,7 @@ from dspex.bus.port import Bus
 from dspex.engine.client.runs import kept
 from dspex.engine.graph.manifest import Manifest
 
+MOST_NAMED = 5  # runs that a message names
 AT = "@"  # in `stream@sequence`: a run named by the place of its source event
 
 
@@ -64,7 +65,9 @@ async def find(bus: Bus, app: str, manifests: Mapping[str, Manifest], suffix: st
                 continue
             if (run := run_of(stream, info.created, message)).endswith(suffix):
                 found.add(run)
-    if len(found) != 1:
-        how = "no run ends with" if not found else f"{len(found)} runs end with"
-        raise RunNotFound(f"{how} {suffix!r}")
+    if not found:
+        raise RunNotFound(f"no run ends with {suffix!r}")
+    if len(found) > 1:  # of several streams, or imported from another application
+        fix = f"name one by more of it: {', '.join(sorted(found)[:MOST_NAMED])}"
+        raise RunNotFound(f"{len(found)} runs end with {suffix!r}", fix=fix)
     return found.pop()

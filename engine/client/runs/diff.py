@@ -78,9 +78,10 @@ class Diff:
 
     def lines(self, *, every: bool = False) -> Iterator[str]:
         """As people read it. `every`: with the steps that are the same, one by one."""
+        alike = len({info.id[-8:] for info in self.runs or ()}) == 1  # of two streams, or of two applications
         for name, info in zip("ab", self.runs or ()):
             what = info.kept if info.parent is not None and info.kept else f"{info.topology} {info.digest[:8]}"
-            yield f"{name}  …{info.id[-8:]}  {what}  {info.status:<8} {_spent(info)}"
+            yield f"{name}  {info.id if alike else f'…{info.id[-8:]}'}  {what}  {info.status:<8} {_spent(info)}"
         if self.equal:
             yield from (f"=  {step}" for step in self.equal) if every else [f"=  {_list(self.equal)}"]
         before = ""

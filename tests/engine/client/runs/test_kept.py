@@ -57,6 +57,20 @@ def exported(one: Lab, path: Path, text: str = "a", **options: Any) -> Run:
     return run
 
 
+def test_of_two_runs_whose_ids_end_alike_none_is_taken_for_the_other(lab: MakeLab, tmp_path: Path) -> None:
+    here, elsewhere = working(lab), working(lab)
+    elsewhere.advance(60)  # the same place, at another time
+    mine, other = (exported(one, tmp_path / f"{number}.jsonl") for number, one in enumerate((here, elsewhere)))
+    assert (mine.id[-8:], mine.id == other.id) == (other.id[-8:], False)
+    here.run(here.client.import_run(tmp_path / "1.jsonl"))
+    with pytest.raises(RunNotFound, match="2 runs end with") as e:
+        here.run(here.client.run(mine.id[-8:]).info())
+    assert (mine.id in e.value.fix, other.id in e.value.fix) == (True, True)
+    assert {here.run(here.client.run(run.id).info()).id for run in (mine, other)} == {mine.id, other.id}
+    said = [*here.run(here.client.diff(mine, other)).lines()]
+    assert (mine.id in said[0], other.id in said[1]) == (True, True)
+
+
 def listed(one: Lab, **options: Any) -> list[RunInfo]:
     async def go() -> list[RunInfo]:
         return [info async for info in one.client.runs(**options)]
