@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from dspex.bus.errors import CallError, Divergence, DspexError, RecordingIncomplete, Saturated
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.engine.again.ground import OutsideLoop
-from dspex.engine.client.runs.recorded import Answer, RecordedCalls
+from dspex.engine.client.runs.then.recorded import Answer, RecordedCalls
 from dspex.engine.testing.places import Ground
 from dspex.engine.testing.workers import Workers
 
@@ -45,6 +45,7 @@ class Answering(Workers):
     """The workers of a run that is done again.
 
     Args:
+        run: whose calls are answered: what operators kept of others may lead to calls, which nobody answers.
         recorded: what may be read back. mode: what is made.
         make: makes calls; None: none may be.
         alter: of a fork.
@@ -59,6 +60,7 @@ class Answering(Workers):
         loop: OutsideLoop,
         app: str,
         pools: list[str],
+        run: str,
         recorded: RecordedCalls,
         mode: Mode,
         make: Make | None,
@@ -66,12 +68,14 @@ class Answering(Workers):
     ) -> None:
         super().__init__(place, app, pools)
         self._loop, self._recorded, self._mode, self._make, self._alter = loop, recorded, mode, make, alter
-        self._called = set[str]()
+        self._called, self._run = set[str](), run
         self.spent, self.ran = CallsSoFar(), 0.0
         self.failure: BaseException | None = None
 
     async def run(self, pool: str, request: CallRequest) -> CallRecord | None:
-        """See Workers. None: the run ends with `failure`."""
+        """See Workers. None: the run ends with `failure`, or the call is of another one."""
+        if request.run != self._run:
+            return None
         try:
             altered = self._alter(request) if self._alter is not None else None
             found = None

@@ -16,6 +16,7 @@ from dspex.engine.again.answering import CallsSoFar
 from dspex.engine.again.change import ForkChange, changed, outputs_of, place_of
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import Repeated, repeat
+from dspex.engine.again.state import file_of
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, compare
@@ -27,7 +28,7 @@ from dspex.engine.graph.graph import Graph
 
 @dataclass(frozen=True)
 class Forked:
-    """What came of a fork. `run`: its id. `delivered`: outputs that were published to the sinks."""
+    """What came of a fork. `run`: its id. `delivered`: outputs that were published to the sinks. `without`: see `Repeated`."""
 
     run: str
     parent: str
@@ -37,6 +38,7 @@ class Forked:
     tokens: int
     delivered: int
     diff: Diff
+    without: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -55,7 +57,7 @@ async def forked(
 ) -> Forked:
     """Do a run again with one change, and keep what comes of it. See `Client.fork`."""
     change.check()
-    file = await client.run(run).file()
+    file = await file_of(client, client.run(run), graphs)
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait"
         raise RecordingIncomplete(f"run {file.info.id} is not over", run=file.info.id, fix=fix)
@@ -68,7 +70,7 @@ async def forked(
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
     sent = await _delivered(client, made) if deliver else 0
-    return Forked(made.info.id, file.info.id, at, found.served, found.called, found.tokens, sent, diff)
+    return Forked(made.info.id, file.info.id, at, found.served, found.called, found.tokens, sent, diff, found.without)
 
 
 def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
@@ -78,7 +80,7 @@ def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
     root = _moved(found.file.root, old, id, later)
     ended = max((one.time for one in root), default=now)
     info = replace(found.file.info, id=id, parent=parent.info.id, started=now, finished=ended)
-    return replace(found.file, info=info, root=root)
+    return replace(found.file, info=info, root=root, state=parent.state)
 
 
 def _moved(one: Happening, old: str, new: str, later: timedelta) -> Happening:

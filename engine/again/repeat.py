@@ -1,7 +1,7 @@
 """A run of the past, done again.
 
-The real engine runs on the in-memory bus, with the clock of then; the source event of the run lies where it lay, so all ids are
-the same. Its calls are answered by what was recorded for equal requests; others are made by workers of the
+The real engine runs on the in-memory bus, with the clock and the state of then; the source event of the run lies where it lay,
+so all ids are the same. Its calls are answered by what was recorded for equal requests; others are made by workers of the
 application, where that is wanted. Nothing is written anywhere: what came of it is returned. Where `handle` alone says that
 nothing differs, no engine is started (`unchanged.py`).
 """
@@ -27,13 +27,14 @@ from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mod
 from dspex.engine.again.event import event_of, id_in
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.again.making import made
+from dspex.engine.again.state import begun_with
 from dspex.engine.again.stopped import stopped
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, compare
 from dspex.engine.client.runs.export import RunFile
-from dspex.engine.client.runs.recorded import RecordedCalls
+from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.engines import Engines
 from dspex.engine.testing.places import InMemory
@@ -54,6 +55,7 @@ class Repeated:
             run that was done again.
         served: calls that were read back. called: calls that were made, by workers. usage: tokens and cost of those.
         diff: what differs from the recorded run.
+        without: why it began without the state of then; "" where it had that, or no operator keeps anything.
     """
 
     file: RunFile
@@ -61,6 +63,7 @@ class Repeated:
     called: int
     usage: Usage
     diff: Diff
+    without: str = ""
 
     @property
     def tokens(self) -> int:
@@ -94,7 +97,7 @@ async def repeat(
 
     Args:
         client: of the application, for calls; None: none is made, and nothing is asked of any server.
-        file: of the run: `Run.file()`, or `load(path)` for one that was exported.
+        file: of the run: `Run.file(state=True)`, or `load(path)` for one that was exported.
         graphs: the topology of the run as it is now (`Topology.graph`, with the defaults of the settings: `with_defaults`), and
             others that take what it sends.
         mode: "strict": no call is made, and one that has no recorded answer raises Divergence; "hybrid": such a call is made;
@@ -167,8 +170,8 @@ class _Again:
         self._place = InMemory(start=stored - _BEGIN, loop=loop)
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
         self._recorded = recorded
-        self._answering = Answering(self._place, loop, app, pools, recorded, mode, make, alter)
         self._stopped, self._run = False, id_in(file)
+        self._answering = Answering(self._place, loop, app, pools, self._run, recorded, mode, make, alter)
 
     def give_up(self) -> None:
         """End it soon. From another thread."""
@@ -184,6 +187,7 @@ class _Again:
             engines = Engines(self._place.connect, self._app, self._graphs, Luck(0, self._place.luck.faults))
             ends.callback(lambda: run(engines.kill()))
             run(engines.start())
+            without = run(begun_with(self._client.bus, self._app, engines, self._file.state, self._place.now))
             ends.callback(lambda: run(self._answering.kill()))
             run(self._answering.start())
             self._loop.advance(_BEGIN - self._loop.time())
@@ -193,7 +197,7 @@ class _Again:
             tree = replace(tree, info=replace(tree.info, id=self._file.info.id))
         spent = self._answering.spent
         diff = compare(self._file.root, tree.root, (self._file.info, tree.info))
-        return Repeated(tree, spent.served, spent.called, spent.usage, diff)
+        return Repeated(tree, spent.served, spent.called, spent.usage, diff, without)
 
     async def _lay_stream(self) -> None:
         """Have the source event get the place that it had: its stream, made when that was, and its sequence there."""

@@ -12,11 +12,12 @@ from dspex.bus.errors import TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import repeat
+from dspex.engine.again.state import file_of
 from dspex.engine.client.client import Client
 from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import NOTHING, Diff, Replay, StepDiff, compare
 from dspex.engine.client.runs.export import RunFile
-from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.build import build
@@ -38,18 +39,20 @@ async def of_one(
         return await of_file(client, kept, graphs, mode, told), None
     past, applied = await run.history()
     file = RunFile.of(await run.info(), Tree(past, applied).root, past)
+
+    async def from_its_event() -> Replay:
+        return await of_file(client, await file_of(client, run, graphs), graphs, mode, told)
+
     if mode != "strict":
-        return await of_file(client, file, graphs, mode, told), None
+        return await from_its_event(), None
     found = Replayed()
     for topology, taken in taken_by([past]).items():
         graph = next(one for one in of_run(graphs, topology, file.root.data) if one.name == topology)
         of = build(graph.digest, graph.functions)
         found.add(await replayed_run(client.bus, client.app, graph, applied[topology], of, taken, past.run))
-    if found.same:
-        diff = compare(file.root, file.root, (file.info, file.info))
-    else:
-        diff = (await of_file(client, file, graphs, mode)).diff
-    return _told(found, diff, runs=1), found
+    again = await from_its_event() if not found.same else None
+    diff = again.diff if again is not None else compare(file.root, file.root, (file.info, file.info))
+    return replace(_told(found, diff, runs=1), without=again.without if again is not None else ""), found
 
 
 async def of_file(
@@ -62,7 +65,7 @@ async def of_file(
     harmless: Collection[str] = (),
     **options: Any,
 ) -> Replay:
-    """The replay of a run from its source event on. State begins empty. `harmless`: fields that may differ. `options`: of
+    """The replay of a run from its source event on, with the state of then. `harmless`: fields that may differ. `options`: of
     `repeat`.
     """
     used = of_run(graphs, file.info.topology, file.root.data)
@@ -70,7 +73,7 @@ async def of_file(
     diff = found.diff
     if harmless and not diff.same:
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)
-    return Replay(diff.same, 1, found.served, found.called, found.tokens, diff.first, diff)
+    return Replay(diff.same, 1, found.served, found.called, found.tokens, diff.first, diff, found.without)
 
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
@@ -130,4 +133,5 @@ def together(a: Replay, b: Replay) -> Replay:
         tokens=a.tokens + b.tokens,
         diverged=first.diverged,
         diff=first.diff,
+        without=a.without or b.without,
     )

@@ -22,7 +22,7 @@ from dspex.bus.records import CallRecord, CallRequest, unpack_event
 from dspex.bus.serving import payloads
 from dspex.engine.again.event import event_of
 from dspex.engine.client.runs.export import RunFile, SourcePlace
-from dspex.engine.client.runs.recorded import RecordedCalls
+from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import SourceNode

@@ -418,7 +418,7 @@ class Client(Planned, names=METHODS["Client"]):
             topology: what is run: a Topology; a name is one of those that the settings name, as is what is left out.
             since, until: of a topology, only what was then: a time, or how long ago.
             mode: "strict": each call is answered by its record, and none is made; "hybrid": a call that has no recorded answer
-                to the same request is made; "live": all calls are made. State begins empty then.
+                to the same request is made; "live": all calls are made.
 
         Raises:
             Divergence: strict, a call was not made then. RunNotFound. Saturated: a pool has no worker.
@@ -443,7 +443,8 @@ class Client(Planned, names=METHODS["Client"]):
         deliver: bool = False,
     ) -> Run:
         """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
-        kept as an imported one is. Calls that ask what was asked then are read back, and others are made. State begins empty.
+        kept as an imported one is. Calls that ask what was asked then are read back, and others are made, with the
+        state of then.
 
         Args:
             run: that is over. at: an operator, for all of its steps, or one step: `classify#0`.

@@ -23,12 +23,13 @@ from dspex.engine.client.following.naming import AT, find, full_ids
 from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.following.waits import RunWaits
 from dspex.engine.client.runs import kept
-from dspex.engine.client.runs.export import RunFile, lines
+from dspex.engine.client.runs.export import RunFile, written
 from dspex.engine.client.runs.history import History, history
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.listing import named
 from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.then.state import NOT_READ, state_before
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -176,19 +177,18 @@ class Run:
 
     async def export(self, path: str | PathLike[str]) -> None:
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
-        if (one := await self.kept()) is not None:
-            text = one.text
-        else:
-            past, applied = await self.history()
-            text = b"".join(lines(info_of(past, self._app, applied), Tree(past, applied).root, past))
-        await asyncio.to_thread(Path(path).write_bytes, text)
+        file = await self.file(state=True)
+        await asyncio.to_thread(Path(path).write_bytes, file.text or written(file))
 
-    async def file(self) -> RunFile:
-        """What its file would say, also where a call has no record. Raises RunNotFound."""
+    async def file(self, *, state: bool = False) -> RunFile:
+        """What its file would say, also where a call has no record. `state`: with what operators kept when it began: to do it
+        again. Raises RunNotFound.
+        """
         if (one := await self.kept()) is not None:
             return one
         past, applied = await self.history()
-        return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past)
+        then = await state_before(self._bus, self._app, past, applied) if state else NOT_READ
+        return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past, then)
 
     async def kept(self) -> RunFile | None:
         """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""

@@ -21,6 +21,7 @@ from dspex.bus.errors import BusError, ConfigError, Divergence, DspexError, Satu
 from dspex.bus.records import CallRecord, CallRequest, Usage
 from dspex.engine.again.making import made
 from dspex.engine.again.repeat import Repeated, repeat
+from dspex.engine.again.state import file_of
 from dspex.engine.client.client import Client
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.diff import NOTHING
@@ -193,7 +194,7 @@ async def _case(
     mine = bill.of_run()
     before = (terms.baseline or {}).get(info.id)
     try:
-        file = await client.run(info.id).file()
+        file = await file_of(client, client.run(info.id), graphs)
         again = await repeat(client, file, graphs, mode="hybrid", make=mine.make)
         found.served += again.served
         case = await scored(terms.judged, file, again)
@@ -203,7 +204,9 @@ async def _case(
         return JudgedRun(info.id, before, None, " ".join(str(error).split()), **mine.paid)  # a line of a table
     if terms.baseline is not None:
         case = JudgedRun(info.id, before, case.after, case.missing, case.note)
-    return JudgedRun(info.id, case.before, case.after, case.missing, case.note, **mine.paid)
+    lacks = f"begins without state: {again.without}" if again.without else ""
+    note = "; ".join(filter(None, (case.note, lacks)))
+    return JudgedRun(info.id, case.before, case.after, case.missing, note, **mine.paid)
 
 
 async def scored(judged: Judged, file: RunFile, again: Repeated) -> JudgedRun:

@@ -13,6 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, ConfigError, DspexError, RunNotFound, TopologyError
 from dspex.bus.message import id_time
 from dspex.engine.again.repeat import repeat
+from dspex.engine.again.state import file_of
 from dspex.engine.client.client import Client
 from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.runs.diff import Diff, compare
@@ -185,7 +186,7 @@ class Shadow:
         """Do a run again, and compare; None where it is tried again later."""
         mine = self._bill.of_run()
         try:
-            file = await self._client.run(run).file()
+            file = await file_of(self._client, self._client.run(run), self._graphs)
             again = await repeat(self._client, file, self._graphs, mode="hybrid", make=mine.make)
         except (BusError, RunNotFound) as error:
             if tried + 1 < _TRIES:

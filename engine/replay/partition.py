@@ -208,6 +208,7 @@ class PartitionReplay:
             arrival = arrival._replace(clock=split.clock)
         where = ReplayPlace(self._stage.id, self._p.index, self._at)
         arrival = self.watcher.arrives(where, arrival, again=split is not None)
+        self.watcher.takes(where, arrival, tables)
         effects = self._p.process.handle(arrival, tables)
         self._fails = self._fails or effects.failure is not None or "put_off" in effects.notes
         outputs = effects.outputs

@@ -14,6 +14,7 @@ from dspex.bus.port import NewMessage
 from dspex.engine.graph.context import Build, Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Emitted, NativeNode, Node, State, StateNode
+from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Arrival
 
 
@@ -32,6 +33,9 @@ class Watcher:
         """An arrival is about to be handled; what shall be. `again`: some of its outputs were committed before: it is walked
         again."""
         return arrival
+
+    def takes(self, where: ReplayPlace, arrival: Arrival, tables: Tables) -> None:
+        """An arrival is handled now. `tables`: as they are before."""
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """All arrivals of an entry were handled; what came of them, which would be stored."""

@@ -68,13 +68,18 @@ class Engines:
         self._living: list[_Engine] = []
         self._tasks = Tasks("driver", lambda name, error: self._failed(error))
         self._frozen = self._in_vain = 0
-        self._runners: list[StageRunner] = []  # of the one that was started last
+        self._runners: list[StageRunner] = []
         self.lives = 0
         self._failure: BaseException | None = None
 
     @property
     def failure(self) -> BaseException | None:
         return self._failure or next((e.host.failure for e in self._living if e.host.failure is not None), None)
+
+    @property
+    def runners(self) -> list[StageRunner]:
+        """Of the one that was started last."""
+        return self._runners
 
     def _failed(self, error: BaseException) -> None:
         self._failure = self._failure or error

@@ -12,7 +12,7 @@ from dspex.engine.cli.runs.drawing import said
 from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.replaying import graph_of
 from dspex.engine.client.runs.diff import Diff, by_step, compare
-from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.log.build import build
 from dspex.engine.replay.marks import of_runs

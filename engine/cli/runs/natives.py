@@ -49,7 +49,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
 
     `target`: the code; None: that of dspex.toml. Then there are no values where it is not there, or gives something else.
     """
-    from dspex.engine.client.runs.recorded import taken_by
+    from dspex.engine.client.runs.then.recorded import taken_by
 
     named = c.run(run)
     if (file := await named.kept()) is not None:

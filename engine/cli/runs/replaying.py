@@ -152,7 +152,7 @@ async def _kept(t: Terminal, run: str) -> RunFile | None:
 
 async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
     """Replay certain runs."""
-    from dspex.engine.client.runs.recorded import taken_by
+    from dspex.engine.client.runs.then.recorded import taken_by
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
 

@@ -231,6 +231,7 @@ class Replay:
         same: nothing differs. runs: how many were replayed. served: calls that were answered from what was recorded.
         live, tokens: calls that were made, and what they have cost: none.
         diverged: the first difference. diff: all of them.
+        without: why it began without the state of then; "" where it had that, or no operator keeps anything.
     """
 
     same: bool
@@ -240,6 +241,7 @@ class Replay:
     tokens: int
     diverged: StepDiff | None
     diff: Diff
+    without: str = ""
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

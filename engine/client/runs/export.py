@@ -1,7 +1,8 @@
 """A run as a file of JSON lines: what `runs show --json` prints, with all that is needed to do it again without a server.
 
 The first line says which run it is, the second one is its source event, and the others what came of it, each with the id of
-what caused it. Calls have what they were asked and answered. Nothing of other runs is in it.
+what caused it. Calls have what they were asked and answered. Nothing of other runs is in it, but for what operators kept of the
+run's keys when it began, in lines of their own behind those.
 
 Fields that are marked secret are not in it: `(secret)` stands in their place, and the first line has their names.
 
@@ -30,6 +31,7 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.then.state import KIND, NOT_READ, NOT_THERE, StateThen, read_row
 from dspex.engine.client.runs.tree import FORGOTTEN, Happening, masked, secrets_of
 
 VERSION: Final = 1
@@ -57,6 +59,7 @@ class RunFile:
         info: of the run. root: its source event, with what came of it.
         key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
             data. place: where it lies; None in files of before. text: the file itself; empty for one that is not written.
+        state: what operators kept when it began.
     """
 
     info: RunInfo
@@ -68,15 +71,16 @@ class RunFile:
     content_type: str | None = None
     place: SourcePlace | None = None
     text: bytes = b""
+    state: StateThen = NOT_THERE
 
     @classmethod
-    def of(cls, info: RunInfo, root: Happening, past: History) -> RunFile:
+    def of(cls, info: RunInfo, root: Happening, past: History, state: StateThen = NOT_READ) -> RunFile:
         """What the file of a run would say."""
         source, h = past.source, plain(past.source).headers
         own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith(subjects.FROM_SERVER)}
         place = SourcePlace(past.stream, past.created, source.sequence, source.time)
         key, session, time, kind = map(h.get, (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE))
-        return cls(info, root, key, session, own, time, kind, place)
+        return cls(info, root, key, session, own, time, kind, place, state=state)
 
     @property
     def outputs(self) -> list[Event[Any]]:
@@ -95,21 +99,24 @@ class RunFile:
         """Its calls, in the order in which they were asked for."""
         return sorted((one for one in self.root if one.kind == "call"), key=lambda one: one.time)
 
-
-def lines(info: RunInfo, root: Happening, past: History) -> Iterator[bytes]:
-    """The lines of a run's file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
-    yield from _lines(RunFile.of(info, root, past))
+    @property
+    def keys(self) -> set[str]:
+        """The keys that its events had."""
+        hops = {one.label.removeprefix(f"{one.node}/") for one in self.root if one.kind == "hop" and one.label != one.node}
+        return hops | ({self.key} if self.key is not None else set())
 
 
 def written(file: RunFile) -> bytes:
-    """What a file says, as a file. Raises as `lines`."""
+    """What a file says, as a file. Raises RecordingIncomplete where a call has no end yet, or its record is not kept."""
     return b"".join(_lines(file))
 
 
 def _lines(file: RunFile) -> Iterator[bytes]:
     info, secrets = file.info, secrets_of(file.root)
-    told = [*_rows(info, masked(file.root, secrets), file)]
-    hash, head = b"", {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "lines": len(told) + 1}
+    state = file.state.of_keys(file.keys)
+    told = [*_rows(info, masked(file.root, secrets), file), *(state.hidden() if secrets else state).rows()]
+    hash, head = b"", {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "state": True}
+    head |= {"lines": len(told) + 1}
     head |= {"secrets": sorted(secrets.names)} if secrets else {}
     for row in (head, *told):
         text = json_bytes(row)
@@ -179,12 +186,15 @@ def read(text: bytes, name: str) -> RunFile:
     known: dict[str, Happening] = {}
     head, info = dict[str, Any](), None
     first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
-    chain, number = _Chain(), 0
+    chain, number, then = _Chain(), 0, StateThen()
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = checked(dict[str, Any], "a line of a run's file", load_json(chain.checked(line)))
             if info is None:
                 head, info = row, _head(row)
+                continue
+            if row.get("kind") == KIND:
+                then += read_row(row)
                 continue
             one = _happening(row)
         except (DecodeError, KeyError, TypeError, ValueError) as error:
@@ -201,7 +211,8 @@ def read(text: bytes, name: str) -> RunFile:
     key, session, headers, kind = map(first.get, _OF_SOURCE)
     root.secrets = frozenset(checked(list[str], "names of fields", head.get("secrets", [])))
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
-    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text)
+    then = then if head.get("state") else NOT_THERE
+    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text, then)
 
 
 def _head(row: Mapping[str, Any]) -> RunInfo:

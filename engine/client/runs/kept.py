@@ -38,7 +38,7 @@ from dspex.bus.port import Bucket, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import SETTING, may_store
 from dspex.engine.client.following.progress import RunInfo
-from dspex.engine.client.runs.export import MAKE, RunFile, lines, read, read_info
+from dspex.engine.client.runs.export import MAKE, RunFile, read, read_info, written
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.manifest import Manifest
@@ -65,7 +65,7 @@ class _Piece(TypedDict):
 
 
 async def keep(bus: Bus, app: str, text: bytes, how: str) -> RunFile:
-    """Keep a run. `text`: its file, as `export.lines` gives it. `how` it came to be: a word, which `RunInfo.kept` has.
+    """Keep a run. `text`: its file, as `export.written` gives it. `how` it came to be: a word, which `RunInfo.kept` has.
 
     Raises DecodeError where it is no such file, RunError (DX628) where another run with its id is kept; BusError.
     """
@@ -100,7 +100,7 @@ async def imported(bus: Bus, app: str, manifests: Mapping[str, Manifest], path: 
     file = read(text, str(path))
     try:
         past = await history(bus, app, manifests, file.info.id)
-        here = read(b"".join(lines(file.info, Tree(past, manifests).root, past)), "what is here")
+        here = read(written(RunFile.of(file.info, Tree(past, manifests).root, past)), "what is here")
     except (RunNotFound, RecordingIncomplete):  # of what is nearly past its retention, some may be gone
         return await keep(bus, app, text, IMPORTED)
     if here.root != file.root:

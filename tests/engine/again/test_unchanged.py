@@ -15,7 +15,7 @@ from dspex.engine.again.files import files_at, of_files, replayed
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.runs.export import RunFile
-from dspex.engine.client.runs.recorded import RecordedCalls
+from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]

@@ -47,6 +47,7 @@ def fork(
         f"{count(made.served, 'call')} read back, {made.called:,} made, {made.tokens:,} tokens",
         *([f"{count(made.delivered, 'event')} published to the sinks"] if deliver else []),
     ]
+    lines += [f"begins without state: {made.without}"] if made.without else []
     said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
     t.emit(said, *lines, *(made.diff.lines() if diff else []))
 

@@ -48,6 +48,8 @@ def repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: Mode) ->
     lines += other_builds(logs) if logs is not None else []
     lines += [f"differs {file}: at {one.step}{f' ({one.field})' if one.field else ''}" for file, one in differ[:MOST]]
     lines += [f"… and {len(differ) - MOST:,} more"] if len(differ) > MOST else []
+    said |= {"without": found.without}
+    lines += [f"begins without state: {found.without}"] if found.without else []
     t.emit(said, *lines, *found.diff.lines(), *(["same"] if found.same else []))
     if not found.same and mode == "strict":
         where = f"in {count(len(differ), 'file')}" if differ else count(len(found.diff.steps), "time")

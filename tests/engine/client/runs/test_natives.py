@@ -17,7 +17,7 @@ from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.requests import lines as lines_of
 from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.runs.export import load
-from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.replay.altered import GoingOn
 from dspex.engine.replay.natives import NativeValues
