@@ -56,11 +56,12 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
         return ForkPlace(node, 0, calls[at].data)
     known = graph.nodes.get(node)
     native = known is not None and known.role in ("native", "source")
-    if known is None or not (native or known.role == "call") or (mark and not (native and number.isdecimal())):
-        names = [n.name for n in graph.nodes.values() if n.role in ("native", "call", "source")]
+    decided = known is not None and known.op == "approve" and not mark
+    if known is None or not (native or decided or known.role == "call") or (mark and not (native and number.isdecimal())):
+        names = [n.name for n in graph.nodes.values() if n.role in ("native", "call", "source") or n.op == "approve"]
         fix = did_you_mean(at, [*calls, *names], "see dspex runs show")
         raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
-    if not mark and not native and not any(call.node == node for call in file.calls):
+    if not mark and not native and not decided and not any(call.node == node for call in file.calls):
         raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix="see dspex runs show")
     return ForkPlace(node, int(number) if mark else None, None)
 
@@ -77,6 +78,8 @@ def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[G
         if change.inputs is None:
             raise ConfigError(f"of a source the event is changed: {at.node}", code="DX105", fix="give inputs")
         return replace(file, root=replace(file.root, data=merged(file.root.data, change.inputs))), list(graphs)
+    if node.op == "approve":
+        return _decided(change, at, file), list(graphs)
     made: Node
     pools = graph.pools
     if isinstance(node, CallNode):
@@ -98,6 +101,17 @@ def _check_names(change: ForkChange, at: ForkPlace, file: RunFile) -> None:
         if known and (unknown := [name for name in given or () if name not in known]):
             fix = did_you_mean(unknown[0], sorted(known))
             raise ConfigError(f"{at.node} has no {what} {unknown[0]!r}", code="DX105", fix=fix)
+
+
+def _decided(change: ForkChange, at: ForkPlace, file: RunFile) -> RunFile:
+    """The run with another decision about all that waited there."""
+    if change.outputs is None:
+        raise ConfigError(f"of {at.node} what was decided is changed", code="DX105", fix="--set decision=accept, or reject")
+    if all(one.node != at.node for one in file.state.decisions):
+        raise ConfigError(f"nobody decided anything at {at.node} in this run", code="DX105", fix="see dspex runs show")
+    then, given = file.state.decisions, change.outputs
+    decisions = tuple(one.altered(given) if one.node == at.node else one for one in then)
+    return replace(file, state=replace(file.state, decisions=decisions))
 
 
 def _pools(change: ForkChange, node: CallNode) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ async def forked(
     place = place_of(at, file, used)
     other, code = changed(change, place, file, used)
     found = await repeat(client, other, code, mode="hybrid", alter=outputs_of(change, place), state=change.program, told=told)
-    made = _run_of_its_own(found, file, at)
+    made = _run_of_its_own(found, other, at)
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)

@@ -18,7 +18,7 @@ from typing import Final
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.memory.faults import Luck
-from dspex.bus.port import StreamConfig
+from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import Usage
 from dspex.bus.seldom import silent
 from dspex.bus.serving.programs.names import StateName
@@ -43,6 +43,7 @@ _BEGIN: Final = (
     2.0  # seconds before the run, when the engine begins: whole ones, so that the clock has the very time of the event
 )
 _STEP: Final = 1.0  # seconds that pass between two looks
+_LATE: Final = 600.0  # seconds after which a decision is late
 _LONGER: Final = 60.0  # seconds that a run may take longer than it did: attempts wait with jitter
 
 
@@ -171,6 +172,7 @@ class _Again:
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
         self._recorded = recorded
         self._stopped, self._run = False, id_in(file)
+        self._decisions = {one.approval: one for one in reversed(file.state.decisions)}  # the first one of each counts
         self._answering = Answering(self._place, loop, app, pools, self._run, recorded, mode, make, alter)
 
     def give_up(self) -> None:
@@ -227,7 +229,24 @@ class _Again:
                 self._told(answering.spent)
             if self._stopped or clock() > most + answering.ran or self._done():
                 return
-            self._loop.advance(_STEP)
+            self._loop.advance(run(self._decide()))
+
+    async def _decide(self) -> float:
+        """Decide what was decided by now, about what waits. Seconds that may pass until it is looked again.
+
+        For a decision that came late nobody waits: the clock would have to go on for days.
+        """
+        if not self._decisions:
+            return _STEP
+        now, bus = self._place.now, self._client.bus
+        for one in [one async for one in self._client.approvals()]:
+            then = self._decisions.get(one.id)
+            if then is not None and (then.time <= now or then.time > one.since.timestamp() + _LATE):
+                del self._decisions[one.id]
+                to = subjects.decision(self._app, one.topology, one.stage, one.partition)
+                headers = {subjects.DECIDE: one.node, subjects.RUN: self._run}
+                await bus.publish(NewMessage(to, then.about(one.digest).pack(), headers))
+        return min([_STEP, *(one.time - now for one in self._decisions.values() if one.time > now)])
 
     def _done(self) -> bool:
         return self._loop.run(self._client.run(self._run).info(), advance=True).status != "running"

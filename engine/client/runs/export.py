@@ -31,7 +31,7 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
-from dspex.engine.client.runs.then.state import KIND, NOT_READ, NOT_THERE, StateThen, read_row
+from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
 from dspex.engine.client.runs.tree import FORGOTTEN, Happening, masked, secrets_of
 
 VERSION: Final = 1
@@ -193,7 +193,7 @@ def read(text: bytes, name: str) -> RunFile:
             if info is None:
                 head, info = row, _head(row)
                 continue
-            if row.get("kind") == KIND:
+            if row.get("kind") in KINDS:
                 then += read_row(row)
                 continue
             one = _happening(row)

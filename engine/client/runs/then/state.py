@@ -1,4 +1,4 @@
-"""What operators with state kept when a run began: it is done again with that.
+"""What operators with state kept when a run began, and what people decided in it: it is done again with that.
 
 It is read from the commit logs: of each partition as of its last entry before the first one that took something of the run; of
 those that the run did not come to, as of when it began. What belongs to single events of other runs is left out: what waits
@@ -20,6 +20,7 @@ from dspex.bus.port import Bus
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.places import place
+from dspex.engine.client.runs.then.decisions import DecisionThen, decisions_of, read_decision
 from dspex.engine.client.status.state import kept_by
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, packed, plain
@@ -75,10 +76,14 @@ class PartitionState(NamedTuple):
 
 @dataclass(frozen=True)
 class StateThen:
-    """What operators kept before a run. `unknown`: why it is not known; "" where it is, or no operator keeps anything."""
+    """What operators kept before a run. `unknown`: why it is not known; "" where it is, or no operator keeps anything.
+
+    `decisions`: what people decided in it.
+    """
 
     partitions: tuple[PartitionState, ...] = ()
     unknown: str = ""
+    decisions: tuple[DecisionThen, ...] = ()
 
     @property
     def lacks(self) -> str:
@@ -91,15 +96,18 @@ class StateThen:
         """Only what is of these keys, as the file of a run has it: of too much, that it was."""
         found = [part.of_keys(keys) for part in self.partitions]
         if (size := sum(part.size for part in found)) > _MOST:
-            return StateThen((), f"operators kept {size:,} bytes of its keys, and a file has {_MOST:,} at most")
+            why = f"operators kept {size:,} bytes of its keys, and a file has {_MOST:,} at most"
+            return replace(self, partitions=(), unknown=why)
         return replace(self, partitions=tuple(part for part in found if part.keeps))
 
     def hidden(self) -> StateThen:
         """Of a run that has secret fields: values of them may be in what operators kept."""
-        return replace(self, partitions=(), unknown="its run has secret fields, and state may hold their values")
+        decisions = tuple(one for one in self.decisions if not one.edit)
+        return StateThen((), "its run has secret fields, and state may hold their values", decisions)
 
     def __add__(self, other: StateThen) -> StateThen:
-        return StateThen((*self.partitions, *other.partitions), self.unknown or other.unknown)
+        decisions = (*self.decisions, *other.decisions)
+        return StateThen((*self.partitions, *other.partitions), self.unknown or other.unknown, decisions)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """As lines of a file."""
@@ -107,15 +115,21 @@ class StateThen:
             yield {"kind": KIND, "unknown": self.unknown}
         for part in self.partitions:
             yield {"kind": KIND, **part._asdict(), "tables": base64.b64encode(packed(part.tables)).decode()}
+        for decision in self.decisions:
+            yield {"kind": DECISION, **decision._asdict()}
 
 
-KIND: Final = "state"
+KIND, DECISION = "state", "decision"
+KINDS: Final = (KIND, DECISION)
+"""Of lines of a file."""
 NOT_THERE: Final = StateThen((), "its file has none: it was written before files had it")
 NOT_READ: Final = StateThen((), "nobody asked for it")
 
 
 def read_row(row: Mapping[str, Any]) -> StateThen:
     """What a line says. Raises DecodeError, KeyError, ValueError where it is none."""
+    if row["kind"] == DECISION:
+        return StateThen(decisions=(read_decision(row),))
     if "unknown" in row:
         return StateThen((), checked(str, "why there is no state", row["unknown"]))
     tables = plain(base64.b64decode(checked(str, "tables", row["tables"])))
@@ -126,19 +140,19 @@ def read_row(row: Mapping[str, Any]) -> StateThen:
 
 
 async def state_before(bus: Bus, app: str, past: History, applied: Mapping[str, Manifest]) -> StateThen:
-    """What operators kept when a run began. Raises BusError."""
+    """What operators kept when a run began, and what people decided. Raises BusError."""
     if not past.taken:
         return StateThen()
     first = {taken.partition: taken for taken in reversed(past.taken)}
-    found = list[PartitionState]()
+    found, decisions = list[PartitionState](), await decisions_of(bus, app, past, applied)
     for topology in past.topologies:
         if (known := applied.get(topology)) is None:
             continue
         try:
             found += await _of_topology(bus, app, topology, known, first)
         except RecordingIncomplete as error:
-            return StateThen((), error.message)
-    return StateThen(tuple(found))
+            return StateThen((), error.message, decisions)
+    return StateThen(tuple(found), "", decisions)
 
 
 async def _of_topology(
