@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
-from dspex.bus.errors import ConfigError, InvalidInput, RunNotFound
+from dspex.bus.errors import ConfigError, InvalidInput, RecordingIncomplete, RunNotFound
 from dspex.bus.records import CallRequest
 from dspex.bus.settings.similar import did_you_mean
+from dspex.bus.subjects import SUBMITTED
+from dspex.engine.again.answering import Alter
 from dspex.engine.client.resolve import HasCall
 from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.then.changes import CODE, KeptChange
 from dspex.engine.graph.context import Build
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node
@@ -83,7 +86,7 @@ def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[G
     made: Node
     pools = graph.pools
     if isinstance(node, CallNode):
-        made, pools = _of_call(change, at, node), (*pools, *_pools(change, node))
+        made, pools = _of_call(change, at, node, submitted=graph.name == SUBMITTED), (*pools, *_pools(change, node))
     elif isinstance(node, NativeNode) and (change.inputs is not None or change.outputs is not None):
         made = replace(node, build=_interposed(node.build, change, at.ordinal))
     else:
@@ -118,15 +121,16 @@ def _pools(change: ForkChange, node: CallNode) -> tuple[str, ...]:
     return (node.call.pool, *((change.spec.to_call().pool,) if change.spec is not None else ()))
 
 
-def _of_call(change: ForkChange, at: ForkPlace, node: CallNode) -> CallNode:
+def _of_call(change: ForkChange, at: ForkPlace, node: CallNode, *, submitted: bool) -> CallNode:
     """The operator with the change in each call, or in those that ask what the step at `at` was asked."""
     own = node.call
-    if own.of is not None:
+    if submitted:
         raise ConfigError("a submitted call is forked by its outputs alone", code="DX105", fix="submit another one")
 
     def of(data: Any, subject: str) -> Call[Any]:
-        given = dict(own.inputs(data))
-        return _call(change, own, given) if at.asked is None or given == dict(at.asked) else own
+        now = own if own.of is None else own.of(data, subject)  # a fork of a fork has changed it before
+        given = dict(now.inputs(data))
+        return _call(change, now, given) if at.asked is None or given == dict(at.asked) else now
 
     return replace(node, call=replace(own, of=of))
 
@@ -144,6 +148,57 @@ def _call(change: ForkChange, own: Call[Any], given: Mapping[str, Any]) -> Call[
         raise InvalidInput(f"the call has no input {unknown[0]!r}", fix=fix)
     made = {**given, **(change.inputs or {})}
     return replace(own, inputs=lambda data: made)
+
+
+def kept(change: ForkChange, at: ForkPlace) -> KeptChange:
+    """A change as the file of its fork has it."""
+    given = {name: value for name, value in vars(change).items() if value not in (None, False)}
+    ((what, value),) = given.items()
+    asked = dict(at.asked) if at.asked is not None else None
+    if what in ("lm", "program"):
+        return KeptChange(at.node, at.ordinal, asked, "lm" if what == "lm" else "program", str(value))
+    if what in ("inputs", "outputs"):
+        return KeptChange(at.node, at.ordinal, asked, "inputs" if what == "inputs" else "outputs", dict(value))
+    return KeptChange(at.node, at.ordinal, asked, CODE, None)
+
+
+class Changes(NamedTuple):
+    """Changes of graphs. `alter`: outputs that calls have. `programs`: names of saved states."""
+
+    graphs: list[Graph]
+    alter: Alter | None
+    programs: list[str]
+
+
+def before(file: RunFile, graphs: Sequence[Graph]) -> Changes:
+    """The changes of the forks that a run comes from, made again, but for those of code. Raises RecordingIncomplete where one
+    has no place any more.
+    """
+    alters, programs = list[Alter](), list[str]()
+    for one in file.changes:
+        graph = next(graph for graph in graphs if graph.name == file.info.topology)
+        if one.what == CODE or (node := graph.nodes.get(one.node)) is None or node.role not in ("native", "call"):
+            if one.what == CODE or (node is not None and (node.role == "source" or node.op == "approve")):
+                continue  # it is in the event, or in what was decided
+            why = f"run {file.info.id} comes from a fork at {one.node}, which the code has not got"
+            raise RecordingIncomplete(why, run=file.info.id, fix="fork its parent: dspex runs show names it")
+        change, at = ForkChange(**one.given), ForkPlace(one.node, one.ordinal, one.asked)
+        graphs = changed(change, at, file, graphs)[1]
+        alters += [alter] if (alter := outputs_of(change, at)) is not None and node.role == "call" else []
+        programs += [change.program] if change.program is not None else []
+    return Changes(list(graphs), altered(alters), programs)
+
+
+def altered(alters: Sequence[Alter]) -> Alter | None:
+    """Several changes of outputs as one, of which the last one holds; None for none."""
+    if not alters:
+        return None
+
+    def of(request: CallRequest) -> Mapping[str, Any] | None:
+        found = [given for alter in alters if (given := alter(request)) is not None]
+        return {name: value for given in found for name, value in given.items()} if found else None
+
+    return of
 
 
 def _interposed(build: Build, change: ForkChange, ordinal: int | None) -> Build:
@@ -177,7 +232,7 @@ def merged(data: Any, fields: Mapping[str, Any]) -> Any:
     raise InvalidInput(f"its data is {type(data).__name__}, and has no fields to change", fix="fork it at another operator")
 
 
-def outputs_of(change: ForkChange, at: ForkPlace) -> Callable[[CallRequest], Mapping[str, Any] | None] | None:
+def outputs_of(change: ForkChange, at: ForkPlace) -> Alter | None:
     """What says which outputs a call has that is not made; None where the change is another one."""
     if change.outputs is None:
         return None

@@ -13,7 +13,7 @@ from dspex.bus.message import derived_id, new_id
 from dspex.bus.port import NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar
-from dspex.engine.again.change import ForkChange, changed, outputs_of, place_of
+from dspex.engine.again.change import ForkChange, altered, before, changed, kept, outputs_of, place_of
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
@@ -22,6 +22,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, compare
 from dspex.engine.client.runs.export import RunFile, written
 from dspex.engine.client.runs.kept import keep
+from dspex.engine.client.runs.then.changes import CODE
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
 
@@ -61,10 +62,16 @@ async def forked(
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait"
         raise RecordingIncomplete(f"run {file.info.id} is not over", run=file.info.id, fix=fix)
-    used = of_run(graphs, file.info.topology, file.root.data)
-    place = place_of(at, file, used)
-    other, code = changed(change, place, file, used)
-    found = await repeat(client, other, code, mode="hybrid", alter=outputs_of(change, place), state=change.program, told=told)
+    if not change.topology and any(one.what == CODE for one in file.changes):
+        fix = f"fork its parent, {file.info.parent}; or change the code again: --with TARGET"
+        raise RecordingIncomplete(f"run {file.info.id} comes from a fork of other code, which is not kept", fix=fix)
+    earlier = before(file, of_run(graphs, file.info.topology, file.root.data))
+    place = place_of(at, file, earlier.graphs)
+    other, code = changed(change, place, file, earlier.graphs)
+    alter = altered([one for one in (earlier.alter, outputs_of(change, place)) if one is not None])
+    states = [*earlier.programs, *([change.program] if change.program is not None else [])]
+    found = await repeat(client, other, code, mode="hybrid", alter=alter, states=states, told=told)
+    other = replace(other, changes=(*file.changes, kept(change, place)))
     made = _run_of_its_own(found, other, at)
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
@@ -80,7 +87,7 @@ def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
     root = _moved(found.file.root, old, id, later)
     ended = max((one.time for one in root), default=now)
     info = replace(found.file.info, id=id, parent=parent.info.id, started=now, finished=ended)
-    return replace(found.file, info=info, root=root, state=parent.state)
+    return replace(found.file, info=info, root=root, state=parent.state, changes=parent.changes)
 
 
 def _moved(one: Happening, old: str, new: str, later: timedelta) -> Happening:

@@ -9,7 +9,7 @@ nothing differs, no engine is started (`unchanged.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,7 +85,7 @@ async def repeat(
     mode: Mode = "strict",
     make: Make | None = None,
     alter: Alter | None = None,
-    state: str | None = None,
+    states: Collection[str] = (),
     told: Callable[[CallsSoFar], None] | None = None,
     whole: bool = True,
     unchanged: Unchanged | None = None,
@@ -104,7 +104,7 @@ async def repeat(
         mode: "strict": no call is made, and one that has no recorded answer raises Divergence; "hybrid": such a call is made;
             "live": all calls are.
         make: makes calls in the place of the client.
-        alter: which outputs a fork changes. state: a saved state that its calls have.
+        alter: which outputs a fork changes. states: names of saved states that its calls have.
         told: hears of the calls so far, now and then, in a thread of its own.
         whole: calls are compared by all that is asked, see RecordedCalls. unchanged: of the graphs, made by who does many runs
             again with them.
@@ -116,9 +116,9 @@ async def repeat(
     if make is None and client is not None:
         make = partial(made, client.bus, client.app)
     _check(file, graphs, mode, make)
-    states = await _states(client, graphs, state) if client is not None else None
+    meant = await _states(client, graphs, states) if client is not None else None
     calls = [call for call in file.calls if mode == "strict" or not any(step.wrong for step in call.attempts)]
-    recorded = partial(RecordedCalls, calls, states, whole=whole)
+    recorded = partial(RecordedCalls, calls, meant, whole=whole)
     if mode == "strict" and alter is None and (unchanged or Unchanged(graphs)).is_same(file, recorded()):
         return Repeated(file, len(calls), 0, Usage(), compare(file.root, file.root, (file.info, file.info)))
     app = client.app if client is not None else "again"
@@ -134,10 +134,10 @@ async def repeat(
         raise
 
 
-async def _states(client: Client, graphs: Sequence[Graph], more: str | None = None) -> dict[str, str]:
-    """What names of saved states mean now. `more`: another one. Raises RunError (DX627) for one that means nothing."""
+async def _states(client: Client, graphs: Sequence[Graph], more: Collection[str]) -> dict[str, str]:
+    """What names of saved states mean now. `more`: others. Raises RunError (DX627) for one that means nothing."""
     names = {node.call.spec.state for graph in graphs for node in graph.calls if node.call.spec.state}
-    names |= {more} if more is not None else set()
+    names |= {*more}
     saved = SavedStates(client.bus, client.app)
     return {name: (await saved.find(StateName.read(name))).name for name in names}
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dspex.bus.errors import TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
+from dspex.engine.again.change import before
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.state import file_of
@@ -68,8 +69,9 @@ async def of_file(
     """The replay of a run from its source event on, with the state of then. `harmless`: fields that may differ. `options`: of
     `repeat`.
     """
-    used = of_run(graphs, file.info.topology, file.root.data)
-    found = await repeat(client, file, used, mode=mode, told=told, **options)
+    used = before(file, of_run(graphs, file.info.topology, file.root.data))
+    more = {"alter": used.alter, "states": used.programs}
+    found = await repeat(client, file, used.graphs, mode=mode, told=told, **more, **options)
     diff = found.diff
     if harmless and not diff.same:
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)

@@ -31,6 +31,7 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.then.changes import KeptChange
 from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
 from dspex.engine.client.runs.tree import FORGOTTEN, Happening, masked, secrets_of
 
@@ -59,7 +60,7 @@ class RunFile:
         info: of the run. root: its source event, with what came of it.
         key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
             data. place: where it lies; None in files of before. text: the file itself; empty for one that is not written.
-        state: what operators kept when it began.
+        state: what operators kept when it began. changes: of the forks that it comes from.
     """
 
     info: RunInfo
@@ -72,6 +73,7 @@ class RunFile:
     place: SourcePlace | None = None
     text: bytes = b""
     state: StateThen = NOT_THERE
+    changes: tuple[KeptChange, ...] = ()
 
     @classmethod
     def of(cls, info: RunInfo, root: Happening, past: History, state: StateThen = NOT_READ) -> RunFile:
@@ -118,6 +120,7 @@ def _lines(file: RunFile) -> Iterator[bytes]:
     hash, head = b"", {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "state": True}
     head |= {"lines": len(told) + 1}
     head |= {"secrets": sorted(secrets.names)} if secrets else {}
+    head |= {"changes": [secrets.masked(one._asdict()) for one in file.changes]} if file.changes else {}
     for row in (head, *told):
         text = json_bytes(row)
         hash = _hash(hash, text)
@@ -212,7 +215,8 @@ def read(text: bytes, name: str) -> RunFile:
     root.secrets = frozenset(checked(list[str], "names of fields", head.get("secrets", [])))
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
     then = then if head.get("state") else NOT_THERE
-    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text, then)
+    changes = tuple(checked(list[KeptChange], "what a fork has changed", head.get("changes", [])))
+    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text, then, changes)
 
 
 def _head(row: Mapping[str, Any]) -> RunInfo:

@@ -1,0 +1,80 @@
+"""A fork of a fork has both changes; and one whose first change is not kept is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_lab import Lab
+
+from dspex.bus.errors import RecordingIncomplete
+from dspex.engine.again.change import ForkChange
+from dspex.engine.again.fork import forked
+from dspex.engine.again.replays import of_file
+from dspex.engine.client.runs.export import RunFile
+from dspex.operators.topology import Topology
+
+MakeLab = Callable[..., Lab]
+
+
+def asking(mark: str = "") -> Topology:
+    topology = Topology("asking")
+    clean = topology.source("in").map(lambda d: {**d, "size": len(d["text"])}, name="measure")
+    asked = clean.predict("text -> kind", name="ask")
+    asked.map(lambda d: {**d, "kind": d["kind"] + mark}, name="say").sink("out")
+    return topology
+
+
+@pytest.fixture
+def one(lab: MakeLab) -> Lab:
+    found = lab(asking())
+    found.answers["ask"] = lambda inputs, work: {"kind": "plain"}
+    found.start()
+    found.work()
+    return found
+
+
+def fork(one: Lab, run: str, at: str, code: Topology | None = None, **change: Any) -> RunFile:
+    made = one.run(forked(one.client, run, at, ForkChange(**change), [(code or asking()).graph]))
+    file: RunFile = one.run(one.client.run(made.run).file())
+    assert asyncio.run(of_file(None, file, [(code or asking()).graph], "strict")).same
+    return file
+
+
+def out(file: RunFile) -> dict[str, Any]:
+    (found,) = file.outputs
+    return {name: found.data[name] for name in ("size", "kind")}
+
+
+def test_both_changes_hold_whichever_came_first(one: Lab) -> None:
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    first = fork(one, run, "measure", outputs={"size": 9})
+    assert out(first) == {"size": 9, "kind": "plain"}
+    second = fork(one, first.info.id, "ask", outputs={"kind": "other"})
+    assert out(second) == {"size": 9, "kind": "other"}
+    third = fork(one, second.info.id, "in", inputs={"text": "abcdef"})  # the call is asked something else now
+    assert out(third) == {"size": 9, "kind": "other"}
+    assert out(fork(one, third.info.id, "measure#0", outputs={"size": 1})) == {"size": 1, "kind": "other"}
+    assert third.info.parent == second.info.id
+
+
+def test_a_fork_of_other_code_is_forked_with_other_code_alone(one: Lab) -> None:
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    first = fork(one, run, "say", asking("!"), topology=True)
+    assert out(first)["kind"] == "plain!"
+    with pytest.raises(RecordingIncomplete, match="a fork of other code, which is not kept"):
+        fork(one, first.info.id, "ask", outputs={"kind": "other"})
+    assert out(fork(one, first.info.id, "say", asking("?"), topology=True))["kind"] == "plain?"
+
+
+def test_a_change_that_has_no_place_in_the_code_any_more_is_no_change_that_is_lost(one: Lab) -> None:
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    first, other = fork(one, run, "measure", outputs={"size": 9}), Topology("asking")
+    other.source("in").predict("text -> kind", name="ask").sink("out")
+    with pytest.raises(RecordingIncomplete, match="a fork at measure, which the code has not got"):
+        fork(one, first.info.id, "ask", other, topology=True)
