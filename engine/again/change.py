@@ -162,15 +162,15 @@ def kept(change: ForkChange, at: ForkPlace) -> KeptChange:
     return KeptChange(at.node, at.ordinal, asked, CODE, None)
 
 
-class Changes(NamedTuple):
-    """Changes of graphs. `alter`: outputs that calls have. `programs`: names of saved states."""
+class ForkedGraphs(NamedTuple):
+    """Graphs that forks have changed. `alter`: outputs that calls have. `programs`: names of saved states."""
 
     graphs: list[Graph]
     alter: Alter | None
     programs: list[str]
 
 
-def before(file: RunFile, graphs: Sequence[Graph]) -> Changes:
+def before(file: RunFile, graphs: Sequence[Graph]) -> ForkedGraphs:
     """The changes of the forks that a run comes from, made again, but for those of code. Raises RecordingIncomplete where one
     has no place any more.
     """
@@ -186,7 +186,7 @@ def before(file: RunFile, graphs: Sequence[Graph]) -> Changes:
         graphs = changed(change, at, file, graphs)[1]
         alters += [alter] if (alter := outputs_of(change, at)) is not None and node.role == "call" else []
         programs += [change.program] if change.program is not None else []
-    return Changes(list(graphs), altered(alters), programs)
+    return ForkedGraphs(list(graphs), altered(alters), programs)
 
 
 def altered(alters: Sequence[Alter]) -> Alter | None:
