@@ -246,7 +246,8 @@ class _Again:
                 to = subjects.decision(self._app, one.topology, one.stage, one.partition)
                 headers = {subjects.DECIDE: one.node, subjects.RUN: self._run}
                 await bus.publish(NewMessage(to, then.about(one.digest).pack(), headers))
-        return min([_STEP, *(one.time - now for one in self._decisions.values() if one.time > now)])
+        ahead = [one.time - now for one in self._decisions.values() if one.time > now]
+        return min(_STEP, *ahead) if ahead else _STEP
 
     def _done(self) -> bool:
         return self._loop.run(self._client.run(self._run).info(), advance=True).status != "running"

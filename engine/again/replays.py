@@ -70,8 +70,8 @@ async def of_file(
     `repeat`.
     """
     used = before(file, of_run(graphs, file.info.topology, file.root.data))
-    more = {"alter": used.alter, "states": used.programs}
-    found = await repeat(client, file, used.graphs, mode=mode, told=told, **more, **options)
+    options |= {"alter": used.alter, "states": used.programs}
+    found = await repeat(client, file, used.graphs, mode=mode, told=told, **options)
     diff = found.diff
     if harmless and not diff.same:
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)

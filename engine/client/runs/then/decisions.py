@@ -43,7 +43,8 @@ class DecisionThen(NamedTuple):
 
 def read_decision(row: Mapping[str, Any]) -> DecisionThen:
     """What a line of a file says. Raises DecodeError, KeyError."""
-    return checked(DecisionThen, "a decision", {name: row[name] for name in DecisionThen._fields})
+    found: DecisionThen = checked(DecisionThen, "a decision", {name: row[name] for name in DecisionThen._fields})
+    return found
 
 
 async def decisions_of(bus: Bus, app: str, past: History, applied: Mapping[str, Manifest]) -> tuple[DecisionThen, ...]:
