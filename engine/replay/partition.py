@@ -41,6 +41,8 @@ from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address, Ask, Output
 from dspex.engine.runtime.walk.state import split_of
 
+_MANY = 16  # entries whose arrivals are handled, from which on those are read together
+
 
 class Difference(NamedTuple):
     """Where a replay differs. `entry`: sequence of the log entry. `what`: in words."""
@@ -98,7 +100,8 @@ class PartitionReplay:
             runs: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
         self._runs = runs
-        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, whole=only is None)
+        whole = only is None or len(only) > _MANY
+        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, whole=whole)
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0

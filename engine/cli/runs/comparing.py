@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.engine.cli.runs.verbs import RUN, as_dict
-from dspex.engine.cli.terminal.client import client, shown, spent
+from dspex.engine.cli.terminal.client import client, count, shown, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -43,17 +43,42 @@ async def _compared(t: Terminal, a: str, b: str, fields: list[str] | None) -> Di
 
 def export(
     context: typer.Context,
-    run: RUN,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it is written.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where it is written; a folder for several.")],
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last; none: several.")] = None,
+    topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All runs of it that are over.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those with dead letters.")] = False,
+    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
 ) -> None:
-    """Write a run to a file, with its calls and what they were answered: for a test (`Driver.replay`), and for a colleague."""
+    """Write a run to a file, with its calls and what they were answered: for a test (`Driver.replay`), and for a colleague. Or
+    several, each to a file of a folder.
+    """
     t = terminal(context)
+    chosen = topology is not None or failed or since is not None
+    if (run is None) != chosen:
+        fix = "dspex runs export RUN -o FILE, or --topology NAME -o FOLDER, with --since and --failed"
+        raise ConfigError("either a run is written, or those that options choose", code="DX105", fix=fix)
     try:
+        if run is None:
+            _several(t, out, topology, failed=failed, since=since)
+            return
         t.run(_exported(t, run, out))
     except OSError as error:
         why, fix = f"{out} cannot be written: {error.strerror}", "name a file in a folder that is there"
         raise ConfigError(why, code="DX105", fix=fix) from None
     t.emit({"file": str(out), "bytes": out.stat().st_size}, f"{shown(out)}  {out.stat().st_size:,} bytes")
+
+
+def _several(t: Terminal, out: Path, topology: str | None, *, failed: bool, since: str | None) -> None:
+    from dspex.engine.cli.runs.again.exporting import exported
+
+    out.mkdir(parents=True, exist_ok=True)
+    found = t.run(exported(t, out, topology, failed=failed, since=since))
+    row = {"folder": str(out), "files": found.files, "running": found.running, "left_out": len(found.left_out)}
+    t.emit(row, f"{shown(out)}  {count(found.files, 'file')}")
+    if found.running:
+        t.note(f"{count(found.running, 'run')} left out that are not over")
+    if found.left_out:
+        raise RecordingIncomplete(f"{count(len(found.left_out), 'run')} could not be written; first: {found.left_out[0]}")
 
 
 async def _exported(t: Terminal, run: str, out: Path) -> None:

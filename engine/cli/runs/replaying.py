@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 MOST = 10  # differences that are printed
 _WIDEST = 200  # characters of what differs, where it is bytes; --json has all
-AT_ONCE = 16  # runs whose histories are read at once
+SEVERAL = 16  # runs from which on it is shown how far their histories are read
 
 
 WITH = Annotated[
@@ -158,7 +157,7 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
 
     async with client(t, "replay") as c:
         ids, found = await what.runs(c), Replayed()
-        past, applied = await histories(t, c, ids)
+        past, applied = await _histories(t, c, ids)
         runs, entries = {one.run for one in past}, taken_by(past, what.topology)
         sent = SendAgain(c, into, checked(into, applied, entries), runs) if into is not None else None
         for topology, taken in entries.items():
@@ -169,19 +168,17 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
         return await _told(t, c, ReplayTold(name, len(runs), found, sent=sent), target, what.topology)
 
 
-async def histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
-    """The histories of runs, some at a time, and what is applied. Raises RunNotFound."""
-    room = asyncio.Semaphore(AT_ONCE)
-    with t.progress("histories", len(runs)) if len(runs) > AT_ONCE else nullcontext(NoBar()) as bar:
+async def _histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
+    """The histories of runs, and what is applied. Raises RunNotFound."""
+    from dspex.engine.client.following.many import histories
 
-        async def one(run: str) -> tuple[History, Mapping[str, Manifest]]:
-            async with room:
-                found = await c.run(run).history()
-                bar.advance(1)
-                return found
-
-        found = await asyncio.gather(*(one(run) for run in runs))
-    return [past for past, _ in found], found[0][1]
+    if len(runs) == 1:
+        past, applied = await c.run(runs[0]).history()
+        return [past], applied
+    applied = await c.manifests()
+    with t.progress("histories", len(runs)) if len(runs) > SEVERAL else nullcontext(NoBar()) as bar:
+        found = await histories(c.bus, c.app, applied, runs, bar.advance)
+    return list(found.values()), applied
 
 
 def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:

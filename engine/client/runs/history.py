@@ -27,8 +27,8 @@ from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Timer
 
-_BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
-_TABLES = ("calls", "timers")
+BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
+TABLES = {"calls": OpenCall, "timers": Timer}
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
 _SOON = 2048  # sequences behind which it is worth to ask snapshots, and to read of its own partitions only
 _LONG = 4 * _MANY  # sequences of the stream that must be left for that; and the most that is looked through at a time
@@ -85,28 +85,28 @@ async def history(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: st
     if (began := id_time(run)) is None:
         raise RunNotFound(f"{run!r} is no id of a run", run=run, fix="dspex runs ls shows those there are")
     info = await bus.stream(subjects.stream(app))
-    start = await sequence_before(bus, info, began.timestamp() - _BEFORE) + 1 if info is not None else 1
-    return await _Reader(bus, app, run).read(manifests, began.timestamp(), start)
+    start = await sequence_before(bus, info, began.timestamp() - BEFORE) + 1 if info is not None else 1
+    return await HistoryReader(bus, app, run).read(manifests, began.timestamp(), start)
 
 
-class _Reader:
+class HistoryReader:
     """Reads the logs for one run."""
 
     def __init__(self, bus: Bus, app: str, run: str) -> None:
         self._bus, self._app, self._run = bus, app, run
-        self._left = Outstanding()
-        self._waiting, self._open = self._left.waiting, self._left.open
+        self.left = Outstanding()
+        self._waiting, self._open = self.left.waiting, self.left.open
         self._stream = subjects.stream(app)
         self._sources: dict[str, list[tuple[str, tuple[str, int]]]] = {}  # subject in that stream → who reads it
         self._looked = set[PartitionId]()  # where it is known what was redriven
 
     @property
-    def _idle(self) -> bool:
+    def idle(self) -> bool:
         """Nothing of the run is open."""
         return not (self._waiting or self._open)
 
-    async def _source(self, manifests: Mapping[str, Manifest], began: float) -> History:
-        """Find the source event, and note who reads it. Raises RunNotFound."""
+    async def begin(self, manifests: Mapping[str, Manifest], began: float) -> None:
+        """Find the source event, and note who reads it: then entries are taken, in their order. Raises RunNotFound."""
         sources = [*places.sources(manifests)]
         self._sources = {subject: readers for stream, subject, readers in sources if stream == self._stream}
         info, message = await places.source_event(self._bus, self._run, sources, began)
@@ -115,32 +115,32 @@ class _Reader:
         readers = [reader for several in said for reader in several]
         self._wait_for(message, readers)
         whole = await payloads.checked_out(self._bus, self._app, message) or message
-        return History(self._run, stream, whole, [topology for topology, _ in readers], created=info.created)
+        self.found = History(self._run, stream, whole, [topology for topology, _ in readers], created=info.created)
 
     def _wait_for(self, message: Message, readers: Iterable[tuple[str, tuple[str, int]]]) -> None:
         """An event of a source: who reads it must read past it."""
         for topology, (stage, count) in readers:
             partition = partition_of(spread_of(message), count) if count > 1 else 0
-            self._left.wait((topology, stage, partition), "source", message.sequence, 0)
+            self.left.wait((topology, stage, partition), "source", message.sequence, 0)
 
     async def read(self, manifests: Mapping[str, Manifest], began: float, begun: int) -> History:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""
         start = begun
-        self._history = await self._source(manifests, began)
+        await self.begin(manifests, began)
         info, size, patience = await self._bus.stream(self._stream), _FEW, _SOON
         ask = start + patience
-        while info is not None and start <= info.last and not self._idle:
+        while info is not None and start <= info.last and not self.idle:
             if start >= ask and info.last - start > _LONG:
-                there = await leap(self._bus, self._app, self._left, start, info.last, near=_SOON)
+                there = await leap(self._bus, self._app, self.left, start, info.last, near=_SOON)
                 patience = _SOON if there > start else 2 * patience
                 start, ask = there, there + patience
             stop = min(info.last, start + size - 1)
-            narrow = None if start - begun < _SOON else self._left.partitions
+            narrow = None if start - begun < _SOON else self.left.partitions
             at, found = await self._piece(start, stop, narrow)
             most = _MANY if narrow is None or found > _FEW else _LONG
             start, size = at + 1, (_FEW if at < stop else min(2 * size, most))
-        self._history.done = self._idle
-        return self._history
+        self.found.done = self.idle
+        return self.found
 
     async def _piece(self, start: int, stop: int, where: Collection[PartitionId] | None) -> tuple[int, int]:
         """Read a piece of the logs; of these partitions alone, until something is outstanding elsewhere. How far it came, and
@@ -149,25 +149,25 @@ class _Reader:
         patterns = [subjects.log(self._app, *partition) for partition in which]
         found = await self._bus.scan(self._stream, patterns, start=start, stop=stop)
         for message in found:
-            await self._entry(message)
-            if where is not None and not self._left.partitions <= {*where}:
+            await self.entry(message)
+            if where is not None and not self.left.partitions <= {*where}:
                 return message.sequence, len(found)
         return stop, len(found)
 
     async def _frame(self, to: PartitionId, message: Message) -> None:
         """A frame for a partition: if it has events of the run, that must take them."""
         if (last := await self._last_event(message)) is not None:
-            self._left.wait(to, "events", message.sequence, last)
+            self.left.wait(to, "events", message.sequence, last)
 
-    async def _entry(self, m: Message) -> None:
+    async def entry(self, m: Message) -> None:
         """Take an entry of a log."""
         where = places.partition(m)
-        if not self._left.may_be_in(where, m.data):
+        if not self.left.may_be_in(where, m.data):
             return
         entry = readable(m.data)
         if entry is None or entry["kind"] != "commit":
             return
-        address, before = LogAddress.of(self._app, *where), {t: {**self._open.get((where, t), {})} for t in _TABLES}
+        address, before = LogAddress.of(self._app, *where), {t: {**self._open.get((where, t), {})} for t in TABLES}
         changed = await changes(self._bus, address, m, entry) or {}
         opened, closed = self._rows(where, changed)
         inputs = [*self._taken(where, entry, {*before["timers"], *before["calls"]})]  # the timer of a call has its number
@@ -181,7 +181,7 @@ class _Reader:
         messages = await self._messages(m, entry)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
         found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
-        self._history.taken.append(found)
+        self.found.taken.append(found)
         for message in messages:
             if (to := places.edge(self._app, message.subject)) is not None:
                 await self._frame(to, message)
@@ -192,7 +192,7 @@ class _Reader:
         for subject, readers in self._sources.items():
             if message.headers.get(subjects.RUN) == self._run and subjects.matches(subject, message.subject):
                 self._wait_for(message, readers)
-                self._history.topologies += [t for t, _ in readers if t not in self._history.topologies]
+                self.found.topologies += [t for t, _ in readers if t not in self.found.topologies]
 
     def _taken(self, where: PartitionId, entry: Mapping[str, Any], timers: set[int]) -> Iterator[tuple[str, int]]:
         """What an entry has taken of what is waited for. What it took in part is taken again by the next one.
@@ -208,17 +208,17 @@ class _Reader:
                 yield input, sequence
                 part = mark and mark[0] and mark[0][0] == "part"
                 if not part and (sequence < end or event <= item):
-                    self._left.took(where, input, sequence)
+                    self.left.took(where, input, sequence)
 
     def _rows(self, where: PartitionId, changed: Mapping[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """The rows of the run that an entry has opened, and those that it has closed."""
         opened, closed = list[tuple[str, int]](), list[tuple[str, int]]()
-        for table, kind in zip(_TABLES, (OpenCall, Timer)):
+        for table, kind in TABLES.items():
             for number, raw in changed.get(table, ()):
                 mine = number in self._open.get((where, table), ())
                 if raw is None and mine:
                     closed.append((table, number))
-                    self._left.closed(where, table, number)
+                    self.left.closed(where, table, number)
                 elif raw is not None and (row := kind(*raw)).run == self._run:
                     if not mine:
                         opened.append((table, number))
@@ -238,11 +238,11 @@ class _Reader:
             there = await self._bus.scan(self._stream, filters, start=start, stop=stop)
             lacks = lacks or len(there) < count
             for message in [m for m in there if m.headers.get(subjects.RUN) == self._run]:
-                self._history.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
+                self.found.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
                 found.append((input, message.sequence))
                 numbers |= {number} if (number := places.number(message)) is not None else set()
         lost = [row for number, row in calls.items() if lacks and number not in numbers and isinstance(row, OpenCall)]
-        self._history.missing |= {(row.id, row.try_number) for row in lost}
+        self.found.missing |= {(row.id, row.try_number) for row in lost}
         return found
 
     async def _messages(self, m: Message, entry: Mapping[str, Any]) -> list[Message]:

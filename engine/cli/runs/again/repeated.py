@@ -102,7 +102,7 @@ async def _files(
         file = load(files[0])
         with calls_made(t, "replay", len(file.calls)) as told:
             return RepeatedRuns(str(what.file), await of_file(c, file, graphs, mode, told))
-    differ = list[tuple[str, StepDiff]]()
+    differ: list[tuple[str, StepDiff]] = []
     with t.progress("replay", len(files)) as bar:
 
         def told_of(so_far: Replay, last: Replay, file: object) -> None:

@@ -54,6 +54,35 @@ def test_a_run_is_written_to_a_file_that_says_all_of_it(native: Project, tmp_pat
     assert native.here("--json", "replay", "--file", str(file)).error()["code"] == "DX235"
 
 
+def test_several_runs_are_written_to_a_folder_which_is_replayed(native: Project, tmp_path: Path) -> None:
+    texts = "".join(f'{{"text":"{"a" * n}"}}\n' for n in range(3, 8))
+    runs = [one["run"] for one in native.publish("-", stdin=texts).objects()]
+    folder = tmp_path / "runs"
+    (said,) = native.here("--json", "runs", "export", "--topology", "native", "-o", str(folder)).objects()
+    assert (said["files"], said["running"], said["left_out"]) == (count := len([*folder.iterdir()]), 0, 0)
+    native.here("runs", "export", runs[2], "-o", str(tmp_path / "one.jsonl"))
+    assert {*runs} <= {file.stem for file in folder.iterdir()}
+    assert (folder / f"{runs[2]}.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    whole = native.here("--json", "replay", "--file", str(folder))
+    assert whole.code == 0, whole.err
+    (said,) = whole.objects()
+    assert (said["same"], said["runs"]) == (True, count)
+    changed = NATIVE.format(u=native.input.removesuffix(".in")).replace('"len(text)"', '"len(text) * 2 - 3"')
+    more = str(native.write("more.yaml", changed))
+    other = native.here("--json", "replay", "--file", str(folder), "--with", more)
+    assert (other.code, other.error()["code"]) == (6, "DX801")
+    (said,) = other.objects()
+    differ = [Path(one["file"]).stem for one in said["files"]]
+    assert [run for run in differ if run in runs] == runs[1:]  # of three characters it is the same
+    assert {(one["step"], one["field"]) for one in said["files"]} == {(f"{native.output}#0", "size")}
+    human = native.here("replay", "--file", str(folder), "--with", more).out
+    assert f"differs {folder / differ[0]}.jsonl: at {native.output}#0 (size)" in human
+    for wrong in (["-o", str(folder)], [runs[0], "--failed", "-o", str(folder)]):
+        assert native.here("--json", "runs", "export", *wrong).error()["code"] == "DX105"
+    (tmp_path / "empty").mkdir()
+    assert native.here("--json", "replay", "--file", str(tmp_path / "empty")).error()["code"] == "DX501"
+
+
 def test_an_imported_run_is_kept_beyond_the_logs_and_found_by_every_verb(native: Project, tmp_path: Path) -> None:
     (run,) = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n').objects())
     file = tmp_path / "run.jsonl"

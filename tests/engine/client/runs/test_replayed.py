@@ -11,7 +11,9 @@ from engine_lab import APP, Lab
 from dspex.bus import codecs, subjects
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
+from dspex.engine.client.following.many import histories
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.runs.recorded import taken_by
 from dspex.engine.replay.marks import outcome
 from dspex.engine.replay.topology import Replayed, replayed, replayed_run
 from dspex.operators.topology import Topology
@@ -67,6 +69,24 @@ def again(one: Lab, topology: Topology, run: str | None = None) -> Replayed:
 
     result: Replayed = one.run(found())
     return result
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_many_runs_together_are_the_same_or_not_as_each_by_itself(past: tuple[Lab, list[str]], step: int) -> None:
+    one, runs = past
+
+    async def found() -> Replayed:
+        applied = await one.client.manifests()
+        some = [*(await histories(one.client.bus, APP, applied, runs[2:])).values()]
+        taken = taken_by(some)["totals"]
+        assert max(map(len, taken.values())) > 16  # so they are read together
+        graph = totals(step, from_=3).graph
+        return await replayed_run(one.client.bus, APP, graph, applied["totals"], {}, taken, runs[2:])
+
+    together: Replayed = one.run(found())
+    apart = [again(one, totals(step, from_=3), run) for run in runs[2:]]
+    assert together.same == all(each.same for each in apart) == (step == 1)
+    assert {run for what in together.diverged for run in what.runs} == {r for e in apart for d in e.diverged for r in d.runs}
 
 
 def test_all_that_a_topology_did_is_the_same_and_asks_nobody(past: tuple[Lab, list[str]]) -> None:

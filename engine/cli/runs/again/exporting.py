@@ -1,0 +1,71 @@
+"""`dspex runs export -o FOLDER`: many runs, each to a file of its own, with their histories read in one pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dspex.bus.errors import RecordingIncomplete
+from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.terminal import Terminal
+
+if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
+    from dspex.engine.client.following.progress import RunInfo
+    from dspex.engine.graph.manifest import Manifest
+
+_TOGETHER: Final = 500  # runs that are in memory at once
+_MANY: Final = 1_000_000  # runs: as many as there are
+
+
+@dataclass
+class ExportedRuns:
+    """What came of it. `files`: that were written. `running`: runs that are not over. `left_out`: why others could not be."""
+
+    files: int = 0
+    running: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+
+async def exported(t: Terminal, folder: Path, topology: str | None, *, failed: bool, since: str | None) -> ExportedRuns:
+    """Write runs to files in a folder that is there, `<id>.jsonl`. Raises OSError."""
+    found = ExportedRuns()
+    async with client(t, "runs") as c:
+        all = [one async for one in c.runs(topology, status="failed" if failed else None, since=since, limit=_MANY)]
+        over, applied = [one for one in all if one.status != "running"], await c.manifests()
+        found.running = len(all) - len(over)
+        with t.progress("export", len(over)) as bar:
+            for first in range(0, len(over), _TOGETHER):
+                some = over[first : first + _TOGETHER]
+                texts = await _texts(c, applied, some, found)
+                await asyncio.to_thread(_written, folder, texts)
+                found.files += len(texts)
+                bar.advance(len(some))
+    return found
+
+
+async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunInfo], found: ExportedRuns) -> dict[str, bytes]:
+    """The files of some runs."""
+    from dspex.engine.client.following.many import histories
+    from dspex.engine.client.runs.export import lines
+    from dspex.engine.client.runs.info import info_of
+    from dspex.engine.client.runs.tree import Tree
+
+    texts = dict[str, bytes]()
+    for one in some:
+        if one.kept and (file := await c.run(one.id).kept()) is not None:
+            texts[one.id] = file.text
+    for run, past in (await histories(c.bus, c.app, applied, [one.id for one in some if not one.kept])).items():
+        try:
+            texts[run] = b"".join(lines(info_of(past, c.app, applied), Tree(past, applied).root, past))
+        except RecordingIncomplete as why:
+            found.left_out.append(why.message)
+    return texts
+
+
+def _written(folder: Path, texts: Mapping[str, bytes]) -> None:
+    for run, text in texts.items():
+        (folder / f"{run}.jsonl").write_bytes(text)
