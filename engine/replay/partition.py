@@ -62,7 +62,7 @@ class PartitionReplay:
     Attributes:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
-        taken: how many arrivals were taken again, by input. build: what the last claim says of the build.
+        taken: how many arrivals were taken again, by input. builds: what wrote the entries that counted, as their claims say.
         differing: the runs of which the last difference is.
         watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
     """
@@ -86,7 +86,7 @@ class PartitionReplay:
         self.excused = self._fails = False
         self._runs: Collection[str] | None = None
         self.watcher, self.first, self.differing, self._at = Watcher(), 0, tuple[str, ...](), 0
-        self.taken, self.build = Counter[str](), dict[str, str]()
+        self.taken, self.builds, self._build = Counter[str](), list[dict[str, str]](), dict[str, str]()
 
     async def differences(
         self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
@@ -119,7 +119,7 @@ class PartitionReplay:
             if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
                 continue  # what no engine wrote
             if entry["kind"] == "claim":
-                claim, begun, self.build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
+                claim, begun, self._build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
                 self._own(self._p.tables, entry["nonce"])
                 continue
             changed = await changes(self.bus, self.log, message, entry)
@@ -146,7 +146,11 @@ class PartitionReplay:
     async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
         if not self._nonce:  # it begins in the middle of an owner's time
             claim = await self.bus.get(self.log.stream, entry["claim"])
-            self._own(self._p.tables, unpack(claim.data)["nonce"] if claim is not None else "")
+            said = unpack(claim.data) if claim is not None else {}
+            self._own(self._p.tables, said.get("nonce", ""))
+            self._build = dict(said.get("build", {}))
+        if sequence >= self.first and self._build not in self.builds:
+            self.builds.append(self._build)
         self._batch, self._fails, self._at = Batch(self.bus.sealing is not None), False, sequence
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:

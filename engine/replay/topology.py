@@ -148,7 +148,8 @@ async def _one(
             if entry >= first:
                 found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
     found.taken += replay.taken
-    found.builds |= {k: (then, build.get(k, "")) for k, then in replay.build.items() if then != build.get(k, "")}
+    for one in replay.builds:
+        found.builds |= {k: (then, build.get(k, "")) for k, then in one.items() if then != build.get(k, "")}
 
 
 async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> AsyncIterator[tuple[Stage, int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from dspex.bus.port import NewMessage
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.log import commit_log
+from dspex.engine.log.build import build
 from dspex.engine.replay.marks import outcome
 from dspex.engine.replay.topology import Replayed, replayed, replayed_run
 from dspex.operators.topology import Topology
@@ -56,16 +59,16 @@ def past(lab: MakeLab) -> tuple[Lab, list[str]]:
     return one, runs
 
 
-def again(one: Lab, topology: Topology, run: str | None = None) -> Replayed:
+def again(one: Lab, topology: Topology, run: str | None = None, build: Mapping[str, str] = MappingProxyType({})) -> Replayed:
     async def found() -> Replayed:
         applied = (await one.client.manifests())["totals"]
         if run is None:
-            return await replayed(one.client.bus, APP, topology.graph, applied, {})
+            return await replayed(one.client.bus, APP, topology.graph, applied, build)
         history, _ = await one.client.run(run).history()
         taken: dict[tuple[str, int], set[int]] = {}
         for commit in history.taken:
             taken.setdefault(commit.partition[1:], set()).add(commit.sequence)
-        return await replayed_run(one.client.bus, APP, topology.graph, applied, {}, taken, history.run)
+        return await replayed_run(one.client.bus, APP, topology.graph, applied, build, taken, history.run)
 
     result: Replayed = one.run(found())
     return result
@@ -87,6 +90,28 @@ def test_many_runs_together_are_the_same_or_not_as_each_by_itself(past: tuple[La
     apart = [again(one, totals(step, from_=3), run) for run in runs[2:]]
     assert together.same == all(each.same for each in apart) == (step == 1)
     assert {run for what in together.diverged for run in what.runs} == {r for e in apart for d in e.diverged for r in d.runs}
+
+
+def test_each_build_that_wrote_what_is_replayed_is_named_beside_that_of_today(
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_log, "LEAST", 1_000)  # snapshots, so that the claim of a run lies before what is read
+    one = lab(totals())
+    one.answers["classify"] = lambda inputs, work: {"intent": "card"}
+    one.work()
+    runs, wrote = list[str](), dict[str, str]()
+    for name, topology in (("a", totals()), ("b", totals(2, from_=100))):
+        one.start(name, topology)
+        wrote[name] = topology.graph.functions
+        runs += [one.publish("in", {"text": "x"}) for _ in range(30)]
+        one.advance(60)
+        one.kill(name)
+    assert wrote["a"] != wrote["b"]
+    today = {**build(totals().graph.digest, "those of today")}
+    functions = {run: again(one, totals(), run, today).builds for run in (runs[29], runs[59])}
+    assert functions[runs[29]] == {"functions": (wrote["a"], "those of today")}
+    assert functions[runs[59]] == {"functions": (wrote["b"], "those of today")}
+    assert again(one, totals(), None, {**today, "functions": wrote["b"]}).builds == {"functions": (wrote["a"], wrote["b"])}
 
 
 def test_all_that_a_topology_did_is_the_same_and_asks_nobody(past: tuple[Lab, list[str]]) -> None:
