@@ -50,14 +50,15 @@ class Models:
         shared: dict[str, Any] = {"cache": False, "num_retries": 0}
         if profile.local:
             known: dict[str, Any] = {**LOCAL_DEFAULTS, **profile.params, **shared, "api_key": "none"}
-            return dspy.LM(installed.local_model(profile.model), api_base=need_local(profile, local), **known)
+            made = dspy.LM(installed.local_model(profile.model), api_base=need_local(profile, local), **known)
+            return litellm_import.mark(made)
         key = key_of(profile, self._config)
         if profile.base_url:
             # a server that wants no key still gets one: without it the client refuses to call
             shared |= {"api_base": profile.base_url, "api_key": key or "none"}
         elif key:
             shared["api_key"] = key
-        return dspy.LM(profile.model, **{**profile.params, **shared})
+        return litellm_import.mark(dspy.LM(profile.model, **{**profile.params, **shared}))
 
 
 def _own(lm: dspy.LM) -> dspy.LM:

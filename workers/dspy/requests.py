@@ -98,7 +98,7 @@ async def _aexecute(lm: Any, call: Any) -> Any:
     turn = await requests.before(_asked(call))
     if turn.found is not None and turn.answered:
         return call_result.CallResult.load(turn.found.answer)
-    await litellm_import.need(messages=call.legacy.get("messages"))
+    await litellm_import.need(messages=call.legacy.get("messages"), by=lm)
     with making(requests, turn):
         result = await _AEXECUTE(lm, call)
     await requests.after(turn, _kept(result), _used(result))

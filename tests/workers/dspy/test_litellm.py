@@ -25,6 +25,14 @@ def __getattr__(name):
 _dspy_logging_configured = True
 def completion(*_, **__): ...
 """
+MINE = """
+import dspy
+class Draft(dspy.Predict): ...
+class Own(dspy.Module):
+    async def aforward(self, text):
+        (said,) = await dspy.LM("mistral/small", api_key="none", num_retries=0).acall(prompt=text)
+        return dspy.Prediction(reply=said)
+"""
 TEXT, SOUND = "text -> reply", "sound: dspy.Audio, text -> reply"
 
 pytestmark = pytest.mark.skipif(installed.MINOR < (3, 4), reason="DSPy imports LiteLLM with itself")
@@ -33,7 +41,7 @@ pytestmark = pytest.mark.skipif(installed.MINOR < (3, 4), reason="DSPy imports L
 def pool(folder: Path, model: str, url: str, **options: Any) -> PoolConfig:
     """A pool whose processes find this LiteLLM."""
     (folder / "litellm.py").write_text(LITELLM)
-    (folder / "mine.py").write_text("import dspy\nclass Draft(dspy.Predict): ...\n")
+    (folder / "mine.py").write_text(MINE)
     profiles = {"main": Profile("main", model, base_url=url, breaker={"failures": 10**6})}
     return config(url, profiles=profiles, programs=("mine:*",), path=(str(folder),), **options)
 
@@ -54,11 +62,13 @@ async def test_what_a_profile_needs_is_imported_once_for_all_workers_before_they
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("why", ["a message", "a profile, in a pool without programs"])
+@pytest.mark.parametrize("why", ["a message", "a program's own model", "a profile, in a pool without programs"])
 async def test_what_was_not_imported_ahead_is_imported_in_a_thread(model: Any, tmp_path: Path, why: str) -> None:
     plain = pool(tmp_path, "openai/stand-in", model.url)
     spec, inputs = CallSpec("predict", SOUND, SOUND), {"text": "a", "sound": {"data": "AAAA", "audio_format": "wav"}}
-    if why != "a message":
+    if why == "a program's own model":
+        spec, inputs = CallSpec("program", "mine:Own", TEXT), {"text": "a"}
+    elif why != "a message":
         other = replace(plain.profiles["main"], name="other", model="mistral/small")
         plain = replace(plain, programs=(), profiles={**plain.profiles, "other": other})
         spec, inputs = CallSpec("predict", TEXT, TEXT, lm=("other",)), {"text": "a"}

@@ -22,6 +22,7 @@ from dspex.workers.dspy.versions import installed
 _IMPORTING: Final = threading.Lock()
 _IMPORTED: Final = threading.Event()
 _UNFIT: Final[tuple[type[BaseException], ...]] = (TypeError, ValueError, *installed.ERRORS)  # of parameters of a model
+_OF_PROFILE: Final = "dspex_profile"
 _OWN_PARTS: Final = ("text", "image_url")  # of messages, which DSPy sends by itself
 
 
@@ -43,10 +44,28 @@ def ahead(pool: PoolConfig) -> None:
         load()
 
 
-async def need(*, of: Profile | None = None, messages: object = ()) -> None:
-    """Have it imported where the model of a profile, or one of these messages, needs it."""
-    if not _IMPORTED.is_set() and (_is_special(messages) if of is None else needed_by(of)):
+async def need(*, of: Profile | None = None, messages: object = (), by: object = None) -> None:
+    """Have it imported where the model of a profile needs it, or one of these messages, or a program's own model `by`."""
+    if _IMPORTED.is_set():
+        return
+    if needed_by(of) if of is not None else _is_special(messages) or _is_asked_by_it(by):
         await asyncio.to_thread(load)
+
+
+def mark(lm: dspy.LM) -> dspy.LM:
+    """A model of a profile, of which it is known already whether it needs it; its copies are marked, too."""
+    vars(lm)[_OF_PROFILE] = True
+    return lm
+
+
+def _is_asked_by_it(lm: object) -> bool:
+    """Whether a program's own model is asked by it; such a model has no profile."""
+    if not isinstance(lm, dspy.LM) or _OF_PROFILE in vars(lm):
+        return False
+    try:
+        return not import_module("dspy.clients.backend_selection").select_backend(lm).native
+    except _UNFIT:  # the call says what is wrong with it
+        return False
 
 
 def needed_by(profile: Profile) -> bool:
