@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final, cast
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.bus.message import derived_id, new_id
-from dspex.bus.port import NewMessage
+from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar
 from dspex.engine.again.change import ForkChange, altered, before, changed, kept, outputs_of, place_of
@@ -25,6 +25,7 @@ from dspex.engine.client.runs.kept import keep
 from dspex.engine.client.runs.then.changes import CODE
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
+from dspex.engine.log.positions import pages, sequence_before
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,22 @@ async def forked(
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
-    sent = await _delivered(client, made) if deliver else 0
+    sent = await _delivered(client, made, code) if deliver else 0
     return Forked(made.info.id, file.info.id, at, found.served, found.called, found.tokens, sent, diff, found.without)
+
+
+async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:
+    """Publish the outputs of a kept fork to the sinks, those that are not there: its id, and how many were published.
+
+    Raises ConfigError (DX105) for a run that is no fork, RunNotFound, BusError.
+    """
+    of = client.run(run)
+    file = await of.kept()
+    if file is None or file.info.parent is None:
+        raise ConfigError(f"run {of.id} is no fork", code="DX105", fix="dspex fork RUN --at OPERATOR … makes one")
+    id, parent = file.info.id, file.info.parent
+    await audit.leave(client.bus, client.app, "fork", run=id, parent=parent, at="", deliver=True)
+    return id, await _delivered(client, file, of_run(graphs, file.info.topology, file.root.data))
 
 
 def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
@@ -105,13 +120,32 @@ def _moved(one: Happening, old: str, new: str, later: timedelta) -> Happening:
     )
 
 
-async def _delivered(client: Client, file: RunFile) -> int:
-    """Publish the outputs of a fork to the sinks, once: the server knows the ids of those that it has. How many."""
-    for number, one in enumerate(found := [one for one in file.root if one.kind == "output"]):
-        body, kind = codecs.encode(one.data, "json")
+async def _delivered(client: Client, file: RunFile, graphs: Sequence[Graph]) -> int:
+    """Publish the outputs of a fork to the sinks, as these write them, but for those that are there. How many."""
+    sinks, there, sent = [node.sink for graph in graphs for node in graph.sinks], dict[str, set[str]](), 0
+    for number, one in enumerate(one for one in file.root if one.kind == "output"):
         id = derived_id(file.info.id, f"fork/{one.node}", number)
+        if one.node not in there:
+            there[one.node] = await _there(client.bus, one.node, file.place.time if file.place is not None else 0.0)
+        if id in there[one.node]:
+            continue
+        known = [sink.codec for sink in sinks if subjects.matches(sink.pattern, one.node)]
+        body, kind = codecs.encode(one.data, cast("codecs.Codec", known[0] if known else "auto"))
         headers = {subjects.EVENT_ID: id, subjects.MESSAGE_ID: id, subjects.RUN: file.info.id}
         headers |= {subjects.SESSION: file.session} if file.session is not None else {}
         headers |= {subjects.CONTENT_TYPE: kind} if kind != codecs.JSON else {}
         await publishing.store(client.bus, client.app, NewMessage(one.node, body, headers))
-    return len(found)
+        sent += 1
+    return sent
+
+
+async def _there(bus: Bus, subject: str, since: float) -> set[str]:
+    """The ids of the events of a sink since the run that was forked: the server knows those of the last minutes alone."""
+    name = await bus.stream_of(subject)
+    if name is None or (info := await bus.stream(name)) is None:
+        return set()
+    start = await sequence_before(bus, info, since - _APART) + 1
+    return {m.headers.get(subjects.EVENT_ID, "") async for page in pages(bus, name, [subject], start=start) for m in page}
+
+
+_APART: Final = 60.0  # seconds by which the clocks of two machines may differ

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from engine_lab import Lab
 
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.engine.again.change import ForkChange
-from dspex.engine.again.fork import forked
+from dspex.engine.again.fork import delivered, forked
 from dspex.engine.again.replays import of_file
 from dspex.engine.client.runs.export import RunFile
 from dspex.operators.topology import Topology
@@ -78,3 +79,21 @@ def test_a_change_that_has_no_place_in_the_code_any_more_is_no_change_that_is_lo
     other.source("in").predict("text -> kind", name="ask").sink("out")
     with pytest.raises(RecordingIncomplete, match="a fork at measure, which the code has not got"):
         fork(one, first.info.id, "ask", other, topology=True)
+
+
+def test_a_fork_is_delivered_again_where_it_was_not_and_nothing_comes_twice(lab: MakeLab) -> None:
+    topology = Topology("packed")
+    topology.source("in").map(lambda d: {**d, "n": 1}, name="count").sink("out", codec="msgpack")
+    one, graphs = lab(topology), [topology.graph]
+    one.start()
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    kept = one.run(forked(one.client, run, "count", ForkChange(outputs={"n": 2}), graphs))
+    assert [d["n"] for d in one.outputs("out")] == [1]
+    assert one.run(delivered(one.client, kept.run, graphs)) == (kept.run, 1)
+    one.advance(600)  # longer than the server knows ids
+    assert one.run(delivered(one.client, kept.run[-8:], graphs)) == (kept.run, 0)
+    assert [d["n"] for d in one.outputs("out")] == [1, 2]
+    assert {m.headers.get(subjects.CONTENT_TYPE) for m in one.messages("out")} == {codecs.MSGPACK}
+    with pytest.raises(ConfigError, match="is no fork"):
+        one.run(delivered(one.client, run, graphs))

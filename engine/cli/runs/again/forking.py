@@ -24,7 +24,7 @@ INPUTS = Annotated[list[str] | None, typer.Option("--input", metavar="K=V", help
 def fork(
     context: typer.Context,
     run: RUN,
-    at: Annotated[str, typer.Option("--at", metavar="NODE", help="The operator, or one step of it: classify#0.")],
+    at: Annotated[str | None, typer.Option("--at", metavar="NODE", help="The operator, or one step of it: classify#0.")] = None,
     lm: Annotated[str | None, typer.Option("--lm", metavar="NAME", help="The model that its calls ask.")] = None,
     outputs: FIELDS = None,
     inputs: INPUTS = None,
@@ -33,11 +33,20 @@ def fork(
     deliver: Annotated[bool, typer.Option("--deliver", help="Publish its outputs to the sinks.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="And print what differs from the run.")] = False,
 ) -> None:
-    """Do a run again with one change, as a run of its own. Calls that ask the same are read back, only others are made."""
+    """Do a run again with one change, as a run of its own. Calls that ask the same are read back, only others are made.
+
+    Of a fork, --deliver alone publishes what it has for sinks, and is not there yet.
+    """
     from dspex.engine.again.change import ForkChange
 
     t = terminal(context)
     change = ForkChange(lm, program, None, _fields(inputs), _fields(outputs), target is not None)
+    if at is None and deliver and change == ForkChange():
+        id, sent = t.run(_delivered(t, run))
+        t.emit({"run": id, "delivered": sent}, f"run {id}  {count(sent, 'event')} published to the sinks")
+        return
+    if at is None:
+        raise ConfigError("a fork changes one thing at an operator, and none is named", code="DX105", fix="--at OPERATOR")
     change.check()
     if lm is not None and lm not in t.settings().lm:
         raise ConfigError(f"there is no language model {lm!r}", code="DX105", fix="see dspex config show")
@@ -50,6 +59,14 @@ def fork(
     lines += [f"begins without state: {made.without}"] if made.without else []
     said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
     t.emit(said, *lines, *(made.diff.lines() if diff else []))
+
+
+async def _delivered(t: Terminal, run: str) -> tuple[str, int]:
+    from dspex.engine.again.fork import delivered
+
+    graphs = code_of(t, None)
+    async with client(t, "fork") as c:
+        return await delivered(c, run, graphs)
 
 
 async def _forked(t: Terminal, run: str, at: str, change: ForkChange, target: str | None, deliver: bool) -> Forked:
