@@ -32,7 +32,7 @@ from dspex.engine.again.stopped import stopped
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
-from dspex.engine.client.runs.diff import Diff, compare
+from dspex.engine.client.runs.diff import Diff, by_step, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.engine.graph.graph import Graph
@@ -120,7 +120,7 @@ async def repeat(
     calls = [call for call in file.calls if mode == "strict" or not any(step.wrong for step in call.attempts)]
     recorded = partial(RecordedCalls, calls, meant, whole=whole)
     if mode == "strict" and alter is None and (unchanged or Unchanged(graphs)).is_same(file, recorded()):
-        return Repeated(file, len(calls), 0, Usage(), compare(file.root, file.root, (file.info, file.info)))
+        return Repeated(file, len(calls), 0, Usage(), _no_difference(file))
     app = client.app if client is not None else "again"
     again = _Again(app, file, graphs, mode, make, alter, recorded(), told, OutsideLoop(asyncio.get_running_loop()))
     done = asyncio.get_running_loop().run_in_executor(None, again.do)
@@ -149,6 +149,13 @@ def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None
         raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)
     if make is None and mode != "strict":
         raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
+
+
+def _no_difference(file: RunFile) -> Diff:
+    """What `compare` says of a run and itself."""
+    used = file.info.usage
+    tokens, cost = used.input_tokens + used.output_tokens, used.cost or 0.0
+    return Diff(True, None, [], (tokens, tokens), (cost, cost), [*by_step(file.root)], (file.info, file.info))
 
 
 class _Again:

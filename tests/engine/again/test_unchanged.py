@@ -14,6 +14,7 @@ from dspex.bus.errors import Divergence, ProgramError
 from dspex.engine.again.files import files_at, of_files, replayed
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.unchanged import Unchanged
+from dspex.engine.client.runs.diff import compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.operators.topology import Topology
@@ -62,6 +63,7 @@ def test_a_run_of_calls_alone_is_known_to_be_the_same_by_its_ids_and_bytes(lab: 
     assert told(file, asking())
     found = asyncio.run(repeat(None, file, [asking().graph]))
     assert (found.diff.same, found.served, found.called, found.file.info.id) == (True, 3, 0, file.info.id)
+    assert found.diff == compare(file.root, file.root, (file.info, file.info))
 
 
 @pytest.mark.parametrize(

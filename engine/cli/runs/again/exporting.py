@@ -50,8 +50,9 @@ async def exported(t: Terminal, folder: Path, topology: str | None, *, failed: b
 async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunInfo], found: ExportedRuns) -> dict[str, bytes]:
     """The files of some runs."""
     from dspex.engine.client.following.many import histories
-    from dspex.engine.client.runs.export import lines
+    from dspex.engine.client.runs.export import RunFile, written
     from dspex.engine.client.runs.info import info_of
+    from dspex.engine.client.runs.then.state import state_before
     from dspex.engine.client.runs.tree import Tree
 
     texts = dict[str, bytes]()
@@ -60,7 +61,8 @@ async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunI
             texts[one.id] = file.text
     for run, past in (await histories(c.bus, c.app, applied, [one.id for one in some if not one.kept])).items():
         try:
-            texts[run] = b"".join(lines(info_of(past, c.app, applied), Tree(past, applied).root, past))
+            then = await state_before(c.bus, c.app, past, applied)
+            texts[run] = written(RunFile.of(info_of(past, c.app, applied), Tree(past, applied).root, past, then))
         except RecordingIncomplete as why:
             found.left_out.append(why.message)
     return texts
