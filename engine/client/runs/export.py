@@ -22,10 +22,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from dspex.bus import subjects
+from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.codecs.json import json_bytes, load_json
-from dspex.bus.errors import DecodeError, RecordingIncomplete
+from dspex.bus.errors import DecodeError, InvalidInput, RecordingIncomplete
 from dspex.bus.message import Event, plain
 from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
@@ -122,9 +122,39 @@ def _lines(file: RunFile) -> Iterator[bytes]:
     head |= {"secrets": sorted(secrets.names)} if secrets else {}
     head |= {"changes": [secrets.masked(one._asdict()) for one in file.changes]} if file.changes else {}
     for row in (head, *told):
-        text = json_bytes(row)
+        text = _text(row)
         hash = _hash(hash, text)
         yield b'%b,"hash":"%b"}\n' % (text[:-1], hash)
+
+
+def _text(row: Mapping[str, Any]) -> bytes:
+    """A row as JSON. What that cannot say stands there as bytes, with their type, and the row says so."""
+    try:
+        return json_bytes(row)
+    except InvalidInput:
+        return json_bytes({**_packed(row), "packed": True})
+
+
+def _packed(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {name: _packed(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_packed(value) for value in data]
+    try:
+        json_bytes(data)
+    except InvalidInput:
+        body, kind = codecs.encode(data, "auto")
+        return {_BYTES: base64.b64encode(body).decode(), "type": kind}
+    return data
+
+
+def _unpacked(data: Any) -> Any:
+    """What `_packed` was given."""
+    if isinstance(data, dict) and data.keys() == {_BYTES, "type"}:
+        return codecs.decode(base64.b64decode(data[_BYTES]), data["type"])
+    if isinstance(data, dict):
+        return {name: _unpacked(value) for name, value in data.items()}
+    return [_unpacked(value) for value in data] if isinstance(data, list) else data
 
 
 def _hash(before: bytes, text: bytes) -> bytes:
@@ -193,6 +223,7 @@ def read(text: bytes, name: str) -> RunFile:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = checked(dict[str, Any], "a line of a run's file", load_json(chain.checked(line)))
+            row = _unpacked(row) if row.get("packed") else row
             if info is None:
                 head, info = row, _head(row)
                 continue

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from engine_lab import Lab
 
@@ -97,3 +98,20 @@ def test_a_fork_is_delivered_again_where_it_was_not_and_nothing_comes_twice(lab:
     assert {m.headers.get(subjects.CONTENT_TYPE) for m in one.messages("out")} == {codecs.MSGPACK}
     with pytest.raises(ConfigError, match="is no fork"):
         one.run(delivered(one.client, run, graphs))
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "arrow"])
+def test_what_json_cannot_say_is_in_files_and_forks_as_it_was(lab: MakeLab, codec: Any) -> None:
+    given = {"msgpack": lambda d: {**d, "raw": b"\x00\xff"}, "arrow": lambda d: pa.table({"text": [d["text"]]})}
+    topology = Topology("packed")
+    topology.source("in").map(given[codec], name="make").sink("out", codec=codec)
+    one, graphs = lab(topology), [topology.graph]
+    one.start()
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    made = one.run(forked(one.client, run, "in", ForkChange(inputs={"text": "x"}), graphs, deliver=True))
+    (output,) = one.run(one.client.run(made.run).file()).outputs
+    first, second = one.outputs("out")
+    assert output.data == second
+    assert first != second
+    assert type(first) is type(second)
