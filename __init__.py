@@ -39,6 +39,7 @@ _HOMES = {
     "run": "engine.hosting.engine",
 }
 _MODULES = (
+    "asgi",
     "codecs",
     "errors",
     "metrics",
@@ -48,6 +49,7 @@ _MODULES = (
 )  # files of these names: `from dspex.errors import Reject`
 
 if TYPE_CHECKING:
+    from dspex import asgi as asgi
     from dspex import codecs as codecs
     from dspex import errors as errors
     from dspex import metrics as metrics
@@ -112,6 +114,7 @@ __all__ = [
     "program",
     "react",
     "run",
+    "asgi",
     "codecs",
     "errors",
     "metrics",

@@ -42,6 +42,7 @@ PUBLIC = [
     "program",
     "react",
     "run",
+    "asgi",
     "codecs",
     "errors",
     "metrics",
@@ -51,6 +52,7 @@ PUBLIC = [
 ]
 
 FACES = {
+    "asgi": "dspex.engine.gateway.app",
     "codecs": "dspex.bus.codecs",
     "errors": "dspex.bus.errors",
     "metrics": "dspex.operators.native.metrics.metrics",
@@ -102,7 +104,7 @@ def test_the_version_is_printed_before_anything_is_imported() -> None:
     assert not HEAVY & loaded_by(code)
 
 
-@pytest.mark.parametrize("name", ["codecs", "errors", "metrics", "sync", "testing"])
+@pytest.mark.parametrize("name", ["asgi", "codecs", "errors", "metrics", "sync", "testing"])
 def test_each_public_module_exports_only_its_public_names(name: str) -> None:
     face = importlib.import_module(f"dspex.{name}")
     assert face is getattr(dspex, name)

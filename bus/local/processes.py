@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -57,3 +59,10 @@ def when_stdin_ends(then: Callable[[], object]) -> None:
         then()
 
     threading.Thread(target=wait, daemon=True, name="stdin").start()
+
+
+def drain_or_end(grace: float) -> None:
+    """Drain, as at SIGTERM, and end whatever becomes of that: nobody is left to kill this process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace + 5.0)
+    os._exit(128 + signal.SIGTERM)

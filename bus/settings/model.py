@@ -18,7 +18,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
-from dspex.bus.settings.server import ServerSettings
+from dspex.bus.settings.server import HttpSettings, ServerSettings, TokenSettings
 from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
 from dspex.bus.settings.values import AppName, SettingsTable, Texts
 
@@ -50,6 +50,8 @@ class Settings(SettingsTable):
     pools: dict[str, PoolSettings] = Field(default_factory=lambda: {DEFAULT_POOL: PoolSettings()}, min_length=1)
     telemetry: TelemetrySettings = TelemetrySettings()
     budgets: dict[str, BudgetSettings] = Field(default_factory=dict[str, BudgetSettings])
+    http: HttpSettings = HttpSettings()
+    calls: dict[str, TokenSettings] = Field(default_factory=dict[str, TokenSettings])
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -22,7 +22,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Client": (),
 }
 """Methods and attributes of other classes."""
-NAMES = ("StateContext", "asgi")
+NAMES = ("StateContext",)
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "call": (),
@@ -34,8 +34,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {}
 
 _LEAVE_OUT = "leave it out"
 SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
-    "http": _LEAVE_OUT,
-    "calls": _LEAVE_OUT,
     "engine.commit.max_wait": _LEAVE_OUT,
     "defaults.call.inputs": "set it at the operator whose inputs they are",
     "defaults.call.tenant": "set it at the operator whose data says whose call it is",
@@ -48,13 +46,12 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        "gateway",
         *("ui", "mcp", "skills"),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "run": frozenset({"--http", "--profile"}),
+    "run": frozenset({"--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

@@ -1,4 +1,5 @@
-"""Settings under `server`: which NATS server, and how to log in. The only place where secrets are read."""
+"""Settings under `server`, which NATS server, and how to log in; and under `http` and `calls`, what is offered over HTTP to
+whom. The only place where secrets are read."""
 
 from __future__ import annotations
 
@@ -12,9 +13,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings import layers
-from dspex.bus.settings.values import SettingsTable, custom_error, interval, number, without_effect
+from dspex.bus.settings.values import (
+    HostPort,
+    NotEmpty,
+    PositiveSize,
+    Rate,
+    SettingsTable,
+    Texts,
+    Variables,
+    custom_error,
+    interval,
+    number,
+    without_effect,
+)
 
 SCHEMES = ("nats", "tls")
+_NAME = "^[a-z][a-z0-9_-]{0,47}$"  # of what stands in a path
 LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
 """The settings that say how to log in."""
 
@@ -110,3 +124,55 @@ def _secret(variable: str | None, setting: str) -> str | None:
         return value
     user, password = layers.login_of(value, f"env {variable}") or ("", None)
     return user if password is None else password
+
+
+class HookSettings(SettingsTable):
+    """A webhook, at `/v1/hooks/<name>`: whose signature is on it, the variable with the secret ("NEW,OLD": either is right),
+    and the subject to which what it says is published.
+    """
+
+    scheme: Literal["github", "slack", "stripe"]
+    secret_env: Variables
+    subject: NotEmpty
+
+
+class HttpSettings(SettingsTable):
+    """What `dspex gateway`, `dspex run --http` and `dspex.asgi.app` offer.
+
+    Attributes:
+        bind: where it listens.
+        subjects: to which events may be published; wildcards are allowed.
+        calls: what may be called, by its name in the path: a deployed node `topology/node`, or a signature.
+        hooks: webhooks, by their name in the path.
+        max_body: bytes of a request.
+    """
+
+    bind: HostPort = "127.0.0.1:8080"
+    subjects: Texts = ()
+    calls: dict[Annotated[str, Field(pattern=_NAME)], NotEmpty] = Field(default_factory=dict[str, str])
+    hooks: dict[Annotated[str, Field(pattern=_NAME)], HookSettings] = Field(default_factory=dict[str, HookSettings])
+    max_body: PositiveSize = 1 << 20
+
+
+class TokenSettings(SettingsTable):
+    """Who has a bearer token, and what it is good for.
+
+    Attributes:
+        token_env: the variable with the token. "NEW,OLD": either is right.
+        calls, subjects: which of those in `http`, by name; "*": all of them.
+        read: it sees all runs, and what waits for approval. operate: it decides, cancels and scores, too.
+        requests: so many in a time, of each gateway process. concurrent: so many calls at once, likewise.
+    """
+
+    token_env: Variables
+    calls: Texts = ()
+    subjects: Texts = ()
+    read: bool = False
+    operate: bool = False
+    requests: Rate | None = None
+    concurrent: Annotated[int | None, Field(ge=1)] = None
+
+
+def secrets(names: str, setting: str) -> list[str]:
+    """What the variables have that a setting names, "NEW,OLD". Raises ConfigError (DX112) where one is not set."""
+    return [value for name in names.split(",") if (value := _secret(name, setting)) is not None]

@@ -44,6 +44,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
     "Processes": {
         "run": "run:run",
         "worker": "workers.worker:worker",
+        "gateway": "server.gateway:gateway",
         "demo": "demo.demo:demo",
     },
     "Events and calls": {

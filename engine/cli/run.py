@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 import time
@@ -17,11 +16,12 @@ import typer
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError
-from dspex.bus.local.processes import when_stdin_ends
+from dspex.bus.local.processes import drain_or_end, when_stdin_ends
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
+from dspex.engine.cli.server.gateway import beside
 from dspex.engine.cli.server.words import server_words
 from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.live import Draw
@@ -46,6 +46,7 @@ def run(
     processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="Engine processes; pools run once.")] = 1,
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
+    http: Annotated[str | None, typer.Option("--http", metavar=":PORT", help="Serve the gateway there.")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar=":PORT", help="Serve Prometheus' metrics there.")] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
@@ -58,13 +59,13 @@ def run(
     t, wait = terminal(context), seconds(grace)
     t.people = t.people or relayed
     if with_parent or as_process:
-        when_stdin_ends(lambda: _end(wait))
+        when_stdin_ends(lambda: drain_or_end(wait))
     files = Files(t, targets) if reload else None
     wanted: Any = pools if pools in ("all", "none") else [p.strip() for p in pools.split(",") if p.strip()]
     number = as_process or min(processes - 1, 1)
     same = ("--grace", grace, *(["-v"] * t.verbosity), *(["-q"] if t.quiet else []), "--", *(targets or ()))
     others = ("--pools", "none", "--no-server", *same)
-    how = _How(wanted, not no_server, wait, processes, number, others, files, metrics or t.settings().telemetry.metrics)
+    how = _How(wanted, not no_server, wait, processes, number, others, files, metrics or t.settings().telemetry.metrics, http)
 
     def once() -> Coroutine[Any, Any, int]:
         return _Run(t, load(t, targets), how).main()
@@ -73,19 +74,13 @@ def run(
         again_and_again(t, files, once) if files is not None else t.run(once())
 
 
-def _end(grace: float) -> None:
-    """Drain, as at SIGTERM, and end whatever becomes of that: nobody is left to kill this process."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(grace + 5.0)
-    os._exit(128 + signal.SIGTERM)
-
-
 @dataclass(frozen=True)
 class _How:
     """The options of the verb.
 
     `number`: of this process among several, from 1; 0 where it is alone. `processes`: how many the first one keeps running.
-    `others`: the options of those; their server is there, and so are the pools. `metrics`: where they are served.
+    `others`: the options of those; their server is there, and so are the pools. `metrics`, `http`: where they
+    are served, and the gateway is.
     """
 
     pools: Any
@@ -96,6 +91,7 @@ class _How:
     others: Sequence[str]
     files: Files | None
     metrics: str | None
+    http: str | None
 
 
 class _Run:
@@ -131,7 +127,11 @@ class _Run:
             structlog.contextvars.bind_contextvars(process=self.how.number)
         serve = self.how.metrics if self.how.number < 2 else None  # a port is one process's
         with exporting(self.engine.settings.app, "engine", self.engine.id, serve) as self.exported:
-            async with watching(self.t, self.how.files, stopped), self.engine:
+            async with (
+                watching(self.t, self.how.files, stopped),
+                self.engine,
+                beside(self.t, self.engine, self.how.http if self.how.number < 2 else None),
+            ):
                 await self._until(stopped)
         return stopped.result()
 

@@ -44,11 +44,10 @@ HOMES = {  # of what is no name of dspex itself
     "Faults": "dspex.testing",
     "CallContext": "dspex.workers.answerers.context",
     "tool": "dspex.workers",
+    "app": "dspex.asgi",
 }
 # Plain records and option tables of what is not built: they come with the methods that give or take them.
-COMES_WITH = {
-    "app": "asgi",
-}
+COMES_WITH: dict[str, str] = {}
 # Whose parameters have other names for a reason: an overload of the page, and what the class is made of.
 OTHERWISE = {"Stream.branch", "Stream.render", "Signature"}
 PLANNED = {*not_built.NAMES, *not_built.OPERATORS, *(name for names in not_built.METHODS.values() for name in names)}

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FACES = ("codecs", "errors", "metrics", "sync", "testing")
+FACES = ("asgi", "codecs", "errors", "metrics", "sync", "testing")
 ROOMS = ("bus", "engine", "operators", "workers", "topologies")
 
 

@@ -65,7 +65,19 @@ ACTS: dict[str, str] = {
     **{f"lm.*.batch.{name}": "workers/answerers/batches/lane.py" for name in ("gather", "calls", "poll")},
     **{
         f"pools.*.{name}": "workers/config.py"
-        for name in ("size", "slots", "memory", "threads", "programs", "env", "python", "gpus", "devices", "hmac_key_env")
+        for name in (
+            "size",
+            "slots",
+            "memory",
+            "threads",
+            "programs",
+            "env",
+            "python",
+            "gpus",
+            "devices",
+            "hmac_key_env",
+            "keep_exchanges",
+        )
     },
     **{f"pools.*.{name}": "bus/settings/model.py" for name in ("lm", "lms")},
     **{f"pools.*.recycle.{name}": "workers/config.py" for name in ("calls", "age")},
@@ -75,6 +87,13 @@ ACTS: dict[str, str] = {
     "pools.*.timeout": "bus/settings/model.py",
     **{f"pools.*.restart.{name}": "workers/config.py" for name in ("max", "within")},
     **{f"engine.{name}": "engine/hosting/engine.py" for name in ("max_bytes", "submit")},
+    **{f"http.{name}": "engine/gateway/entrance.py" for name in ("subjects", "calls", "max_body")},
+    "http.bind": "engine/cli/server/gateway.py",
+    **{f"http.hooks.*.{name}": "engine/gateway/publishing.py" for name in ("scheme", "secret_env", "subject")},
+    **{
+        f"calls.*.{name}": "engine/gateway/access.py"
+        for name in ("token_env", "calls", "subjects", "read", "operate", "requests", "concurrent")
+    },
     "telemetry.log": "engine/cli/terminal/terminal.py",
     "telemetry.metrics": "engine/cli/run.py",
 }

@@ -175,7 +175,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ('http = { bind = ":8080" }\n', "http"),
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
         ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
         ("[telemetry]\ncontent = false\n", "telemetry.content"),

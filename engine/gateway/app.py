@@ -1,0 +1,100 @@
+"""The gateway: an application over HTTP, to be mounted in FastAPI or Starlette, or served by `dspex gateway`.
+
+What a request does is in one file each: publishing.py, calling.py, looking.py, health.py. Who may is access.py, and what went
+wrong is problems.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from dspex.bus.errors import DspexError
+from dspex.bus.settings.model import Settings
+from dspex.engine.client.client import Client
+from dspex.engine.gateway import problems
+from dspex.engine.gateway.calling import Calling
+from dspex.engine.gateway.described import Descriptions
+from dspex.engine.gateway.entrance import Called, Entrance
+from dspex.engine.gateway.health import Health
+from dspex.engine.gateway.looking import Looking
+from dspex.engine.gateway.publishing import Publishing
+
+__all__ = ["app"]  # what `dspex.asgi` has
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+_UNDESCRIBED: Final = ("/v1/hooks/{name}", "/openapi.json", "/asyncapi.json", "/metrics")  # for others than those who call
+
+
+def app(
+    settings: Settings | None = None,
+    *,
+    subjects: Sequence[str] = (),
+    calls: Mapping[str, Called] | None = None,
+    client: Client | None = None,
+    works: Callable[[], str] = lambda: "ok",
+) -> Starlette:
+    """An ASGI application that offers events, calls and runs of a dspex application over HTTP: only what is listed.
+
+    Args:
+        settings: loaded as every dspex process does when left out. Their `[calls]` say whose tokens are good for what; without
+            any, all may publish and call what is offered, and only this machine sees runs.
+        subjects: to which events may be published, besides those of `settings.http`.
+        calls: what may be called by which name: a Spec, a deployed node "topology/node", or a signature; likewise.
+        client: one that is connected, and stays open. By default one is connected at the first request, and closed when the
+            application ends (where it is mounted: with the process, since Starlette tells no mounted application of its end).
+        works: how what else runs in this process is, for `/livez`: "ok", or what stands still.
+
+    Raises:
+        ConfigError: DX112, the variable of a token is not set; DX105, a token is good for something that is not offered.
+    """
+    entrance = Entrance(settings, subjects, calls or {}, client)
+    told = _paths(entrance, works)
+    described = Descriptions(
+        entrance, [(path, method, do.__doc__ or "") for path, method, do in told if path not in _UNDESCRIBED]
+    )
+    routes: list[BaseRoute] = [Route(path, do, methods=[method.upper()]) for path, method, do in told]
+    routes += [Route("/openapi.json", described.openapi), Route("/asyncapi.json", described.asyncapi)]
+    routes.append(WebSocketRoute("/v1/call/{name}", Calling(entrance).socket))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        yield
+        await entrance.close()
+
+    handlers: dict[Any, Any] = {DspexError: problems.of_error, HTTPException: problems.of_refusal, 500: problems.of_bug}
+    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    made.state.entrance = entrance
+    return made
+
+
+def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str, _Endpoint]]:
+    """Every path but those that describe the others: path, method, and what answers."""
+    publishing, calling, looking, health = Publishing(entrance), Calling(entrance), Looking(entrance), Health(entrance, works)
+    return [
+        ("/v1/publish/{subject}", "post", publishing.publish),
+        ("/v1/hooks/{name}", "post", publishing.hook),
+        ("/v1/call/{name}", "post", calling.call),
+        ("/v1/ag-ui/{name}", "post", calling.ag_ui),
+        ("/v1/ai-sdk/{name}", "post", calling.ai_sdk),
+        ("/v1/chat/completions", "post", calling.completions),
+        ("/v1/models", "get", calling.models),
+        ("/v1/runs", "get", looking.runs),
+        ("/v1/runs/{id:path}/events", "get", looking.events),
+        ("/v1/runs/{id:path}/cancel", "post", looking.cancel),
+        ("/v1/runs/{id:path}/scores", "post", looking.score),
+        ("/v1/runs/{id:path}", "get", looking.run),
+        ("/v1/approvals", "get", looking.approvals),
+        ("/v1/approvals/{id}", "post", looking.decide),
+        ("/v1/status", "get", looking.status),
+        ("/livez", "get", health.live),
+        ("/readyz", "get", health.ready),
+        ("/metrics", "get", health.metrics),
+    ]
