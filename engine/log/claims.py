@@ -79,7 +79,10 @@ async def take_over(
     # logs are never torn, so they are read meanwhile
     recoveries = [_recover(bus, log, tables(), clock, unwanted, readers, done) for log in claimed]
     torn = repair.before(max(log.claimed for log in claimed), min(log.after for log in claimed))  # of all claims at once
-    await asyncio.gather(torn, *recoveries)
+    # all are waited for: one that went on behind an error would send what the next try sends again, under the same claim
+    for failed in await asyncio.gather(torn, *recoveries, return_exceptions=True):
+        if isinstance(failed, BaseException):
+            raise failed
     return done
 
 
@@ -219,7 +222,9 @@ async def send_what_was_not(bus: Bus, log: CommitLog, tables: Tables, now: float
     if not asks:
         return
     filters = sorted({ask.subject for ask in asks})
-    sent = {_id(message) for message in await bus.scan(log.address.stream, filters, start=log.after, stop=log.claimed)}
+    info = await bus.stream(log.address.stream)
+    last = log.claimed if info is None else max(log.claimed, info.last)  # an earlier try under this claim has sent some
+    sent = {_id(message) for message in await bus.scan(log.address.stream, filters, start=log.after, stop=last)}
     left = [ask._replace(expect=log.claimed, of=log.address.subject) for ask in asks if _id(ask) not in sent]
     failed = [found for found in await _sent(bus, log.address.app, left) if not isinstance(found, Ack)]
     if any(isinstance(found, Unsettled) for found in failed):
