@@ -177,7 +177,8 @@ def before(file: RunFile, graphs: Sequence[Graph]) -> ForkedGraphs:
     alters, programs = list[Alter](), list[str]()
     for one in file.changes:
         graph = next(graph for graph in graphs if graph.name == file.info.topology)
-        if one.what == CODE or (node := graph.nodes.get(one.node)) is None or node.role not in ("native", "call"):
+        node = graph.nodes.get(one.node)
+        if one.what == CODE or node is None or node.role not in ("native", "call"):
             if one.what == CODE or (node is not None and (node.role == "source" or node.op == "approve")):
                 continue  # it is in the event, or in what was decided
             why = f"run {file.info.id} comes from a fork at {one.node}, which the code has not got"
