@@ -10,6 +10,7 @@ import getpass
 import json
 import socket
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,7 +36,7 @@ class AuditEntry:
         sequence: of the entry in its stream. time: when it was stored.
         verb: publish, call, cancel (a run), end (a session), redrive, drop, decide, score, replay, forget, import,
             apply, pause, resume, delete, put, promote, rollback, scale, drain, restart (of a pool).
-        who: user@host, as the client says.
+        who: user@host, as the client says; of a gateway, and for whom: user@host for desk.
         what: more of it, by verb: subjects, counts, names.
     """
 
@@ -50,13 +51,22 @@ class AuditEntry:
         return {**vars(self), "time": self.time.isoformat()}
 
 
+_speaks_for: ContextVar[str] = ContextVar("dspex speaks for", default="")
+
+
+def speak_for(name: str) -> None:
+    """Have what this task does from now on, and what it starts, be done in somebody's name; "": in that of this process."""
+    _speaks_for.set(name)
+
+
 def whoami() -> str:
-    """The user and the machine of this process."""
+    """The user and the machine of this process, and in whose name it acts."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         user = "nobody"
-    return f"{user}@{socket.gethostname()}"
+    name = _speaks_for.get()
+    return f"{user}@{socket.gethostname()}" + (f" for {name}" if name else "")
 
 
 def entry(app: str, verb: str, /, **what: Any) -> NewMessage:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from dspex.bus import subjects
+from dspex.bus.serving import audit
 from dspex.bus.settings.duration import rate
 from dspex.bus.settings.server import TokenSettings, secrets
 
@@ -93,6 +94,7 @@ class Access:
     def caller(self, request: HTTPConnection) -> Bearer | None:
         """Who asks, whose request is counted; None where no token is asked for. Raises HTTPException (401, 403, 429)."""
         _same_site(request)
+        audit.speak_for("")
         if self.open:
             return None
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -102,6 +104,7 @@ class Access:
             why = "say who you are: Authorization: Bearer <token>"
             raise HTTPException(401, why, {"WWW-Authenticate": "Bearer"})
         found.count()
+        audit.speak_for(found.name)  # of this request, which has a task of its own
         return found
 
     def to_use(self, request: HTTPConnection, kind: Literal["calls", "subjects"], name: str) -> Bearer | None:

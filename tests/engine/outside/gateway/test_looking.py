@@ -46,6 +46,8 @@ def test_a_run_waits_for_a_decision_and_ends_with_it(http: httpx.Client, project
     assert decide(http, run, decision="accept", note="fine").status_code == 200
     found = http.get(f"/v1/runs/{run}?wait=30s&tree=true&outputs=true", headers=as_("looker")).json()
     assert (found["status"], found["calls"], found["topology"]) == ("done", 2, "support")
+    decided = [one["who"] for one in project.here("--json", "audit", "ls").objects() if one["verb"] == "decide"]
+    assert decided[-1].endswith(" for operator")
     assert found["outputs"][0]["data"]["reply"] == "reply of please decide"
     kinds = {found["tree"]["kind"], *(one["kind"] for one in found["tree"]["below"])}
     assert {"source", "call"} <= kinds
