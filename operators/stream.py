@@ -15,7 +15,6 @@ from typing_extensions import TypeIs, Unpack
 from dspex.bus.codecs.cloud_events import CloudEventMode
 from dspex.bus.serving.programs.modules import ModuleArguments
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import OPERATORS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.context import Context, StateContext
 from dspex.operators.keyed.windows.stream import WindowedStream, WindowOptions
@@ -76,7 +75,7 @@ def declared(method: Method) -> Method:
     return cast("Method", add)
 
 
-class Stream(Planned, Generic[T_co, K_co], names=OPERATORS):
+class Stream(Generic[T_co, K_co]):
     """Data of type T on its way through a topology; with a key (a string) or, without one, K = None.
 
     Made by `Topology.source` and by the methods here, not by hand. A method that gets something wrong does not raise:

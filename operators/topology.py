@@ -12,7 +12,6 @@ from typing_extensions import Unpack
 from dspex.bus import subjects
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.graph.check import NAME
 from dspex.engine.graph.graph import Graph
 from dspex.operators.check import check
@@ -47,7 +46,7 @@ def _names(value: object) -> Sequence[str]:
     return cast("Sequence[str]", found)
 
 
-class Topology(Planned, names=METHODS["Topology"]):
+class Topology:
     """A named graph of operators. Grows until it is frozen; then it is read-only.
 
     Args:
@@ -177,6 +176,12 @@ class Topology(Planned, names=METHODS["Topology"]):
     def to_mermaid(self) -> str:
         """A Mermaid flow chart; the same text for the same graph."""
         return mermaid(self.graph)
+
+    def to_asyncapi(self) -> dict[str, Any]:
+        """An AsyncAPI 3.0 document: sources are received, sinks sent, and pools have queues."""
+        from dspex.operators.formats.asyncapi import asyncapi
+
+        return asyncapi(self.graph)
 
     @classmethod
     def load(cls, target: str | PathLike[str]) -> Topology:

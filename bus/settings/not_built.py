@@ -1,4 +1,4 @@
-"""What the design describes and this version lacks: settings, options, operators, methods and verbs, each listed once.
+"""What the design describes and this version lacks: settings, options, operators and verbs, each listed once.
 
 Who uses one is told that it is not built, and not that it is a spelling mistake; accepted and ignored it would be false safety.
 The list is here because every room may read this one. When something is built, its name is taken out here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Never
+from typing import Final
 
 CODE: Final = "DX108"
 """The code of settings and of the command line."""
@@ -17,11 +17,6 @@ TOPOLOGY_CODE: Final = "DX237"
 
 OPERATORS: tuple[str, ...] = ()
 """Methods of `Stream`, and operators in YAML."""
-METHODS: Mapping[str, tuple[str, ...]] = {
-    "Topology": ("to_asyncapi",),
-    "Client": (),
-}
-"""Methods and attributes of other classes."""
 NAMES = ("StateContext",)
 """What users will import from dspex and its modules."""
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -57,36 +52,8 @@ VERB_OPTIONS: Mapping[str, frozenset[str]] = {
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),
 }
 """Options by their verb."""
-VERB_CHOICES: Mapping[str, frozenset[str]] = {"show": frozenset({"asyncapi"})}
-"""Values of options that are a choice of words, by their verb."""
 
 
 def fix_of(setting: str) -> str | None:
     """What to do about a setting that is not built; None where `setting`, a dotted key, is no such setting."""
     return next((fix for pattern, fix in SETTINGS.items() if fnmatchcase(setting, pattern)), None)
-
-
-class Planned:
-    """A class with methods that are planned: using one raises an error that says it is not built.
-
-    Args:
-        names: of the methods.
-    """
-
-    __slots__ = ()
-    _planned: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, names: tuple[str, ...] = (), **other: Any) -> None:
-        super().__init_subclass__(**other)
-        cls._planned = names or cls._planned
-
-    if not TYPE_CHECKING:  # type checkers report a name that does not exist by themselves
-
-        def __getattr__(self, name: str) -> Never:
-            kind = type(self).__name__
-            said = (
-                f"{kind}.{name} is not built in this version"
-                if name in self._planned
-                else f"{kind!r} has no attribute {name!r}"
-            )
-            raise AttributeError(said, name=name, obj=self)

@@ -20,17 +20,14 @@ def words(names: Iterable[str]) -> str:
 def section() -> str:
     """All of it, by where a user would type it."""
     verbs = [f"{option} of {verb}" for verb, options in planned.VERB_OPTIONS.items() for option in sorted(options)]
-    choices = [f"{verb} {word}" for verb, chosen in planned.VERB_CHOICES.items() for word in sorted(chosen)]
     options = [f"{option} of {what}" for what, names in planned.OPTIONS.items() for option in names]
     values = [f"{option}={value!r}" for option, names in planned.CHOICES.items() for value in names]
-    methods = [f"{kind}.{name}" for kind, names in planned.METHODS.items() for name in names]
     rows = {
         "operators": planned.OPERATORS,
         "options of operators": [*options, *values],
-        "methods": methods,
         "names to import": planned.NAMES,
         "verbs of the command line": sorted(planned.VERBS),
-        "options of verbs": [*verbs, *choices],
+        "options of verbs": verbs,
         "settings": sorted(planned.SETTINGS),
     }
     lines = [f"| {what} | {words(names)} |" for what, names in rows.items()]

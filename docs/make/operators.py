@@ -75,8 +75,8 @@ def not_built() -> str:
     words = [word for name, p in call_options.CALL_OPTIONS.items() for word in words_not_built(name, p)]
     shown = {"call": "calls", "source": "sources", "sink": "sinks"}
     options = [(shown.get(of, f"`{of}`"), (*names, *(words if of == "call" else ()))) for of, names in planned.OPTIONS.items()]
-    found = [("operators", planned.OPERATORS), ("methods of a topology", planned.METHODS["Topology"]), *options]
-    return "\n".join(f"* {what}: {', '.join(f'`{name}`' for name in names)}" for what, names in found)
+    found = [("operators", planned.OPERATORS), *options]
+    return "\n".join(f"* {what}: {', '.join(f'`{name}`' for name in names)}" for what, names in found if names)
 
 
 def page() -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.settings.not_built import CODE, VERB_CHOICES, VERB_OPTIONS, VERBS
+from dspex.bus.settings.not_built import CODE, VERB_OPTIONS, VERBS
 
 _NO_VERB = re.compile(r"no such command '([^']+)'", re.IGNORECASE)
-_NO_CHOICE = re.compile(r"'([^']+)' is not one of", re.IGNORECASE)
 
 
 def refusal(path: str, message: str, option: str | None) -> ConfigError | None:
-    """The error for a verb, an option or its value that is not built; None where the design has none of this name.
+    """The error for a verb or an option that is not built; None where the design has none of this name.
 
     Args:
         path: of the verb that was read, "dspex run".
@@ -21,8 +20,6 @@ def refusal(path: str, message: str, option: str | None) -> ConfigError | None:
     verb = path.removeprefix("dspex").strip()
     if option is not None and option in VERB_OPTIONS.get(verb, ()):
         return _error(f"{option} of dspex {verb}", verb)
-    if (choice := _NO_CHOICE.search(message)) and choice[1] in VERB_CHOICES.get(verb, ()):
-        return _error(f"{choice[1]} of dspex {verb}", verb)
     found = _NO_VERB.search(message)
     wanted = f"{verb} {found[1]}".strip() if found else ""
     return _error(f"dspex {wanted}", verb) if wanted in VERBS else None

@@ -19,7 +19,6 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings.duration import Duration, seconds
-from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import call as interactive
 from dspex.engine.client import letters as dead
 from dspex.engine.client import publish as publishing
@@ -72,7 +71,7 @@ def connect(url: str | None = None, *, settings: Settings | None = None) -> Clie
     return Client(settings or Settings.load(server__url=url))
 
 
-class Client(Planned, names=METHODS["Client"]):
+class Client:
     """A connection to an application. All methods may raise `BusError`s."""
 
     def __init__(self, settings: Settings | None = None, *, bus: Bus | None = None, app: str | None = None) -> None:

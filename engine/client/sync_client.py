@@ -16,7 +16,6 @@ from dspex.bus.message import Event
 from dspex.bus.port import Bus
 from dspex.bus.serving.sessions.state import Policy
 from dspex.bus.settings.duration import Duration
-from dspex.bus.settings.not_built import METHODS, Planned
 from dspex.engine.client import background
 from dspex.engine.client import client as _client
 from dspex.engine.client import run as _run
@@ -278,7 +277,7 @@ class Session:
         return repr(self._of)
 
 
-class Client(Planned, names=METHODS["Client"]):
+class Client:
     """A connection to an application. All methods may raise `BusError`s."""
 
     def __init__(self, of: _client.Client) -> None:

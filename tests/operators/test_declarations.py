@@ -111,18 +111,9 @@ def test_an_operator_that_is_not_built_is_refused_by_name_in_python_and_in_yaml(
 
 def test_nothing_is_listed_as_not_built_that_is_there() -> None:
     assert not [name for name in not_built.OPERATORS if name in operators() or name in vars(Stream)]
-    assert not [name for name in not_built.METHODS["Topology"] if name in vars(Topology)]
     takes = {"call": set(CALL_OPTIONS), "source": set(SOURCE_OPTIONS), "sink": set(SINK_OPTIONS)}
     for of, names in not_built.OPTIONS.items():
         assert not set(names) & (takes.get(of) or set(operators()[of].options)), of
-
-
-@pytest.mark.parametrize("method", not_built.METHODS["Topology"])
-def test_a_method_of_a_topology_that_is_not_built_says_so(method: str) -> None:
-    with pytest.raises(AttributeError, match=f"Topology.{method} is not built in this version"):
-        getattr(Topology("t"), method)
-    with pytest.raises(AttributeError, match="has no attribute 'crom'"):
-        getattr(Topology("t"), "crom")  # noqa: B009
 
 
 def test_an_option_that_is_not_built_is_refused_in_yaml_too(tmp_path, monkeypatch) -> None:

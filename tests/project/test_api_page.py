@@ -50,7 +50,7 @@ HOMES = {  # of what is no name of dspex itself
 COMES_WITH: dict[str, str] = {}
 # Whose parameters have other names for a reason: an overload of the page, and what the class is made of.
 OTHERWISE = {"Stream.branch", "Stream.render", "Signature"}
-PLANNED = {*not_built.NAMES, *not_built.OPERATORS, *(name for names in not_built.METHODS.values() for name in names)}
+PLANNED = {*not_built.NAMES, *not_built.OPERATORS}
 
 
 def stubs() -> Iterator[ast.stmt]:
@@ -97,7 +97,7 @@ def test_what_the_page_names_is_there_or_said_to_be_not_built(name: str) -> None
         assert name in PLANNED or COMES_WITH.get(name) in PLANNED
         return
     lists = {"CallOptions": not_built.OPTIONS["call"], "SourceOptions": not_built.OPTIONS["source"]}
-    planned = {"Stream": not_built.OPERATORS, **lists, **not_built.METHODS}.get(name, ())
+    planned = {"Stream": not_built.OPERATORS, **lists}.get(name, ())
     assert {member for member in named()[name] if member not in members(found)} == set(planned) & named()[name]
     assert not set(planned) & set(dir(found)), "what is listed as not built is there"
 
@@ -137,13 +137,6 @@ def test_the_names_to_import_are_those_of_the_page() -> None:
 def test_a_name_that_is_not_built_says_so(name: str) -> None:
     with pytest.raises(AttributeError, match=f"'{name}': it is not built in this version"):
         getattr(dspex, name)
-
-
-@pytest.mark.parametrize(("kind", "method"), [(kind, name) for kind, names in not_built.METHODS.items() for name in names])
-def test_a_method_that_is_not_built_says_so(kind: str, method: str) -> None:
-    of: Any = built(kind)
-    with pytest.raises(AttributeError, match=f"{kind}.{method} is not built in this version"):
-        getattr(of.__new__(of), method)
 
 
 def test_the_list_of_what_is_not_built_is_what_the_code_refuses() -> None:

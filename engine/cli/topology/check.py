@@ -131,6 +131,7 @@ class Form(StrEnum):
     mermaid = "mermaid"
     yaml = "yaml"
     json = "json"
+    asyncapi = "asyncapi"
 
 
 def show(
@@ -150,6 +151,8 @@ def show(
     for topology in load(t, targets):
         if t.json or form is Form.json:
             t.document(to_json({"v": 1, **topology.describe().as_dict()}))
+        elif form is Form.asyncapi:
+            t.document(to_json(topology.to_asyncapi()))
         elif form is Form.text:
             t.document(text(topology.graph))
         else:

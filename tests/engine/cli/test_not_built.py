@@ -12,12 +12,11 @@ from dspex.engine.cli.app import main
 @pytest.mark.parametrize(
     ("args", "code", "what"),
     [
-        (["run", "--http", ":8080"], "DX108", "--http of dspex run"),
+        (["run", "--profile", "a.prof"], "DX108", "--profile of dspex run"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
-        (["gateway"], "DX108", "dspex gateway"),
+        (["skills"], "DX108", "dspex skills"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["mcp"], "DX108", "dspex mcp"),
-        (["show", "--as", "asyncapi"], "DX108", "asyncapi of dspex show"),
         (["show", "--as", "asynkapi"], "DX105", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
         (["plam"], "DX100", "plam"),

@@ -255,7 +255,8 @@ def test_show_writes_a_topology_in_every_format(dspex: Dspex, tmp_path: Path) ->
     assert (first["v"], first["digest"], first["pools"]) == (1, second["digest"], ["lightweight"])
     assert show("good.yaml", "--as", "mermaid").startswith("flowchart LR\n")
     jsonschema_rs.validate(json.loads(show("--schema")), yaml.safe_load(GOOD))
-    assert dspex("show", "good.yaml", "--as", "asyncapi").code == 2
+    assert json.loads(show("good.yaml", "--as", "asyncapi"))["asyncapi"] == "3.0.0"
+    assert dspex("show", "good.yaml", "--as", "asynkapi").code == 2
 
 
 def test_sigterm_lets_apply_end_in_order() -> None:  # else sources that came to rest for it stand for ten minutes
