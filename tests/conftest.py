@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
             if _PROFILE == "nightly":
                 item.add_marker(pytest.mark.timeout(_LONG))
+
+
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what scripts/test leaves out. A process of pytest-xdist tells the one that started it, which does not see them."""
+    config = items[0].config
+    if config.option.markexpr == "not long":
+        config.stash[_LEFT_OUT] = found = sum(bool(item.get_closest_marker("long")) for item in items)
+        getattr(config, "workeroutput", {})["long"] = found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if found := getattr(node, "workeroutput", {}).get("long"):  # none where it has crashed
+        node.config.stash[_LEFT_OUT] = found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if found := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{found} long tests were left out: scripts/test --long runs them too")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,6 +18,7 @@ from calling.load import Coroutines
 from calling.one import full
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_each_part_gives_figures_for_the_raw_request_and_for_dspex(capsys: pytest.CaptureFixture[str]) -> None:
     parts = ["1", "64", "half", "even"]  # all kinds of them, but the slots, which need a pool for each number
@@ -62,6 +63,7 @@ def test_a_table_shows_each_beside_the_raw_request_and_beside_celery() -> None:
     assert [line.split() for line in crowd[1:]] == [["0", "1.00", "2.00", "1.00x"], ["64", "1.00", "3.00", "1.50x"]]
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_streamed_calls_are_measured_beside_a_raw_stream_and_a_reader_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
@@ -80,6 +82,7 @@ def test_a_peer_that_is_not_there_is_named_with_what_it_needs(monkeypatch: pytes
     assert calls.missing("raw") == ""
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_system_that_fails_is_named_and_the_others_are_measured(capfd: pytest.CaptureFixture[str]) -> None:
     args = argparse.Namespace(seconds=0.05, rounds=1, systems=["raw"], parts=["1", "none"], processes=1)

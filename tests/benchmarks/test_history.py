@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts of tha
 from history import banking, replay, runs, stored
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_runs_of_the_begin_the_middle_and_the_end_are_found_whether_done_or_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -35,6 +36,7 @@ def test_the_table_of_runs_names_what_takes_too_long() -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 @pytest.mark.skipif(banking.topology is None, reason="there is no banking77")
 async def test_a_replay_gives_the_same_bytes_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pipeline  # noqa: E402
 SMALL = ["--events", "100", "--rounds", "1", "--entries", "20", "--idle-seconds", "1", "--peers", "limit,dspex"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_every_part_gives_figures_for_all_that_it_compares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

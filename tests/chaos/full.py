@@ -3,8 +3,9 @@
     scripts/chaos [NAME…] [--json]
 
 Prints a report for each scenario and a table at the end; 1 if any of them found a violation. One that cannot run here is
-skipped, with the reason. Takes about half an hour on two idle cores, six minutes of it for the real model. `scripts/test` runs
-one short scenario with processes and a few seeds of the simulation: everything else runs here only. docs/testing.md lists them.
+skipped, with the reason. Takes about half an hour on two idle cores, six minutes of it for the real model.
+`scripts/test --long` runs one short scenario with processes and a few seeds of the simulation: everything else runs here only.
+docs/testing.md lists them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from dspex.engine.runtime.walk.state import StateWalk
 from dspex.engine.runtime.watermarks.heard import Heard
 from dspex.engine.runtime.watermarks.stater import Stater
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.long]
 SEEDS = 12
 AFTERWARDS = 3.0  # virtual seconds: what these faults do too much, they do at once, and each second costs more than an event
 Plant = Callable[[pytest.MonkeyPatch], None]

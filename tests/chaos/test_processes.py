@@ -1,6 +1,6 @@
 """Exactly once, with real processes that really die: a server, two engines, a pool, and a stand-in for the model's server.
 
-One short run, so that the machinery keeps working; the scenarios are run by `scripts/chaos`.
+One short run, so that the machinery keeps working (`scripts/test --long`); the scenarios are run by `scripts/chaos`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def descendants() -> set[psutil.Process]:
     return {p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
 
 
+@pytest.mark.long
 def test_killed_engines_workers_and_servers_lose_and_double_nothing() -> None:
     before = descendants()  # a server that other tests of this session share
     report = full.judged("--events 60 --kills 1 --target all --engines 1 --size 1 --seed 11 --latency 0.02 --timeout 150")
@@ -32,6 +33,7 @@ def test_killed_engines_workers_and_servers_lose_and_double_nothing() -> None:
     assert [p.cmdline() for p in descendants() - before] == []
 
 
+@pytest.mark.long
 def test_a_session_survives_the_death_of_its_worker_its_engine_and_its_server() -> None:
     report = asyncio.run(talking.talk(3, 1, seed=1))
     assert report.good, str(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from timed_simulation import TimedSimulation
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.long]
 
 
 @pytest.mark.parametrize("seed", [0, 5])  # one source of one partition, and two of three each; both are told wrong times

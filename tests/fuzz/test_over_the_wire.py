@@ -120,6 +120,7 @@ async def _send(url: str, entry: Entry, corpus: Iterable[Case]) -> None:
         await client.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ON_THE_BUS)
 def test_an_application_is_well_after_anybody_sent_it_anything(application: Application, nats_url: str, name: str) -> None:

@@ -251,6 +251,7 @@ def neighbours(deployment: Deployment) -> set[str]:
 
 
 # -- all of it -------------------------------------------------------------------------------------------------------
+@pytest.mark.long
 def test_every_role_does_its_part_of_the_triage_on_three_nodes(deployment: Deployment) -> None:
     with stand_in() as url:
         model = {"DSPEX_LM__LOCAL__MODEL": "openai/stand-in", "DSPEX_LM__LOCAL__BASE_URL": url}

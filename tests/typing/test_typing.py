@@ -53,6 +53,7 @@ def pyright(project: Path) -> Errors:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_type_checkers_accept_correct_code_and_refuse_each_wrong_line(project: Path, checker: Callable[[Path], Errors]) -> None:
     lines = (HERE / "must_fail.py").read_text().splitlines()

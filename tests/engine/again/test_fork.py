@@ -150,6 +150,7 @@ def test_from_python_a_fork_is_a_run(project: Project, run: str) -> None:
         assert (found.same, found.live) == (True, 0)
 
 
+@pytest.mark.long
 def test_who_is_killed_while_it_forks_leaves_no_half_of_one(project: Project, run: str, server: StandIn) -> None:
     before = {one["id"] for one in project.here("--json", "runs", "ls").objects()}
     command = [sys.executable, "-m", "dspex", "fork", run, "--at", "classify", "--input", "text=standin:hang"]

@@ -76,6 +76,7 @@ async def played(model: StandIn) -> None:
         assert await DemoRun(settings(Path.cwd(), lm, {}), Printed(Terminal(json=True)), samples(1)).play(60)
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_the_demo_kills_its_engine_and_loses_nothing_and_asks_the_model_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nothing_left: None
@@ -124,6 +125,7 @@ def _demands_three_most_similar_examples(model: StandIn) -> None:
             assert example.intent in reply
 
 
+@pytest.mark.long
 @pytest.mark.model
 @needs_model
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)

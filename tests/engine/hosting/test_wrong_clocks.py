@@ -81,6 +81,7 @@ def worker(bus: Bus, app: str) -> WorkLoop:
     return WorkLoop(bus, app, "lightweight", accept, free=lambda: 100, failed=lambda error: None)
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 @pytest.mark.parametrize("clock", [HOUR, -HOUR])
 async def test_open_calls_are_answered_though_the_next_engines_clock_is_an_hour_wrong(
@@ -107,6 +108,7 @@ async def test_open_calls_are_answered_though_the_next_engines_clock_is_an_hour_
         await bus.close()
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_an_engine_whose_clock_is_set_back_takes_over_from_one_that_froze(
     nats_url: str, unique: str, tmp_path: Path
@@ -134,6 +136,7 @@ async def test_an_engine_whose_clock_is_set_back_takes_over_from_one_that_froze(
         await bus.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clock", [HOUR, -HOUR])
 def test_a_worker_whose_clock_is_an_hour_wrong_answers_calls_at_once(
     nats_url: str, unique: str, tmp_path: Path, clock: int

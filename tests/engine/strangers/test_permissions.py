@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +262,7 @@ def _as(project: Project, url: str, role: str) -> dict[str, str]:
     return key | {"NATS_URL": url, "NATS_USER": role, "NATS_PASSWORD": "p", "DSPEX_SERVER__INBOX_PREFIX": f"_INBOX_{role}"}
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_every_role_runs_its_verbs_with_these_rights_and_payloads_that_are_sealed(
     project: Project, tmp_path: Path
@@ -270,10 +270,8 @@ async def test_every_role_runs_its_verbs_with_these_rights_and_payloads_that_are
     settings = project.folder / "dspex.toml"
     settings.write_text(f'{settings.read_text()}engine = {{ encrypt_key_env = "SEAL", submit = true }}\n')
     project.write("state.json", json.dumps(STATE))
-    async with AsyncExitStack() as stack:
-        made = LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project))
-        url = (await stack.enter_async_context(made)).url
-        told = await asyncio.to_thread(_run_all, project, url)
+    async with LocalServer(tmp_path / "server" / "js", port=None, extra_config=accounts(project)) as server:
+        told = await asyncio.to_thread(_run_all, project, server.url)
     assert "permissions violation" not in told.lower(), told
 
 

@@ -109,6 +109,7 @@ def test_a_run_without_a_traceparent_is_a_trace_of_its_own(traces: Mapping[str, 
     assert len(traces["own"]) == 6
 
 
+@pytest.mark.long
 def test_kills_make_no_second_span_of_a_step(tmp_path: Path) -> None:
     with collected(tmp_path) as (project, collector):
         with project.start("run") as run:

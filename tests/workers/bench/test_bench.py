@@ -61,6 +61,7 @@ async def test_different_results_are_not_compared(dspy: Any) -> None:
     assert not same({"a": 1}, {"a": True})
 
 
+@pytest.mark.long
 def test_a_run_beside_dspy_prints_a_row_for_each_operation(dspy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows, verdict = measured(capsys, "--against", "dspy", "--only", "signature,predict")
     assert [list(row) for row in rows] == [KEYS] * len(rows)

@@ -37,6 +37,7 @@ TEXTS = ("My card was stolen!", "What is the exchange rate today?")
 
 pytestmark = [
     pytest.mark.model,
+    pytest.mark.long,
     pytest.mark.skipif(not weights.installed(weights.find("smollm2")), reason="not installed: dspex model install smollm2"),
 ]
 LOCAL = {"main": Profile("main", "local/smollm2-135m")}

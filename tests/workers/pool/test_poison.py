@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cli_bench import Project
 
 SETTINGS = """
@@ -36,6 +37,7 @@ sinks: {{ {u}.out: {{ from: answer }} }}
 """
 
 
+@pytest.mark.long
 def test_of_six_calls_in_one_process_only_the_one_that_ends_it_becomes_a_dead_letter(
     tmp_path: Path, unique: str, nats_url: str
 ) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cli_bench import Project
 from waiting import eventually
 
@@ -43,6 +44,7 @@ def sizes(project: Project) -> list[int]:
     return sorted(row["ready"] for row in rows(project) if row["pool"] == "shop" and row["id"])
 
 
+@pytest.mark.long
 def test_an_operator_scales_drains_and_restarts_two_processes_of_a_pool(tmp_path: Path, unique: str, nats_url: str) -> None:
     project = Project(tmp_path, unique, SETTINGS, NATS_URL=nats_url)
     project.write("shop.py", SHOP)

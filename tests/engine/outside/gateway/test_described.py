@@ -31,6 +31,7 @@ def described(project: Project) -> Any:
     return schema.exclude(path_regex="|".join(DONE))
 
 
+@pytest.mark.long
 def test_no_path_answers_otherwise_than_it_says(described: Any) -> None:
     tried = 0
     for found in described.get_all_operations():
