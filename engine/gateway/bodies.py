@@ -81,11 +81,13 @@ BODIES: Final[Mapping[str, BodySchema]] = {
             "value": {"type": "number", "minimum": -1e9, "maximum": 1e9},
             "note": TEXT,
         },
+        "additionalProperties": False,
     },
     "/v1/approvals/{id}": {
         "type": "object",
         "required": ["decision"],
         "properties": {"decision": {"enum": ["accept", "reject"]}, "edit": OBJECT, "note": TEXT},
+        "additionalProperties": False,
     },
 }
 """Of paths whose body is not that of a call or an event."""

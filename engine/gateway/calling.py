@@ -22,7 +22,7 @@ from dspex.bus.tasks import first
 from dspex.engine.client.call import Result
 from dspex.engine.client.client import Client
 from dspex.engine.gateway.access import Bearer, own_key
-from dspex.engine.gateway.entrance import Called, Entrance, duration_of, mapping, while_there
+from dspex.engine.gateway.entrance import Called, Entrance, duration_of, known, mapping, query_of, while_there
 from dspex.engine.gateway.formats.chat import AgUi, Completions, UiMessages, conversation, openai_error
 from dspex.engine.gateway.formats.events import Format, Happened, OwnEvents, as_object, written
 from dspex.engine.gateway.problems import status_of
@@ -47,13 +47,15 @@ class Calling:
     async def call(self, request: Request) -> Response:
         """Ask, and answer; as a stream where the request accepts one."""
         what, caller = self._wanted(request, request.path_params["name"])
-        inputs, query = await self._entrance.fields(request), request.query_params
+        inputs, query = await self._entrance.fields(request), query_of(request, "timeout", "session")
         client, limit, session = await self._entrance.client(), duration_of(query, "timeout") or TIMEOUT, query.get("session")
+        key = request.headers.get("idempotency-key")
+        id = None if key is None else own_key(caller, request.path_params["name"], key)
         if STREAM in request.headers.get("accept", ""):
-            return _streamed(OwnEvents(), self._happens(client, what, inputs, limit, session, caller))
+            if id is not None and session is None:
+                raise HTTPException(400, "Idempotency-Key names a stored call, which is not streamed, or a turn: add ?session=")
+            return _streamed(OwnEvents(), self._happens(client, what, inputs, limit, session, caller, id))
         with _open(caller):
-            key = request.headers.get("idempotency-key")
-            id = None if key is None else own_key(caller, request.path_params["name"], key)
             asking = _answer(client, what, inputs, limit, session, id)
             return _json((await while_there(request, asking)).as_dict())
 
@@ -65,11 +67,16 @@ class Calling:
         timeout: float,
         session: str | None,
         caller: Bearer | None,
+        id: str | None = None,
     ) -> AsyncGenerator[Happened]:
         """What happens in a call, its result or its error at last. Closing it early cancels the call."""
         with _open(caller):
             try:
-                async with client.stream(what, inputs, timeout=timeout, session=session) as answer:
+                if session is not None:
+                    asked = client.session(session).stream(what, inputs, timeout=timeout, id=id)
+                else:
+                    asked = client.stream(what, inputs, timeout=timeout)
+                async with asked as answer:
                     async for event in answer.events():
                         yield event
                     yield await answer.result()
@@ -90,6 +97,7 @@ class Calling:
         try:
             while True:
                 asked = _asked(await socket.receive_text())
+                known(asked, ("inputs", "timeout", "session"))
                 limit, session = seconds(asked.get("timeout") or TIMEOUT), asked.get("session")
                 happens = self._happens(client, what, mapping(asked.get("inputs")), limit, session, caller)
                 if not await _told(socket, happens):

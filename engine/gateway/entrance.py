@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.datastructures import QueryParams
@@ -15,6 +15,7 @@ from dspex.bus.errors import ConfigError, DecodeError
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import HookSettings
+from dspex.bus.settings.similar import did_you_mean
 from dspex.bus.tasks import first
 from dspex.engine.client.client import Client
 from dspex.engine.client.resolve import HasCall
@@ -99,6 +100,20 @@ def mapping(data: object) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DecodeError(f"a request has fields, and this is {type(data).__name__}", fix='send an object: {"text": "…"}')
     return data
+
+
+def query_of(request: Request, *names: str) -> QueryParams:
+    """The query. Raises ConfigError (DX105) for a parameter that the path has not got: ignored it would be false safety."""
+    known(request.query_params, names)
+    return request.query_params
+
+
+def known(given: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ConfigError (DX105) where a name is given that is none of `names`."""
+    for name in given:
+        if name not in names:
+            fix = did_you_mean(name, names, f"one of {', '.join(names)}" if names else "leave it out")
+            raise ConfigError(f"there is no parameter {name!r} here", code="DX105", fix=fix)
 
 
 def duration_of(query: QueryParams, name: str) -> float | None:

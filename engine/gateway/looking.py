@@ -21,7 +21,7 @@ from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import FULL_ID, Run
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
-from dspex.engine.gateway.entrance import Entrance, duration_of, while_there
+from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
 from dspex.engine.gateway.problems import problem_of
 
 STATES: Final = ("running", "done", "failed", "cancelled")
@@ -38,7 +38,7 @@ class Looking:
     async def runs(self, request: Request) -> Response:
         """The latest runs first."""
         self._entrance.access.to_look(request)
-        query = request.query_params
+        query = query_of(request, "topology", "status", "since", "limit")
         status = query.get("status")
         if status not in (None, *STATES):
             raise ConfigError(f"status={status!r} is none", code="DX105", fix=f"one of {', '.join(STATES)}")
@@ -49,7 +49,7 @@ class Looking:
     async def run(self, request: Request) -> Response:
         """A run, and with `tree=true` all that it did; with `wait=30s` once it is over, or that time is."""
         run, _ = await self._one(request)
-        query = request.query_params
+        query = query_of(request, "wait", "tree", "outputs")
         if "wait" in query:
             limit = duration_of(query, "wait")
             with suppress(RunFailed, TimeoutError):
@@ -107,6 +107,7 @@ class Looking:
         self._entrance.access.to_look(request, "operate")
         run, client = await self._one(request)
         said = await self._entrance.fields(request)
+        known(said, ("name", "value", "node", "note"))
         name, value, node, note = said.get("name"), said.get("value"), said.get("node"), said.get("note", "")
         if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InvalidInput("a score has a name and a number", fix='{"name": "helpful", "value": 1}')
@@ -118,7 +119,7 @@ class Looking:
     async def approvals(self, request: Request) -> Response:
         """What waits, the oldest first."""
         self._entrance.access.to_look(request)
-        client, topology = await self._entrance.client(), request.query_params.get("topology")
+        client, topology = await self._entrance.client(), query_of(request, "topology").get("topology")
         if topology is not None and topology not in await client.manifests():
             raise HTTPException(404, f"no topology {topology!r} is applied")
         listed = client.approvals(topology)
@@ -128,6 +129,7 @@ class Looking:
         """Decide: `{"decision": "accept" or "reject", "edit": {…}, "note": ""}`."""
         self._entrance.access.to_look(request, "operate")
         said = await self._entrance.fields(request)
+        known(said, ("decision", "edit", "note"))
         decision, edit, note = said.get("decision"), said.get("edit"), said.get("note", "")
         if decision not in ("accept", "reject") or not isinstance(edit, (dict, type(None))) or not isinstance(note, str):
             raise InvalidInput('a decision is "accept" or "reject"', fix='{"decision": "accept", "edit": {"reply": "…"}}')

@@ -23,7 +23,7 @@ from dspex.bus.settings.server import HookSettings, secrets
 from dspex.engine.client import publish as storing
 from dspex.engine.client.run import Run
 from dspex.engine.gateway.access import own_key
-from dspex.engine.gateway.entrance import Entrance, duration_of, mapping
+from dspex.engine.gateway.entrance import Entrance, duration_of, mapping, query_of
 
 SIGNED_WITHIN: Final = 300.0  # seconds between a signature's time and now, of those that name a time; else it may be a copy
 _CLOUD: Final = "ce-"  # headers of a CloudEvent in binary mode
@@ -48,7 +48,7 @@ class Publishing:
         cloud = {name: value for name, value in request.headers.items() if name.startswith(_CLOUD)}
         event = cloud_events.read(media, cloud, body)  # what cannot be read is told to who sent it, and not to a dead letter
         codecs.decode(body if event is None else event.data, media if event is None else event.content_type)
-        query, id = request.query_params, request.headers.get("idempotency-key")
+        query, id = query_of(request, "key", "session", "time", "at", "after"), request.headers.get("idempotency-key")
         when = {name: _time(name, query[name]) for name in ("time", "at") if name in query}
         waits = storing.waiting(when.get("time"), when.get("at"), duration_of(query, "after"))
         if id is None and event is not None:  # the specification has these two name an event

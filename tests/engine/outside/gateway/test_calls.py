@@ -60,6 +60,8 @@ def test_the_time_of_a_call_is_said_in_the_request_and_its_end_is_504(http: http
     eventually(lambda: model.running == 0)
     wrong = http.post("/v1/call/draft?timeout=soon", json={"text": "a"}, headers=as_("site"))
     assert (wrong.status_code, wrong.json()["code"]) == (400, "DX102")
+    unknown = http.post("/v1/call/draft?timeot=5s", json={"text": "a"}, headers=as_("site"))
+    assert (unknown.status_code, "timeout" in unknown.json()["fix"]) == (400, True)
 
 
 def test_a_token_has_so_many_requests_and_so_many_calls_at_once(http: httpx.Client, model: StandIn) -> None:
@@ -109,6 +111,16 @@ def test_an_idempotency_key_makes_the_same_call_again_one_call(http: httpx.Clien
     assert model.stats()["requests"] == before + 1
     other = http.post("/v1/call/draft", json={"text": "another's"}, headers={**headers, **as_("operator")})
     assert other.json()["data"]["reply"] == "reply of another's"
+
+
+def test_a_stream_with_a_key_is_a_turn_of_a_session_or_refused(http: httpx.Client) -> None:
+    headers = {**_streaming("site"), "Idempotency-Key": "turn-1"}
+    assert http.post("/v1/call/chat", json={"question": "a"}, headers=headers).status_code == 400
+    answers = []
+    for _ in range(2):
+        with http.stream("POST", "/v1/call/chat?session=bob", json={"question": "once"}, headers=headers) as said:
+            answers.append(list(_events(said))[-1][1]["id"])
+    assert answers[0] == answers[1]
 
 
 def test_a_session_remembers_what_was_said(http: httpx.Client) -> None:
