@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -11,12 +10,14 @@ from typing import Final, Literal
 
 from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound, TopologyError
-from dspex.bus.message import Message, id_time, run_of
+from dspex.bus.message import id_time, run_of
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.client.following.backwards import backwards, by_begin
 from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.following.running import open_runs
 from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.info import info_of
@@ -25,9 +26,7 @@ from dspex.engine.log.positions import pages, sequence_before
 
 RunStatus = Literal["running", "done", "failed", "cancelled"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
-_FEW, _MANY = 256, 8192  # sequences of a stream that are looked through at a time, from the end
 _LAST: Final = "@last"
-_GRAIN: Final = 0.0011  # seconds: ids tell milliseconds
 
 
 async def listed(
@@ -45,11 +44,12 @@ async def listed(
     if topology is not None and topology not in {*manifests, *(info.topology for info in beside)}:
         fix = did_you_mean(topology, sorted(manifests), "none is applied")
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
-    ways = (
-        _failed(bus, app, manifests, topology, since)
-        if status in ("failed", "cancelled")
-        else _all(bus, app, manifests, topology, since, limit)
-    )
+    if status in ("failed", "cancelled"):
+        ways = _failed(bus, app, manifests, topology, since)
+    elif status == "running":
+        ways = _running(bus, app, manifests, topology, since)
+    else:
+        ways = _all(bus, app, manifests, topology, since, limit)
     async for info in _merged(ways, [info for info in beside if topology in (None, info.topology)]):
         if limit and status in (None, info.status):
             yield info
@@ -98,12 +98,26 @@ async def _failed(
     for run in sorted(began, key=lambda run: (began[run], run), reverse=True):
         if began[run] < since:
             return
-        try:
-            past = await history(bus, app, manifests, run)
-        except RunNotFound:
-            continue  # its source does not keep its event any more
-        if topology is None or topology in past.topologies:
-            yield info_of(past, app, manifests)
+        if (told := await _told(bus, app, manifests, topology, run)) is not None:
+            yield told
+
+
+async def _running(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float
+) -> AsyncIterator[RunInfo]:
+    """The runs of which anything is open, whatever others there are."""
+    async for run in open_runs(bus, app, manifests, since):
+        if (told := await _told(bus, app, manifests, topology, run)) is not None:
+            yield told
+
+
+async def _told(bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, run: str) -> RunInfo | None:
+    """What is known of a run; None where no event of it came to the topology, or its source does not keep it any more."""
+    try:
+        past = await history(bus, app, manifests, run)
+    except RunNotFound:
+        return None
+    return info_of(past, app, manifests) if topology is None or topology in past.topologies else None
 
 
 async def _looked_at(bus: Bus, app: str, manifests: Mapping[str, Manifest], runs: Sequence[str]) -> AsyncIterator[RunInfo]:
@@ -132,23 +146,9 @@ async def latest(
         for source, stream in applied.streams.items()
         if topology in (None, name)
     )
-    ways = [*(_backwards(bus, stream, subject, since) for stream, subject in where), _in_order(beside)]
-    heads: list[tuple[float, int, str]] = []  # the latest of each way that is left, by its negative time; and of no way, runs
-    seen = set[str]()
-    for index, way in enumerate(ways):
-        if (head := await anext(way, None)) is not None:
-            heapq.heappush(heads, (-head[0], index, head[1]))
-    while heads:
-        at, index, run = heapq.heappop(heads)
-        began = -began.timestamp() if (began := id_time(run)) is not None else at
-        if began > at + _GRAIN:  # an event of a run that began before it
-            if run not in seen and -began >= since:
-                heapq.heappush(heads, (began, len(ways), run))
-        elif run not in seen:
-            seen.add(run)
-            yield run
-        if index < len(ways) and (head := await anext(ways[index], None)) is not None:
-            heapq.heappush(heads, (-head[0], index, head[1]))
+    ways = [*(_events(bus, stream, subject, since) for stream, subject in where), _in_order(beside)]
+    async for run in by_begin(ways, since):
+        yield run
 
 
 async def _in_order(infos: Iterable[RunInfo]) -> AsyncIterator[tuple[float, str]]:
@@ -156,19 +156,11 @@ async def _in_order(infos: Iterable[RunInfo]) -> AsyncIterator[tuple[float, str]
         yield info.started.timestamp(), info.id
 
 
-async def _backwards(bus: Bus, stream: str, subject: str, since: float) -> AsyncIterator[tuple[float, str]]:
+async def _events(bus: Bus, stream: str, subject: str, since: float) -> AsyncIterator[tuple[float, str]]:
     """When each message of a subject was stored, and its run; the latest first."""
-    if (info := await bus.stream(stream)) is None:
-        return
-    high, size = info.last, _FEW
-    while high >= info.first:
-        low = max(info.first, high - size + 1)
-        found: list[Message] = await bus.scan(stream, [subject], start=low, stop=high)
-        for message in reversed(found):
-            if message.time < since:
-                return
+    if (info := await bus.stream(stream)) is not None:
+        async for message in backwards(bus, info, subject, since=since):
             yield message.time, run_of(stream, info.created, message)
-        high, size = low - 1, min(2 * size, _MANY)
 
 
 async def named(bus: Bus, app: str, manifests: Mapping[str, Manifest], name: str) -> str:
