@@ -21,6 +21,7 @@ from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.call_spec import CallSpec
+from dspex.bus.serving.programs.names import is_version, may_mean
 from dspex.bus.serving.programs.usage import ANSWERED as ANSWERED
 from dspex.bus.serving.programs.usage import BEGAN as BEGAN
 from dspex.bus.serving.programs.usage import HEDGED as HEDGED
@@ -227,6 +228,7 @@ class CallRequest(_Packed):
         kept: what its session keeps, for a program that may change it; None where it is no turn, or runs no code of users.
         required: no other one may for as long as that lives, and then the call is told: AffinityLost.
         batch: seconds that it may wait for the answer of a provider's batch, counted as `left` is; 0: it is asked live.
+        state: the version that the state of the spec meant in an execution before this one; "": none is known.
     """
 
     call: str
@@ -253,6 +255,7 @@ class CallRequest(_Packed):
     required: bool = False
     batch: float = 0.0
     kept: KeptInSession | None = None
+    state: str = ""
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
@@ -279,6 +282,8 @@ class CallRequest(_Packed):
             raise DecodeError("not a CallRequest of dspex: only a turn is given what its session keeps")
         if found.required and not found.affinity:
             raise DecodeError("not a CallRequest of dspex: it requires the worker of a key, and has none")
+        if found.state and not (is_version(found.state) and may_mean(found.spec.state, found.state)):
+            raise DecodeError("not a CallRequest of dspex: its state is no version of the one that its spec names")
         return found
 
     def with_inputs(self, inputs: Mapping[str, Any], **more: Any) -> Self:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic takes that of the standard l
 
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
+from dspex.bus.serving.programs.names import is_version
 
 E = TypeVar("E", bound=tuple[Any, ...])
 NONE = 1 << 62  # a sequence or a number behind all others
@@ -78,6 +79,7 @@ class OpenCall(NamedTuple):
         time: event time of what the call was made for: its outputs will have it, so it holds the watermark behind the call.
         tenant: on whose behalf; None: nobody said so.
         live: its lane was the batch lane, and it is asked live from now on.
+        state: the version of its program's saved state that an execution of it had; "": none has said so.
     """
 
     node: str
@@ -97,11 +99,16 @@ class OpenCall(NamedTuple):
     time: float = 0.0
     tenant: str | None = None
     live: bool = False
+    state: str = ""
 
     @property
     def alone(self) -> bool:
         """Whether it is run by itself in a process: workers died of it, or of a neighbour."""
         return self.deaths >= ALONE
+
+    def with_state(self, state: str) -> OpenCall:
+        """The row once a record names this state: the first one counts, whatever its name means by the next execution."""
+        return self._replace(state=state) if state and not self.state and is_version(state) else self
 
 
 class Timer(NamedTuple):

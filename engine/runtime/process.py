@@ -143,7 +143,7 @@ class Process:
         if row.held and not held:
             return _DROPPED
         node, outputs = self.stage.calls.get(row.node), record.outputs
-        asked = Asked(arrival, tables, record.number, row, node, event, number)
+        asked = Asked(arrival, tables, record.number, row.with_state(record.state), node, event, number)
         if event is None or node is None or arrival.refused:
             return self._settlement.hopeless(asked, outputs)
         if record.error is None and outputs is not None:

@@ -121,6 +121,7 @@ class Lab:
         self.server = MemoryServer(seed=seed, faults=faults, max_payload=max_payload)
         self.answers: dict[str, Answer] = {}
         self.tokens: dict[str | None, int] = {}  # tenant → of each of its answers, which take their time
+        self.states: dict[str, str] = {}  # node → the saved state that its records name
         self.exchanges: dict[str, bytes] = {}  # of records, by node
         self.asked: list[CallRequest] = []
         self.hosts: dict[str, tuple[Host, MemoryBus]] = {}
@@ -230,6 +231,7 @@ class Lab:
             "requests": {"made": 1} if request.spec.journaled else {},
             "usage": {"output_tokens": self.tokens.get(request.tenant, 0)},
             "exchanges": self.exchanges.get(request.node, b""),
+            "state": self.states.get(request.node, ""),
         }  # fmt: skip
         return CallRecord(**{**values, **changes})
 

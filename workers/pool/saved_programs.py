@@ -1,7 +1,8 @@
 """Which saved state a call is answered with: the first step of a call, because what comes after it goes by that.
 
-An attempt that goes on from a journal has the version with which that was begun, whatever an alias means by now: with another
-one it would ask for other things, and pay for all of them again.
+A call has one version, whatever an alias means by its next attempt: that which the record of an earlier attempt names, as the
+engine says in the request. An attempt that left no record may have left a journal: with another version than its own the
+call would ask for other things, and pay for all of them again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dspex.bus.errors import (
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import payloads
-from dspex.bus.serving.programs.names import StateName
+from dspex.bus.serving.programs.names import StateName, is_version
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.workers.answer import Answer
 from dspex.workers.frames import StateTag
@@ -55,7 +56,8 @@ class SavedPrograms:
         name, work = execution.work.spec.state, execution.work
         if name is None:
             return None
-        if execution.again and work.spec.journaled and not name.rpartition("@")[2].isdecimal():
+        name = work.state or name
+        if execution.again and work.spec.journaled and not is_version(name):
             return self._go_on(execution, name)
         until, found = self._known.get(name, (0.0, None))
         if found is None or asyncio.get_running_loop().time() >= until:

@@ -31,3 +31,14 @@ class StateName(NamedTuple):
     def fixed(self) -> bool:
         """Whether it names the same state for good."""
         return self.version.isdecimal()
+
+
+def is_version(text: str) -> bool:
+    """Whether it names one version of a program."""
+    found = _REF.fullmatch(text)
+    return found is not None and (found[2] or "").isdecimal()
+
+
+def may_mean(name: str | None, version: str) -> bool:
+    """Whether `name` means a version of that program, now this one and later another one. `version`: see `is_version`."""
+    return name is not None and name.partition("@")[0] == version.partition("@")[0] and not is_version(name)

@@ -16,6 +16,7 @@ from dspex.bus.message import derived_id, in_session
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRequest, NodeEvent, Origin, RecordTo
 from dspex.bus.serving.call_spec import live_within
+from dspex.bus.serving.programs.names import may_mean
 from dspex.bus.subjects import CAUSE, EVENT_ID, RECORD, RUN
 from dspex.engine.graph.nodes import Call, CallNode, Sink
 from dspex.engine.log.rows import OpenCall, Timer
@@ -112,6 +113,7 @@ def request(
         affinity=(event.origin.key or event.origin.session) if call.affinity != "none" and not batch else None,
         required=call.affinity == "require" and not batch,
         batch=batch,
+        state=row.state if may_mean(call.spec.state, row.state) else "",
     )
     band = subjects.band(call.priority, behind=row.tenant if subjects.is_behind(row.band) else None)
     subject = subjects.work(a.app, row.pool, a.topology, row.node, band)

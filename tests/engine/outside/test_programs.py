@@ -10,8 +10,9 @@ import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import InvalidInput, RunError
+from dspex.bus.errors import CallError, CallTimeout, InvalidInput, RunError, WorkerLost
 from dspex.bus.message import Message
+from dspex.bus.records import CallRequest
 from dspex.bus.serving import audit
 from dspex.operators.topology import Topology
 
@@ -42,6 +43,32 @@ def test_each_change_of_a_saved_program_is_audited_and_told_to_the_pools_that_to
     assert changes == [
         ("put", "draft@1"), ("put", "draft@2"), ("promote", "draft@1"), ("promote", "draft@2"), ("rollback", "draft@1")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [CallTimeout("down"), WorkerLost("killed"), None], ids=["failed", "lost", "does not fit"])
+def test_a_call_is_made_again_with_the_version_that_its_first_attempt_had(lab: MakeLab, first: CallError | None) -> None:
+    topology = Topology("asking")
+    topology.source("in").predict("text -> answer: int", name="ask", state="draft@prod").sink("out")
+    one = lab(topology)
+    one.start()
+    one.states["ask"] = "draft@1"
+
+    def answer(inputs: dict[str, Any], request: CallRequest) -> dict[str, Any]:
+        if request.try_number == 1:
+            if first is not None:
+                raise first
+            return {"answer": "many"}
+        one.states["ask"] = "other@7"  # no version of this program
+        if request.try_number == 2:
+            raise CallTimeout("down")
+        return {"answer": 1}
+
+    one.answers["ask"] = answer
+    one.work()
+    one.publish("in", {"text": "a"})
+    one.advance(60)
+    assert one.outputs("out") == [{"text": "a", "answer": 1}]
+    assert [request.state for request in one.asked] == ["", "draft@1", "draft@1"]
 
 
 def test_what_is_refused_changes_nothing_and_is_not_audited(lab: MakeLab) -> None:

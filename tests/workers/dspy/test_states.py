@@ -107,6 +107,23 @@ async def test_a_call_goes_on_with_the_version_that_it_began_with_whatever_its_a
     assert again.requests == {"made": 0, "journal": 1, "missed": 0}
 
 
+async def test_a_call_that_journals_nothing_has_the_version_that_its_request_names(shared: Bench) -> None:
+    states, spec = SavedStates(shared.bus, APP), CallSpec("predict", SIGNATURE, SIGNATURE, state="named@prod")
+    for n in range(2):
+        await states.put("named", dumped(dspy.Predict(SIGNATURE), f"Version {n}."))
+    await states.promote("named", 2, "prod")
+    found = await shared.ask(work(spec=spec, try_number=2, state="named@1"), work(spec=spec, try_number=2))
+    assert sorted(record.state for record in found) == ["named@1", "named@2"]
+
+
+@pytest.mark.parametrize("spec", ["named@3", "other@prod", None], ids=["a version", "another program", "no state"])
+@pytest.mark.parametrize("state", ["named@1", "named@prod", "named", "x@1"])
+async def test_a_request_names_no_version_of_what_its_spec_does_not_name(spec: str | None, state: str) -> None:
+    item = work(spec=CallSpec("predict", SIGNATURE, SIGNATURE, state=spec), state=state)
+    with pytest.raises(DecodeError):
+        CallRequest.unpack(item.pack())
+
+
 async def test_a_state_that_does_not_fit_names_the_predictor_and_one_that_is_not_there_says_so(shared: Bench) -> None:
     states = SavedStates(shared.bus, APP)
     other = dspy.Module()
