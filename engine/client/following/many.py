@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
@@ -13,11 +13,9 @@ from dspex.bus.port import Bus
 from dspex.engine.client.following.once import reading_once
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
-from dspex.engine.client.runs.history import BEFORE, TABLES, History, HistoryReader, history
+from dspex.engine.client.runs.history import BEFORE, Commit, History, HistoryReader, commit_of, history
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.entries import LogAddress, readable
 from dspex.engine.log.positions import sequence_before
-from dspex.engine.log.reading import changes
 
 T = TypeVar("T")
 _APART: Final = 10.0  # seconds between two runs, from which on what lies between them is not read
@@ -109,25 +107,22 @@ class _Waits:
 
     async def entry(self, bus: Bus, app: str, m: Message) -> None:
         """Have an entry of a log taken by the runs that it concerns."""
-        where, entry = places.partition(m), readable(m.data)
-        if entry is None or entry["kind"] != "commit":
-            return
-        changed = await changes(bus, LogAddress.of(app, *where), m, entry) or {}
-        for run in sorted(self._concerned(where, entry, changed)):
-            await self._readers[run].entry(m)
-            self._note(run)
+        if (commit := await commit_of(bus, app, m)) is not None:
+            for run in sorted(self._concerned(places.partition(m), commit)):
+                await self._readers[run].entry(m, commit)
+                self._note(run)
 
-    def _concerned(self, where: PartitionId, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> set[str]:
+    def _concerned(self, where: PartitionId, commit: Commit) -> set[str]:
         open, found = self._runs.get((where, ""), {}), set[str]()
-        for input, first, last, *_ in entry["taken"]:
+        for input, first, last, *_ in commit.entry["taken"]:
             waited = open if input == "timers" else self._runs.get((where, input), {})
             for runs in _between(waited, places.place(first)[0], places.place(last)[0]):
                 found |= runs
-        for table, kind in TABLES.items():
-            for number, raw in changed.get(table, ()):
+        for rows in commit.rows.values():
+            for number, row in rows:
                 found |= open.get(number, set())
-                if raw is not None and (run := kind(*raw).run) in self._readers:
-                    found.add(run)
+                if row is not None and row.run in self._readers:
+                    found.add(row.run)
         return found
 
 

@@ -89,6 +89,41 @@ async def history(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: st
     return await HistoryReader(bus, app, run).read(manifests, began.timestamp(), start)
 
 
+class Commit:
+    """A commit of a log, read and checked once for all runs that look at it.
+
+    Attributes:
+        rows: those that it changed, by table: their numbers, and what they are now; None: they are gone.
+    """
+
+    def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+        self._bus, self.message, self.entry = bus, message, entry
+        self.rows = {
+            table: [(number, kind(*row) if row is not None else None) for number, row in changed.get(table, ())]
+            for table, kind in TABLES.items()
+        }
+        self.requests = [
+            Message(ask.subject, ask.data, dict(ask.headers or {}), message.sequence, message.time)
+            for ask in requests_in(entry).values()
+        ]
+        self._before: list[Message] | None = None
+
+    async def before(self, stream: str) -> list[Message]:
+        """The messages right before it that it covers, as far as they are still there."""
+        if self._before is None:
+            at, count = self.message.sequence, 0 if "asks" in self.entry else self.entry["covers"]
+            self._before = await self._bus.scan(stream, [">"], start=at - count, stop=at - 1) if count else []
+        return self._before
+
+
+async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:
+    """The commit that an entry of a log is; None for another entry, and what is none. Raises BusError."""
+    entry = readable(m.data)
+    if entry is None or entry["kind"] != "commit":
+        return None
+    return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry) or {})
+
+
 class HistoryReader:
     """Reads the logs for one run."""
 
@@ -159,26 +194,22 @@ class HistoryReader:
         if (last := await self._last_event(message)) is not None:
             self.left.wait(to, "events", message.sequence, last)
 
-    async def entry(self, m: Message) -> None:
-        """Take an entry of a log."""
+    async def entry(self, m: Message, read: Commit | None = None) -> None:
+        """Take an entry of a log. `read`: the commit that it is, where that was read for others."""
         where = places.partition(m)
-        if not self.left.may_be_in(where, m.data):
+        if not self.left.may_be_in(where, m.data) or (commit := read or await commit_of(self._bus, self._app, m)) is None:
             return
-        entry = readable(m.data)
-        if entry is None or entry["kind"] != "commit":
-            return
-        address, before = LogAddress.of(self._app, *where), {t: {**self._open.get((where, t), {})} for t in TABLES}
-        changed = await changes(self._bus, address, m, entry) or {}
-        opened, closed = self._rows(where, changed)
+        entry, before = commit.entry, {t: {**self._open.get((where, t), {})} for t in TABLES}
+        opened, closed = self._rows(where, commit)
         inputs = [*self._taken(where, entry, {*before["timers"], *before["calls"]})]  # the timer of a call has its number
-        if calls := {number: before["calls"][number] for number, _ in changed.get("calls", ()) if number in before["calls"]}:
+        if calls := {number: before["calls"][number] for number, _ in commit.rows["calls"] if number in before["calls"]}:
             for input, number in inputs:
                 if input == "timers":  # nothing was waited for any longer
                     calls.pop(number, None)
             inputs += await self._records(where, entry, calls)
         if not inputs and not opened and not closed:
             return
-        messages = await self._messages(m, entry)
+        messages = await self._messages(commit)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
         found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
         self.found.taken.append(found)
@@ -210,19 +241,21 @@ class HistoryReader:
                 if not part and (sequence < end or event <= item):
                     self.left.took(where, input, sequence)
 
-    def _rows(self, where: PartitionId, changed: Mapping[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """The rows of the run that an entry has opened, and those that it has closed."""
+    def _rows(self, where: PartitionId, commit: Commit) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """The rows of the run that a commit has opened, and those that it has closed."""
         opened, closed = list[tuple[str, int]](), list[tuple[str, int]]()
-        for table, kind in TABLES.items():
-            for number, raw in changed.get(table, ()):
+        for table, rows in commit.rows.items():
+            for number, row in rows:
+                if row is not None and row.run != self._run:
+                    continue
                 mine = number in self._open.get((where, table), ())
-                if raw is None and mine:
-                    closed.append((table, number))
-                    self.left.closed(where, table, number)
-                elif raw is not None and (row := kind(*raw)).run == self._run:
+                if row is not None:
                     if not mine:
                         opened.append((table, number))
                     self._open.setdefault((where, table), {})[number] = row
+                elif mine:
+                    closed.append((table, number))
+                    self.left.closed(where, table, number)
         return opened, closed
 
     async def _records(
@@ -245,17 +278,13 @@ class HistoryReader:
         self.found.missing |= {(row.id, row.try_number) for row in lost}
         return found
 
-    async def _messages(self, m: Message, entry: Mapping[str, Any]) -> list[Message]:
+    async def _messages(self, commit: Commit) -> list[Message]:
         """What came of the run in a commit: all that lies right before its entry, and the requests in it."""
-        found = [
-            Message(ask.subject, ask.data, dict(ask.headers or {}), m.sequence, m.time)
-            for ask in requests_in(entry).values()
-            if (ask.headers or {}).get(subjects.RUN) == self._run
-        ]
-        count = 0 if "asks" in entry else entry["covers"]
-        before = await self._bus.scan(self._stream, [">"], start=m.sequence - count, stop=m.sequence - 1) if count else []
-        if len(before) < count:  # a letter was redriven, or dropped: what is redriven comes from no entry
-            await self._redriven(places.partition(m), m.sequence)
+        found = [request for request in commit.requests if request.headers.get(subjects.RUN) == self._run]
+        before = await commit.before(self._stream)
+        if "asks" not in commit.entry and len(before) < commit.entry["covers"]:
+            # a letter was redriven, or dropped: what is redriven comes from no entry
+            await self._redriven(places.partition(commit.message), commit.message.sequence)
         for message in before:
             if message.headers.get(subjects.RUN) == self._run or await self._last_event(message) is not None:
                 found.append(await payloads.checked_out(self._bus, self._app, message) or message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import inf
 from typing import Final, TypeAlias
 
@@ -76,6 +77,7 @@ def number(record: Message) -> int | None:
     return int(words[0]) if len(words) == 2 and words[0].isdecimal() and len(words[0]) < MOST_DIGITS else None
 
 
+@lru_cache(1024)  # many runs look at the messages of one commit
 def edge(app: str, subject: str) -> PartitionId | None:
     """The partition that a frame is for; None for another message."""
     if not subjects.matches(subjects.edge(app, "*", "*", "*"), subject):

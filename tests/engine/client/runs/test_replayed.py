@@ -14,7 +14,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.following.progress import RunInfo
-from dspex.engine.client.runs.recorded import taken_by
+from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.log import commit_log
 from dspex.engine.log.build import build
 from dspex.engine.replay.marks import outcome
