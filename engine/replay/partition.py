@@ -27,6 +27,7 @@ from dspex.engine.log.tables import Tables
 from dspex.engine.replay.ahead import inputs_of
 from dspex.engine.replay.marks import marked
 from dspex.engine.replay.stored import StoredCommit
+from dspex.engine.replay.told import ToldTables
 from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -105,11 +106,12 @@ class PartitionReplay:
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
-        told, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
+        before, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
         found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
         if found is not None:
             await restored(self.bus, self.log, found, tables)
-            await restored(self.bus, self.log, found, told)
+            await restored(self.bus, self.log, found, before)
+        told = ToldTables(before, fresh=found is None and not self._names)
         self._own(tables, "")
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
@@ -127,7 +129,7 @@ class PartitionReplay:
                 continue
             self.excused = not begun  # what was before is not there any more
             claim, commit = entry["claim"], message.sequence
-            told.apply(changed, message.sequence)
+            told.take(changed, message.sequence)
             if only is None or message.sequence in only:
                 async for what in self._entry(message.sequence, entry, changed):
                     yield Difference(message.sequence, what)

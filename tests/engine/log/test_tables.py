@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dspex.engine.log.rows import OpenCall, Timer
+from typing import Any
+
+import pytest
+
+from dspex.engine.log.rows import WITHIN, OpenCall, Position, Timer
 from dspex.engine.log.tables import Tables
+from dspex.engine.replay.told import ToldTables
 
 MANY, FEW = 10_000, 200
 
@@ -40,3 +45,23 @@ def test_a_hold_ends_for_good_with_its_time_and_the_later_ones_stay() -> None:
     rows = [("timers", n, Timer(1e9, "wake", node="batch", hold=float(n), until=10.0 * n)) for n in range(1, 4)]
     tables.change(rows)
     assert [tables.hold("batch", now) for now in (5.0, 10.0, 25.0, 30.0)] == [1.0, 2.0, 3.0, float("inf")]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_a_log_tells_is_the_same_at_its_end_as_entry_by_entry(fresh: bool) -> None:
+    """Rows that are gone, rows that changed, and requests that lie before or in the entry that opened them last."""
+    call, timer = OpenCall("ask", "id", "run", "light", 60.0, b""), Timer(1e9, "wake", node="batch", key="k", name="n")
+    position, state = Position(7, time=3.0), ("batch", "k", "")
+    log: list[dict[str, Any]] = [
+        {"calls": [(1, call._replace(work=-2)), (2, call._replace(work=WITHIN))], "timers": [(3, timer)], "number": 4},
+        {"positions": [("source", position)], "keyed": [(state, b"a")], "calls": [(2, None)], "timers": [(3, None)]},
+        {"calls": [(1, call._replace(work=-1, try_number=2)), (4, call)], "keyed": [(state, b"b")], "number": 5},
+        {"calls": [(4, None)], "timers": [(3, timer._replace(due=2e9))], "keyed": [(("batch", "l", "x"), b"")]},
+    ]
+    expected, told = Tables(), ToldTables(Tables(), fresh=fresh)
+    for sequence, entry in enumerate(log, 10):
+        expected.apply(entry, sequence)
+        told.take(entry, sequence)
+    found = told.snapshot()
+    assert found == expected.snapshot()
+    assert (found["calls"], found["number"]) == ([(1, call._replace(work=11, try_number=2))], 5)
