@@ -44,7 +44,7 @@ EVERY: Final = slice(3, None, 4)
 """The bytes that are looked at: of 19 digits in a row at least four are among them."""
 LONG_RUN: Final = b"0" * 4
 """What a run of 19 digits has become then. That there is none is found out in 0.5 µs."""
-_RUN = re.compile(rb"[0-9]{%d}" % _LONG)
+_RUN = b"0" * _LONG  # of `ZEROS`: looking for that is twenty times as fast as a pattern
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(-?[0-9]++)(\.[0-9]++)?([eE][-+]?[0-9]++)?', re.DOTALL)
 
 
@@ -61,7 +61,7 @@ def load_json(data: bytes) -> Any:
 
 
 def _check_integers(data: bytes) -> None:
-    if _RUN.search(data) is None:
+    if data.translate(ZEROS).find(_RUN) < 0:
         return
     for token in _TOKEN.finditer(data):
         digits, fraction, exponent = token.groups()

@@ -200,7 +200,7 @@ def check_writable(data: object, name: str) -> None:
 def finite(value: Any) -> bool:
     """Whether `value` surely holds no NaN or Infinity; False where only `checked` can say."""
     kind = type(value)
-    if kind is str or kind is int or value is None or kind is bool:
+    if kind is str or kind is int or value is None or kind is bool or kind is dt.datetime:
         return True
     if kind is float:
         return math.isfinite(value)

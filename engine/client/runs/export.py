@@ -190,7 +190,7 @@ def _attempt(step: Step, error: Mapping[str, Any] | None) -> dict[str, Any]:
 def load(path: str | PathLike[str]) -> RunFile:
     """Read the file of a run. Raises DecodeError where it is none, or was changed."""
     try:
-        return read(Path(path).read_bytes(), str(path))
+        return read((path if isinstance(path, Path) else Path(path)).read_bytes(), str(path))
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=MAKE) from None
 
@@ -222,8 +222,7 @@ def read(text: bytes, name: str) -> RunFile:
     chain, number, then = _Chain(), 0, StateThen()
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            row = checked(dict[str, Any], "a line of a run's file", load_json(chain.checked(line)))
-            row = _unpacked(row) if row.get("packed") else row
+            row = _row(chain.checked(line))
             if info is None:
                 head, info = row, _head(row)
                 continue
@@ -243,11 +242,21 @@ def read(text: bytes, name: str) -> RunFile:
     if number != head.get("lines", number):
         raise DecodeError(f"{name}: not the whole file of a run: of {head['lines']} lines it has {number}", fix=MAKE)
     key, session, headers, kind = map(first.get, _OF_SOURCE)
-    root.secrets = frozenset(checked(list[str], "names of fields", head.get("secrets", [])))
+    if "secrets" in head:
+        root.secrets = frozenset(checked(list[str], "names of fields", head["secrets"]))
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
     then = then if head.get("state") else NOT_THERE
-    changes = tuple(checked(list[KeptChange], "what a fork has changed", head.get("changes", [])))
+    changes = tuple(checked(list[KeptChange], "what a fork has changed", head["changes"])) if "changes" in head else ()
     return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text, then, changes)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """What a line says. Raises DecodeError where it is no object: the keys of one are texts, and need no check of their own."""
+    row = load_json(line)
+    if not isinstance(row, dict):
+        raise DecodeError("a line is no object")
+    made: dict[str, Any] = row
+    return _unpacked(made) if made.get("packed") else made
 
 
 def _head(row: Mapping[str, Any]) -> RunInfo:
