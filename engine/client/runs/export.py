@@ -255,8 +255,8 @@ def _row(line: bytes) -> dict[str, Any]:
     row = load_json(line)
     if not isinstance(row, dict):
         raise DecodeError("a line is no object")
-    made: dict[str, Any] = row
-    return _unpacked(made) if made.get("packed") else made
+    made: dict[str, Any] = _unpacked(row) if row.get("packed") else row
+    return made
 
 
 def _head(row: Mapping[str, Any]) -> RunInfo:

@@ -98,7 +98,7 @@ class Commit:
 
     def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
         self._bus, self.message, self.entry = bus, message, entry
-        self.rows = {
+        self.rows: dict[str, list[tuple[int, OpenRow | None]]] = {
             table: [(number, kind(*row) if row is not None else None) for number, row in changed.get(table, ())]
             for table, kind in TABLES.items()
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.runs.history import History
@@ -87,5 +87,4 @@ def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict
     return found
 
 
-def _canonical(inputs: Any) -> str:
-    return json.dumps(inputs, sort_keys=True, default=repr)
+_canonical: Final = json.JSONEncoder(sort_keys=True, default=repr).encode  # `json.dumps` makes an encoder each time
