@@ -10,10 +10,11 @@ from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
 from dspex.bus.message import Message, id_time
 from dspex.bus.port import Bus
+from dspex.engine.client.following.commit import Commit, commit_of
 from dspex.engine.client.following.once import reading_once
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
-from dspex.engine.client.runs.history import BEFORE, Commit, History, HistoryReader, commit_of, history
+from dspex.engine.client.runs.history import BEFORE, History, HistoryReader, history
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import sequence_before
 

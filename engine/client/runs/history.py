@@ -18,17 +18,15 @@ from dspex.bus.message import Message, id_time, partition_of, spread_of
 from dspex.bus.port import Bus
 from dspex.bus.records import unpack_frame
 from dspex.bus.serving import payloads
+from dspex.engine.client.following.commit import TABLES, Commit, commit_of
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow, Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.entries import LogAddress, readable, requests_in
 from dspex.engine.log.positions import pages, sequence_before
-from dspex.engine.log.reading import changes
-from dspex.engine.log.rows import OpenCall, Timer
+from dspex.engine.log.rows import OpenCall
 
 BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
-TABLES = {"calls": OpenCall, "timers": Timer}
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
 _SOON = 2048  # sequences behind which it is worth to ask snapshots, and to read of its own partitions only
 _LONG = 4 * _MANY  # sequences of the stream that must be left for that; and the most that is looked through at a time
@@ -87,41 +85,6 @@ async def history(bus: Bus, app: str, manifests: Mapping[str, Manifest], run: st
     info = await bus.stream(subjects.stream(app))
     start = await sequence_before(bus, info, began.timestamp() - BEFORE) + 1 if info is not None else 1
     return await HistoryReader(bus, app, run).read(manifests, began.timestamp(), start)
-
-
-class Commit:
-    """A commit of a log, read and checked once for all runs that look at it.
-
-    Attributes:
-        rows: those that it changed, by table: their numbers, and what they are now; None: they are gone.
-    """
-
-    def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-        self._bus, self.message, self.entry = bus, message, entry
-        self.rows: dict[str, list[tuple[int, OpenRow | None]]] = {
-            table: [(number, kind(*row) if row is not None else None) for number, row in changed.get(table, ())]
-            for table, kind in TABLES.items()
-        }
-        self.requests = [
-            Message(ask.subject, ask.data, dict(ask.headers or {}), message.sequence, message.time)
-            for ask in requests_in(entry).values()
-        ]
-        self._before: list[Message] | None = None
-
-    async def before(self, stream: str) -> list[Message]:
-        """The messages right before it that it covers, as far as they are still there."""
-        if self._before is None:
-            at, count = self.message.sequence, 0 if "asks" in self.entry else self.entry["covers"]
-            self._before = await self._bus.scan(stream, [">"], start=at - count, stop=at - 1) if count else []
-        return self._before
-
-
-async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:
-    """The commit that an entry of a log is; None for another entry, and what is none. Raises BusError."""
-    entry = readable(m.data)
-    if entry is None or entry["kind"] != "commit":
-        return None
-    return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry) or {})
 
 
 class HistoryReader:

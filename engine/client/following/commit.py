@@ -1,0 +1,51 @@
+"""A commit as many runs look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dspex.bus.message import Message
+from dspex.bus.port import Bus
+from dspex.engine.client.runs import places
+from dspex.engine.client.runs.leap import OpenRow
+from dspex.engine.log.entries import LogAddress, readable, requests_in
+from dspex.engine.log.reading import changes
+from dspex.engine.log.rows import OpenCall, Timer
+
+TABLES = {"calls": OpenCall, "timers": Timer}
+
+
+class Commit:
+    """A commit of a log, read and checked once for all runs that look at it.
+
+    Attributes:
+        rows: those that it changed, by table: their numbers, and what they are now; None: they are gone.
+    """
+
+    def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+        self._bus, self.message, self.entry = bus, message, entry
+        self.rows: dict[str, list[tuple[int, OpenRow | None]]] = {
+            table: [(number, kind(*row) if row is not None else None) for number, row in changed.get(table, ())]
+            for table, kind in TABLES.items()
+        }
+        self.requests = [
+            Message(ask.subject, ask.data, dict(ask.headers or {}), message.sequence, message.time)
+            for ask in requests_in(entry).values()
+        ]
+        self._before: list[Message] | None = None
+
+    async def before(self, stream: str) -> list[Message]:
+        """The messages right before it that it covers, as far as they are still there."""
+        if self._before is None:
+            at, count = self.message.sequence, 0 if "asks" in self.entry else self.entry["covers"]
+            self._before = await self._bus.scan(stream, [">"], start=at - count, stop=at - 1) if count else []
+        return self._before
+
+
+async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:
+    """The commit that an entry of a log is; None for another entry, and what is none. Raises BusError."""
+    entry = readable(m.data)
+    if entry is None or entry["kind"] != "commit":
+        return None
+    return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry) or {})
