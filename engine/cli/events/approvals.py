@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dspex.bus.errors import ConfigError, RunError
+from dspex.engine.cli.events import hidden
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
@@ -36,9 +37,10 @@ async def _listed(t: Terminal, topology: str | None, since: str | None) -> int:
     after = datetime.now(UTC) - timedelta(seconds=seconds(since)) if since is not None else None
     number, rows = 0, list[dict[str, object]]()
     async with client(t, "approvals") as c:
-        async for one in c.approvals(topology):
-            if after is None or one.since >= after:
-                number += 1
+        secrets = await hidden.secrets_of(c)
+        async for each in c.approvals(topology):
+            if after is None or each.since >= after:
+                number, one = number + 1, hidden.approval(secrets, each)
                 if t.json:
                     t.emit(one.as_dict())
                 else:
@@ -84,11 +86,11 @@ async def _found(t: Terminal, id: str) -> Approval:
     from dspex.engine.client.status.approvals import find
 
     async with client(t, "approvals") as c:
-        one = await find(c.bus, c.app, id)
+        one, secrets = await find(c.bus, c.app, id), await hidden.secrets_of(c)
     if one is None:
         fix = "dspex approvals ls shows what waits"
         raise RunError(f"nothing waits for a decision as {id}", code="DX626", fix=fix)
-    return one
+    return hidden.approval(secrets, one)
 
 
 def accept(context: typer.Context, id: IdArgument, note: NoteOption = "") -> None:

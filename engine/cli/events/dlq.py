@@ -18,6 +18,7 @@ import typer
 from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.codecs.times import moment
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput
+from dspex.engine.cli.events import hidden
 from dspex.engine.cli.events.selection import Selection
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
@@ -62,9 +63,9 @@ def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) 
 
 async def _shown(t: Terminal, c: Client, selection: Selection) -> int:
     """Print letters; how many. With --json as they are read: their data together may be larger than memory."""
-    number, rows = 0, list[dict[str, object]]()
-    async for d in selection.each(t, c):
-        number += 1
+    number, rows, secrets = 0, list[dict[str, object]](), await hidden.secrets_of(c)
+    async for one in selection.each(t, c):
+        number, d = number + 1, hidden.letter(secrets, one)
         if t.json:
             t.emit(d.as_dict())
         else:
@@ -107,7 +108,7 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
 
 async def _only(t: Terminal, c: Client, sequence: int) -> DeadLetter:
     (d,) = [d async for d in Selection((sequence,)).each(t, c)]
-    return d
+    return hidden.letter(await hidden.secrets_of(c), d)
 
 
 def _readable(data: Any) -> str:

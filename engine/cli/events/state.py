@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import ConfigError
+from dspex.engine.cli.events import hidden
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
@@ -69,7 +70,8 @@ async def _of_key(t: Terminal, node: str, key: str, at: At | None) -> list[KeySt
     from dspex.engine.client.status.state import of_key
 
     async with client(t, "state") as c:
-        return await of_key(c.bus, c.app, node, key, at)
+        secrets = await hidden.secrets_of(c)
+        return [hidden.state(secrets, one) for one in await of_key(c.bus, c.app, node, key, at)]
 
 
 async def _all(t: Terminal, node: str, since: str | None, at: At | None) -> list[KeyState]:
@@ -78,7 +80,8 @@ async def _all(t: Terminal, node: str, since: str | None, at: At | None) -> list
 
     after = datetime.now(UTC) - timedelta(seconds=seconds(since)) if since is not None else None
     async with client(t, "state") as c:
-        return await listing(c.bus, c.app, node, since=after, at=at)
+        secrets = await hidden.secrets_of(c)
+        return [hidden.state(secrets, one) for one in await listing(c.bus, c.app, node, since=after, at=at)]
 
 
 def _short(one: KeyState) -> str:

@@ -17,11 +17,14 @@ from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.keys.secret_fields import SECRET
 from dspex.bus.serving.programs.exchanges import Exchange, Exchanges
+from dspex.engine.cli.events import hidden
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.client import Client
+from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.runs.export import load
 from dspex.engine.client.runs.tree import Happening, masked, secrets_of
+from dspex.engine.client.status import approvals, state
 from dspex.engine.testing.driver import Driver
 from dspex.operators.native.signature import Signature
 from dspex.operators.recorded.calls import predict
@@ -180,3 +183,45 @@ def test_a_file_of_a_run_whose_secrets_are_texts_is_done_again(lab: MakeLab, tmp
     one.run(one.client.run(run).export(tmp_path / "run.jsonl"))
     with Driver(saying()) as d:
         assert d.replay(tmp_path / "run.jsonl").same
+
+
+def test_letters_approvals_and_what_operators_keep_are_shown_without_what_is_secret(lab: MakeLab) -> None:
+    topology = Topology("kept")
+    source = topology.source("in")
+    source.key_by("text").reduce(lambda a, b: {"from": b["account"]["iban"], **b}, name="last").sink("lasts")
+    source.approve(name="ok", show=["account"]).predict(ASK, name="ask", retry={"attempts": 1}).sink("out")
+    one = lab(topology)
+    one.client = Client(bus=sealed(one), app=APP)
+
+    def fail(inputs: Any, work: Any) -> Any:
+        raise ArithmeticError(f"no {inputs['account']['iban']}")
+
+    one.answers["ask"] = fail
+    one.start(bus=sealed(one))
+    one.work(bus=sealed(one))
+    for _ in range(2):
+        one.publish("in", {**EVENT, "text": "a"})
+    one.advance(5)
+
+    async def looked_at() -> tuple[list[object], list[object]]:
+        bus, secrets = one.client.bus, await hidden.secrets_of(one.client)
+        waiting = [found async for found in approvals.listing(bus, APP)]
+        kept = await state.listing(bus, APP, "last")
+        assert kept != []
+        shown = [hidden.approval(secrets, found).as_dict(event=True) for found in waiting]
+        return [*waiting, *kept], [*shown, *(hidden.state(secrets, found).as_dict() for found in kept)]
+
+    stored, shown = one.run(looked_at())
+    assert (len(stored), holds_a_secret(stored), holds_a_secret(shown)) == (3, True, False)
+    one.run(_accepted(one))
+    one.advance(5)
+    letters: list[DeadLetter] = one.letters()
+    secrets = one.run(hidden.secrets_of(one.client))
+    assert len(letters) == 2
+    assert all(holds_a_secret(letter.as_dict()) for letter in letters)
+    assert not holds_a_secret([hidden.letter(secrets, letter).as_dict(traceback=True) for letter in letters])
+
+
+async def _accepted(one: Lab) -> None:
+    for found in [found async for found in one.client.approvals()]:
+        await one.client.decide(found.id, "accept")
