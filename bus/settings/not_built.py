@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        *("ui", "mcp", "skills"),
+        *("mcp", "skills"),
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

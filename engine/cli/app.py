@@ -45,6 +45,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "run": "run:run",
         "worker": "workers.worker:worker",
         "gateway": "server.gateway:gateway",
+        "ui": "server.gateway:ui",
         "demo": "demo.demo:demo",
     },
     "Events and calls": {

@@ -1,7 +1,7 @@
 """The gateway: an application over HTTP, to be mounted in FastAPI or Starlette, or served by `dspex gateway`.
 
 What a request does is in one file each: publishing.py, calling.py, looking.py, health.py. Who may is access.py, and what went
-wrong is problems.py.
+wrong is problems.py. The page for people is in web/.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dspex.engine.gateway.entrance import Called, Entrance
 from dspex.engine.gateway.health import Health
 from dspex.engine.gateway.looking import Looking
 from dspex.engine.gateway.publishing import Publishing
+from dspex.engine.gateway.web import page
 
 __all__ = ["app"]  # what `dspex.asgi` has
 
@@ -62,7 +63,7 @@ def app(
     )
     routes: list[BaseRoute] = [Route(path, do, methods=[method.upper()]) for path, method, do in told]
     routes += [Route("/openapi.json", described.openapi), Route("/asyncapi.json", described.asyncapi)]
-    routes.append(WebSocketRoute("/v1/call/{name}", Calling(entrance).socket))
+    routes += [WebSocketRoute("/v1/call/{name}", Calling(entrance).socket), *page.routes()]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
@@ -93,6 +94,8 @@ def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str,
         ("/v1/runs/{id:path}", "get", looking.run),
         ("/v1/approvals", "get", looking.approvals),
         ("/v1/approvals/{id}", "post", looking.decide),
+        ("/v1/letters", "get", looking.letters),
+        ("/v1/topologies", "get", looking.topologies),
         ("/v1/status", "get", looking.status),
         ("/livez", "get", health.live),
         ("/readyz", "get", health.ready),

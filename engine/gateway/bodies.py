@@ -100,6 +100,12 @@ QUERIES: Final[Mapping[str, Mapping[str, BodySchema]]] = {
     },
     "/v1/runs/{id}": {"wait": DURATION, "tree": _FLAG, "outputs": _FLAG},
     "/v1/approvals": {"topology": TEXT},
+    "/v1/letters": {
+        "topology": TEXT,
+        "node": TEXT,
+        "reason": TEXT,
+        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+    },
 }
 
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunFailed
+from dspex.bus.subjects import SUBMITTED
 from dspex.engine.client.client import Client
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import FULL_ID, Run
@@ -23,14 +24,15 @@ from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
 from dspex.engine.gateway.problems import problem_of
+from dspex.engine.graph.manifest import Manifest
 
 STATES: Final = ("running", "done", "failed", "cancelled")
-MOST: Final = 1000  # runs in one answer
+MOST: Final = 1000  # runs, or dead letters, in one answer
 PING: Final = 15
 
 
 class Looking:
-    """What is below `/v1/runs` and `/v1/approvals`, and `/v1/status`."""
+    """What is below `/v1/runs` and `/v1/approvals`; `/v1/letters`, `/v1/topologies`, and `/v1/status`."""
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
@@ -120,8 +122,8 @@ class Looking:
         """What waits, the oldest first."""
         self._entrance.access.to_look(request)
         client, topology = await self._entrance.client(), query_of(request, "topology").get("topology")
-        if topology is not None and topology not in await client.manifests():
-            raise HTTPException(404, f"no topology {topology!r} is applied")
+        if topology is not None:
+            await _is_applied(client, topology)
         listed = client.approvals(topology)
         return json({"approvals": [one.as_dict() async for one in listed]})
 
@@ -137,10 +139,43 @@ class Looking:
         await client.decide(request.path_params["id"], decision, edit=cast(Any, edit), note=note)
         return json({"id": request.path_params["id"], "decision": decision})
 
+    # -- the application
+    async def letters(self, request: Request) -> Response:
+        """Dead letters, the oldest first."""
+        self._entrance.access.to_look(request)
+        client, query = await self._entrance.client(), query_of(request, "topology", "node", "reason", "limit")
+        topology, most = query.get("topology", "*"), _number(query.get("limit"), 100, MOST)
+        if topology != "*":
+            await _is_applied(client, topology)
+        found = list[dict[str, Any]]()
+        async for letter in client.dead_letters(topology, node=query.get("node"), reason=query.get("reason")):
+            found.append(letter.as_dict(traceback=True))
+            if len(found) == most:
+                break
+        return json({"letters": found})
+
+    async def topologies(self, request: Request) -> Response:
+        """What is applied: of each topology its operators, and what each of them reads."""
+        self._entrance.access.to_look(request)
+        applied = await (await self._entrance.client()).manifests()
+        return json({"topologies": [_topology(name, one) for name, one in sorted(applied.items()) if name != SUBMITTED]})
+
     async def status(self, request: Request) -> Response:
         """The application, as `dspex status --json` prints it."""
         self._entrance.access.to_look(request)
         return json(await (await self._entrance.client()).status())
+
+
+async def _is_applied(client: Client, topology: str) -> None:
+    """Raise HTTPException (404) where it is not."""
+    if topology not in await client.manifests():
+        raise HTTPException(404, f"no topology {topology!r} is applied")
+
+
+def _topology(name: str, applied: Manifest) -> dict[str, Any]:
+    """A topology without the options of its operators: prompts and saved states are nobody's business here."""
+    nodes = {id: {"op": node["op"], "from": [read for read, _ in node["from"]]} for id, node in applied.nodes.items()}
+    return {"name": name, "version": applied.version, "nodes": nodes, "sinks": list(applied.sinks)}
 
 
 async def _numbered(run: Run) -> AsyncGenerator[tuple[int, Step]]:

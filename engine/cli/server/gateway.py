@@ -1,8 +1,8 @@
-"""`dspex gateway`: events, calls and runs over HTTP."""
+"""`dspex gateway`: events, calls and runs over HTTP; and `dspex ui`: the page on them, for this machine."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,26 @@ def gateway(
     t = terminal(context)
     calls = dict(_named(one) for one in call or ())
     t.run(_served(t, bind or t.settings().http.bind, allow or [], calls))
+
+
+def ui(
+    context: typer.Context,
+    port: Annotated[int, typer.Option("--port", help="Where to listen on this machine.", min=1, max=65535)] = 8090,
+) -> None:
+    """Serve the page on runs, dead letters, approvals and pools to this machine until ^C or SIGTERM, and print its address."""
+    t = terminal(context)
+    t.run(_shown(t, f"127.0.0.1:{port}"))
+
+
+async def _shown(t: Terminal, bind: str) -> int:
+    from dspex.engine.hosting.engine import stop_on_signals
+
+    lean_nats()
+    stopped = stop_on_signals()
+    made, serving = _made(t, [], {})
+    async with serving(made, bind) as address:
+        t.emit({"event": "ui", "url": f"{address}/ui/"}, f"page      {address}/ui/")
+        return await stopped
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -70,13 +90,7 @@ def offered(
     works: Callable[[], str] | None = None,
 ) -> AbstractAsyncContextManager[str]:
     """The gateway, while the block runs. Prints where it is, and what it offers. Raises ConfigError (DX109): no uvicorn."""
-    try:
-        from dspex.engine.gateway.app import app
-        from dspex.engine.gateway.serving import serving
-    except ImportError as e:
-        raise ConfigError(f"the gateway is not installed: {e}", code="DX109", fix=_INSTALL, node="gateway") from e
-    more = {} if works is None else {"works": works}
-    made = app(t.settings(), subjects=subjects, calls=calls, client=client, **more)
+    made, serving = _made(t, subjects, calls, client, {} if works is None else {"works": works})
     entrance = made.state.entrance
     if not (entrance.subjects or entrance.calls or entrance.hooks):
         t.note("warning: nothing is offered but runs: --allow SUBJECT, --call NAME=TARGET, or [http] in dspex.toml")
@@ -87,3 +101,15 @@ def offered(
     data = {"event": "gateway", "bind": bind, "subjects": list(entrance.subjects), "calls": list(entrance.calls)}
     t.emit(data, f"gateway   http://{shown}  {offers}")
     return serving(made, bind)
+
+
+def _made(
+    t: Terminal, subjects: list[str], calls: dict[str, Any], client: Client | None = None, more: Mapping[str, Any] = {}
+) -> tuple[Any, Callable[[Any, str], AbstractAsyncContextManager[str]]]:
+    """The gateway, and what serves it. Raises ConfigError (DX109)."""
+    try:
+        from dspex.engine.gateway.app import app
+        from dspex.engine.gateway.serving import serving
+    except ImportError as e:
+        raise ConfigError(f"the gateway is not installed: {e}", code="DX109", fix=_INSTALL, node="gateway") from e
+    return app(t.settings(), subjects=subjects, calls=calls, client=client, **more), serving

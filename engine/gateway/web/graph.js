@@ -1,0 +1,49 @@
+// A topology as a drawing: operators in columns, each right of all that it reads.
+const SVG = "http://www.w3.org/2000/svg";
+const WIDE = 190, HIGH = 58, GAP = 40, BETWEEN = 18, EDGE = 12;
+
+function s(tag, attributes, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// nodes: name → {op, from: [names], lines: [texts], calls, failing}
+export function drawing(nodes) {
+  const column = new Map();
+  const depth = (name, above = new Set()) => {
+    if (column.has(name)) return column.get(name);
+    if (above.has(name)) return 0;  // a loop: it is drawn once
+    const from = nodes[name].from.filter((one) => one in nodes);
+    const found = from.length ? 1 + Math.max(...from.map((one) => depth(one, new Set([...above, name])))) : 0;
+    column.set(name, found);
+    return found;
+  };
+  const columns = [];
+  for (const name of Object.keys(nodes)) (columns[depth(name)] ??= []).push(name);
+  const at = {};
+  columns.forEach((names, x) => names.forEach((name, y) => {
+    at[name] = { x: EDGE + x * (WIDE + GAP), y: EDGE + y * (HIGH + BETWEEN) };
+  }));
+  const width = 2 * EDGE + columns.length * (WIDE + GAP) - GAP;
+  const height = 2 * EDGE + Math.max(...columns.map((names) => names.length)) * (HIGH + BETWEEN) - BETWEEN;
+  const made = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "The topology" });
+  for (const [name, node] of Object.entries(nodes)) {
+    for (const from of node.from.filter((one) => one in at)) {
+      const [a, b] = [at[from], at[name]];
+      const [x1, y1, x2, y2] = [a.x + WIDE, a.y + HIGH / 2, b.x, b.y + HIGH / 2];
+      made.append(s("path", { d: `M${x1} ${y1} C${x1 + GAP / 2} ${y1} ${x2 - GAP / 2} ${y2} ${x2} ${y2}` }));
+    }
+  }
+  for (const [name, node] of Object.entries(nodes)) {
+    const { x, y } = at[name];
+    const line = (text, row, kind) => s("text", { x: x + 10, y: y + 18 + row * 15, class: kind }, cut(text));
+    const box = s("rect", { x, y, width: WIDE, height: HIGH, rx: 7, class: node.failing ? "failing" : node.calls ? "calls" : "" });
+    const lines = [`${node.op}`, ...node.lines].slice(0, 2).map((text, row) => line(text, row + 1, "quiet"));
+    made.append(s("g", {}, s("title", {}, [name, node.op, ...node.lines].join("\n")), box, line(name, 0, ""), ...lines));
+  }
+  return made;
+}
+
+const cut = (text) => (text.length > 28 ? `${text.slice(0, 27)}…` : text);

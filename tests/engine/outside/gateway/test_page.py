@@ -1,0 +1,188 @@
+"""The web page: people find a run, read what it did, decide, and see what failed; nothing of an event becomes markup."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cli_bench import Project
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from gateway_bench import TOKENS, as_
+from waiting import eventually
+
+import dspex
+from dspex.asgi import app
+from dspex.bus.local.launch import free_port
+from dspex.engine.gateway.web import page as served
+
+MARKUP = "<img src=x onerror=document.title='broken'>"
+FILES = sorted(f.name for f in Path(served.__file__).parent.iterdir() if f.suffix in (".html", ".css", ".js"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium of this machine, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="scripts/setup dev installs it")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def shown(browser: Any, project: Project, tmp_path: Path) -> Iterator[Any]:
+    """The page, for who has a token; its pictures are in the folder of the test. At the end nothing was wrong in it."""
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.set_default_timeout(20_000)
+    wrong = list[str]()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+    page.goto(f"{project.env['GATEWAY']}/ui")
+    page.fill("#token", "secret-operator")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("tbody, main .quiet:text('none')")
+    yield page
+    page.screenshot(path=tmp_path / "last.png", full_page=True)
+    page.close()
+    assert wrong == []
+
+
+def published(http: httpx.Client, project: Project, text: str) -> str:
+    said = http.post(f"/v1/publish/{project.input}", json={"text": text}, headers=as_("site")).json()
+    return str(http.get(f"/v1/runs/{said['run']}", headers=as_("looker")).json()["id"])
+
+
+def is_there(http: httpx.Client, path: str, what: str, run: str) -> Callable[[], bool]:
+    return lambda: any(one["run"] == run for one in http.get(path, headers=as_("looker")).json()[what])
+
+
+def test_a_run_is_found_and_read_without_a_mouse(shown: Any, http: httpx.Client, project: Project, tmp_path: Path) -> None:
+    run = published(http, project, f"read me {MARKUP}")
+    eventually(is_there(http, "/v1/approvals", "approvals", run))
+    shown.wait_for_selector(f"[data-row='{run}']")  # it comes by itself
+    shown.screenshot(path=tmp_path / "runs.png")
+    shown.keyboard.press("/")
+    shown.keyboard.type(run[-8:])
+    shown.keyboard.press("Escape")
+    shown.keyboard.press("j")
+    shown.keyboard.press("Enter")
+    shown.wait_for_selector(f"h2:has-text('{run}')")
+    call = shown.locator("details", has_text="classify#0")
+    call.locator("summary").press("Enter")
+    call.get_by_text("Attempt 1").wait_for()
+    assert MARKUP in call.inner_text()
+    assert '"urgency"' in call.inner_text()
+    assert "[[ ## kind ## ]]" in call.locator(".turn.answer").inner_text(), "what the model said"
+    assert shown.locator("main img").count() == 0
+    assert shown.title() == "dspex"
+    shown.screenshot(path=tmp_path / "run.png", full_page=True)
+    shown.keyboard.press("Escape")
+    shown.wait_for_selector(f"[data-row='{run}']")
+
+
+def test_a_person_edits_and_accepts_in_the_page(shown: Any, http: httpx.Client, project: Project, tmp_path: Path) -> None:
+    run = published(http, project, "a first word")
+    shown.keyboard.press("3")
+    card = shown.locator(".card", has_text="a first word")
+    card.get_by_role("button", name="Edit").click()
+    card.locator("textarea").fill('{"text": "a better word"}')
+    shown.screenshot(path=tmp_path / "approvals.png")
+    card.get_by_role("button", name="Accept").click()
+    found = http.get(f"/v1/runs/{run}?wait=30s&outputs=true", headers=as_("looker")).json()
+    assert (found["status"], found["outputs"][0]["data"]["reply"]) == ("done", "reply of a better word")
+
+
+def test_dead_letters_open_by_group_and_lead_to_their_run(
+    shown: Any, http: httpx.Client, project: Project, tmp_path: Path
+) -> None:
+    run = published(http, project, "standin:400 fail")
+    eventually(is_there(http, "/v1/letters", "letters", run))
+    shown.keyboard.press("2")
+    shown.locator("tr[data-row]", has_text="classify").first.click()
+    card = shown.locator(".card", has_text=run[-8:])
+    card.wait_for()
+    shown.screenshot(path=tmp_path / "letters.png", full_page=True)
+    card.locator("a").click()
+    shown.wait_for_selector(f"h2:has-text('{run}')")
+    assert shown.locator(".facts .failed").inner_text() == "failed"
+
+
+def test_the_topology_is_drawn_and_pools_are_listed(shown: Any, tmp_path: Path) -> None:
+    shown.keyboard.press("4")
+    shown.wait_for_selector("svg")
+    assert {"classify", "check", "draft"} <= set(shown.locator("svg text").all_text_contents())
+    assert shown.locator("svg path").count() >= 3
+    shown.screenshot(path=tmp_path / "topology.png")
+    shown.keyboard.press("5")
+    shown.get_by_role("cell", name="lightweight").first.wait_for()
+    shown.emulate_media(color_scheme="dark")
+    shown.screenshot(path=tmp_path / "pools.png", full_page=True)
+
+
+def test_a_token_that_is_not_valid_is_asked_for_again_and_one_that_may_not_read_is_told(browser: Any, project: Project) -> None:
+    page = browser.new_page()
+    page.goto(f"{project.env['GATEWAY']}/ui/")
+    for token in ("secret-nobody", "secret-site"):
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        if token == "secret-nobody":
+            page.get_by_text("This token is not valid.").wait_for()
+    page.get_by_role("alert").get_by_text("this token may not read").wait_for()
+    assert page.evaluate("localStorage.length") == 0
+    page.close()
+
+
+def test_the_page_works_below_a_path_and_asks_nobody_else(
+    project: Project, monkeypatch: pytest.MonkeyPatch, http: httpx.Client
+) -> None:
+    for name, value in {**TOKENS, "HOOK_SECRET": "of the hook", "NATS_URL": project.env["NATS_URL"]}.items():
+        monkeypatch.setenv(name, value)
+    outer, inner = FastAPI(), app(dspex.Settings.load(project.folder))
+    outer.mount("/ai", inner)
+    with TestClient(outer, base_url="http://localhost") as client:
+        assert client.get("/ai/ui").url.path == "/ai/ui/"
+        for name in ("", *FILES):
+            said = client.get(f"/ai/ui/{name}")
+            assert said.status_code == 200, name
+            assert not re.search(r"""(src|href|from|import|fetch\()\s*[=(]?\s*["'`](/|https?:)""", said.text), name
+        assert client.get("/ai/ui/page.py").status_code == 404
+        assert client.get("/ai/ui/..%2fapp.py").status_code == 404
+
+
+def test_no_script_but_that_of_the_page_may_run_and_no_other_page_may_frame_it(http: httpx.Client) -> None:
+    said = http.get("/ui/")
+    policy = dict(part.strip().split(" ", 1) for part in said.headers["content-security-policy"].split(";"))
+    assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    assert "unsafe" not in said.headers["content-security-policy"]
+    assert said.headers["x-content-type-options"] == "nosniff"
+    assert said.headers["referrer-policy"] == "no-referrer"
+    for name in FILES:
+        assert http.get(f"/ui/{name}").headers["content-security-policy"] == said.headers["content-security-policy"]
+    assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=", said.text), "nothing inline, which would not run"
+
+
+def test_dead_letters_and_topologies_are_seen_by_who_may_read(http: httpx.Client) -> None:
+    for path in ("/v1/letters", "/v1/topologies"):
+        assert (http.get(path, headers=as_("site")).status_code, http.get(path).status_code) == (403, 401), path
+    assert http.get("/v1/letters?topology=*.>", headers=as_("looker")).status_code == 404
+    assert http.get("/v1/letters?limit=x", headers=as_("looker")).status_code == 400
+    (found,) = http.get("/v1/topologies", headers=as_("looker")).json()["topologies"]
+    assert found["nodes"]["check"] == {"op": "approve", "from": ["classify"]}
+
+
+def test_the_command_serves_the_page_to_this_machine_and_prints_its_address(project: Project) -> None:
+    port = free_port(None)
+    with project.start("ui", "--port", str(port)) as ui:
+        line = ui.until("/ui/")
+        assert line.split() == ["page", f"http://127.0.0.1:{port}/ui/"]
+        assert "<title>dspex</title>" in httpx.get(line.split()[1]).text
+        assert ui.end() == 0
