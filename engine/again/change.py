@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dspex.bus.errors import ConfigError, InvalidInput, RecordingIncomplete, RunNotFound
 from dspex.bus.records import CallRequest
-from dspex.bus.settings.similar import did_you_mean
+from dspex.bus.settings.similar import did_you_mean, listed
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.again.answering import Alter
 from dspex.engine.client.resolve import HasCall
@@ -62,7 +62,8 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
     decided = known is not None and known.op == "approve" and not mark
     if known is None or not (native or decided or known.role == "call") or (mark and not (native and number.isdecimal())):
         names = [n.name for n in graph.nodes.values() if n.role in ("native", "call", "source") or n.op == "approve"]
-        fix = did_you_mean(at, [*calls, *names], "see dspex runs show")
+        there = f"one of: {listed(names)}; or a call: {listed(calls)}" if calls else f"one of: {listed(names)}"
+        fix = there if known is not None else did_you_mean(at, [*calls, *names], "see dspex runs show")
         raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
     if not mark and not native and not decided and not any(call.node == node for call in file.calls):
         raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix="see dspex runs show")

@@ -30,7 +30,10 @@ from dspex.engine.log.positions import pages, sequence_before
 
 @dataclass(frozen=True)
 class Forked:
-    """What came of a fork. `run`: its id. `delivered`: outputs that were published to the sinks. `without`: see `Repeated`."""
+    """What came of a fork. `run`: its id. `delivered`: outputs that were published to the sinks. `without`: see `Repeated`.
+
+    `changed`: whether anything differs from its parent, or was asked anew: else what was changed was never reached.
+    """
 
     run: str
     parent: str
@@ -41,6 +44,7 @@ class Forked:
     delivered: int
     diff: Diff
     without: str = ""
+    changed: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -78,7 +82,8 @@ async def forked(
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
     sent = await _delivered(client, made, code) if deliver else 0
-    return Forked(made.info.id, file.info.id, at, found.served, found.called, found.tokens, sent, diff, found.without)
+    spent, anew = (found.served, found.called, found.tokens), found.called > 0 or not diff.same
+    return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew)
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.errors import ConfigError, RecordingIncomplete, TopologyError
 from dspex.bus.memory.faults import Luck
 from dspex.bus.port import NewMessage, StreamConfig
 from dspex.bus.records import Usage
@@ -111,7 +111,7 @@ async def repeat(
 
     Raises:
         TopologyError: DX235, the topology of the run is not among the graphs. Divergence. Saturated: a pool has no worker.
-        Whatever the server says.
+        RecordingIncomplete: it was not over. Whatever the server says.
     """
     if make is None and client is not None:
         make = partial(made, client.bus, client.app)
@@ -143,7 +143,10 @@ async def _states(client: Client, graphs: Sequence[Graph], more: Collection[str]
 
 
 def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None) -> None:
-    """Raise TopologyError, ConfigError where it cannot be done."""
+    """Raise TopologyError, ConfigError, RecordingIncomplete where it cannot be done."""
+    if file.info.status == "running":
+        fix = "wait for its end: dspex runs wait; a file is made again: dspex runs export"
+        raise RecordingIncomplete(f"run {file.info.id} was not over when this was recorded", run=file.info.id, fix=fix)
     if file.info.topology not in {graph.name for graph in graphs}:
         fix = "name it: --with module:attr"
         raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)

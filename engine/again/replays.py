@@ -51,7 +51,7 @@ async def of_one(
         graph = next(one for one in of_run(graphs, topology, file.root.data) if one.name == topology)
         of = build(graph.digest, graph.functions)
         found.add(await replayed_run(client.bus, client.app, graph, applied[topology], of, taken, past.run))
-    again = await from_its_event() if not found.same else None
+    again = await from_its_event() if not found.same and past.done else None
     diff = again.diff if again is not None else compare(file.root, file.root, (file.info, file.info))
     return replace(_told(found, diff, runs=1), without=again.without if again is not None else ""), found
 
@@ -75,7 +75,8 @@ async def of_file(
     diff = found.diff
     if harmless and not diff.same:
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)
-    return Replay(diff.same, 1, found.served, found.called, found.tokens, diff.first, diff, found.without)
+    spent = (found.served, found.called, found.tokens)
+    return Replay(diff.same, 1, *spent, diff.first, diff, found.without, found.cost)
 
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
@@ -106,13 +107,14 @@ async def of_many(
     runs: Sequence[str],
     graphs: Sequence[Graph],
     mode: Mode,
-    told: Callable[[Replay], None] = lambda so_far: None,
+    told: Callable[[Replay, Replay, str], None] = lambda so_far, last, run: None,
 ) -> Replay:
-    """The replay of several runs, one after the other. `told`: after each."""
+    """The replay of several runs, one after the other. `told`: after each, of all so far, of that one, and which it was."""
     found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE)
     for run in runs:
-        found = together(found, (await of_one(client, client.run(run), graphs, mode))[0])
-        told(found)
+        last = (await of_one(client, client.run(run), graphs, mode))[0]
+        found = together(found, last)
+        told(found, last, run)
     return found
 
 
@@ -127,6 +129,7 @@ async def ended(client: Client, topology: str, since: float, until: datetime | N
 def together(a: Replay, b: Replay) -> Replay:
     """What came of several runs. The differences are those of the first one that differs."""
     first = a if not a.same or (a.runs and b.same) else b
+    (then, now), (more, since) = zip(a.diff.tokens, b.diff.tokens), zip(a.diff.cost, b.diff.cost)
     return Replay(
         same=a.same and b.same,
         runs=a.runs + b.runs,
@@ -134,6 +137,7 @@ def together(a: Replay, b: Replay) -> Replay:
         live=a.live + b.live,
         tokens=a.tokens + b.tokens,
         diverged=first.diverged,
-        diff=first.diff,
+        diff=replace(first.diff, tokens=(sum(then), sum(now)), cost=(sum(more), sum(since))),
         without=a.without or b.without,
+        cost=a.cost + b.cost,
     )

@@ -39,6 +39,19 @@ def marked(arrival: Arrival, mark: Sequence[Any]) -> Arrival:
     return arrival
 
 
+def run_of(arrival: Arrival) -> str:
+    """The run of what is taken; "" where it does not say one."""
+    match arrival.what:
+        case NodeEvent() as event:
+            return event.origin.run
+        case Answered(event=NodeEvent() as event):
+            return event.origin.run
+        case Due(timer=timer):
+            return timer.run
+        case _:
+            return ""
+
+
 def of_runs(runs: Collection[str], messages: Iterable[Message | NewMessage | None]) -> list[tuple[str, Any]]:
     """What is of runs: messages that name one, and their events in frames. What is gone says nothing."""
     found: list[tuple[str, Any]] = []

@@ -25,7 +25,7 @@ from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay.ahead import inputs_of
-from dspex.engine.replay.marks import marked
+from dspex.engine.replay.marks import marked, run_of
 from dspex.engine.replay.stored import StoredCommit
 from dspex.engine.replay.told import ToldTables
 from dspex.engine.replay.watched import ReplayPlace, Watcher
@@ -84,7 +84,7 @@ class PartitionReplay:
         self._records = RecordsInput(bus, app, stage)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
-        self.excused = self._fails = False
+        self.excused, self._fails = False, set[str]()  # of what failed now, the runs; "" of what is not known
         self._runs: Collection[str] | None = None
         self.watcher, self.first, self.differing, self._at = Watcher(), 0, tuple[str, ...](), 0
         self.taken, self.builds, self._build = Counter[str](), list[dict[str, str]](), dict[str, str]()
@@ -153,7 +153,7 @@ class PartitionReplay:
             self._build = dict(said.get("build", {}))
         if sequence >= self.first and self._build not in self.builds:
             self.builds.append(self._build)
-        self._batch, self._fails, self._at = Batch(self.bus.sealing is not None), False, sequence
+        self._batch, self._fails, self._at = Batch(self.bus.sealing is not None), set(), sequence
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = 0
@@ -175,8 +175,9 @@ class PartitionReplay:
             mine, same = changed, await stored.same_of(self._runs, gave)
         same = same or await stored.same_but_for_lines(gave)
         if not same or mine != changed:
-            self.excused = self.excused or self._fails or await stored.failed(changed)
-            self.differing = await stored.differing(gave, self._runs)
+            self.differing = among = await stored.differing(gave, self._runs)
+            fails = any(not run or not among or run in among for run in self._fails)
+            self.excused = self.excused or fails or await stored.failed(changed, among)
         if not same:
             yield f"other messages: {await stored.other(gave)}"
         if mine != changed:
@@ -219,7 +220,8 @@ class PartitionReplay:
         arrival = self.watcher.arrives(where, arrival, again=split is not None)
         self.watcher.takes(where, arrival, tables)
         effects = self._p.process.handle(arrival, tables)
-        self._fails = self._fails or effects.failure is not None or "put_off" in effects.notes
+        if effects.failure is not None or "put_off" in effects.notes:
+            self._fails.add(run_of(arrival))
         outputs = effects.outputs
         if mark and mark[0] == "part":
             split = split_of(self._stage, arrival, tables)

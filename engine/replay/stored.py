@@ -38,13 +38,17 @@ class StoredCommit:
         found = [await self._bus.get(stream, at) for at in range(self._sequence - count, self._sequence)]
         return [m and (await payloads.checked_out(self._bus, self._app, m) or m) for m in found]
 
-    async def failed(self, changed: Mapping[str, Any]) -> bool:
-        """Whether something failed then, or asked for more time. A letter that was redriven is gone."""
+    async def failed(self, changed: Mapping[str, Any], runs: Collection[str]) -> bool:
+        """Whether something of these runs failed then, or asked for more time; of any, where these are none. A letter that was
+        redriven is gone: whose it was is not known.
+        """
         timers = [Timer(*row) for _, row in changed.get("timers", ()) if row is not None]
-        if any(timer.kind in ("event", "held") or timer.attempts for timer in timers):
+        if any((timer.kind in ("event", "held") or timer.attempts) and _of(runs, timer.run) for timer in timers):
             return True
-        dead = subjects.dead_pattern(self._app)
-        return any(m is None or subjects.matches(dead, m.subject) for m in await self._before(self._entry["covers"]))
+        dead, stored = subjects.dead_pattern(self._app), await self._before(self._entry["covers"])
+        return any(
+            m is None or (subjects.matches(dead, m.subject) and _of(runs, m.headers.get(subjects.RUN, ""))) for m in stored
+        )
 
     async def same_of(self, runs: Collection[str], mine: Sequence[NewMessage]) -> bool:
         """Whether what is of these runs is the same."""
@@ -73,6 +77,11 @@ class StoredCommit:
                 new, old = data[at : at + 2 * _AROUND], there[1][at : at + 2 * _AROUND]
                 return f"to {subject} …{new!r}… now, and …{old!r}… to {was.subject} then"
         return summary(mine)
+
+
+def _of(runs: Collection[str], run: str) -> bool:
+    """Whether a run is one of these, where it is known, and they are."""
+    return not run or not runs or run in runs
 
 
 def _has(was: Message | NewMessage, headers: Mapping[str, str]) -> bool:

@@ -61,7 +61,8 @@ def export(
         if run is None:
             _several(t, out, topology, failed=failed, since=since)
             return
-        t.run(_exported(t, run, out))
+        if t.run(_exported(t, run, out)).status == "running":
+            t.note("it is not over: what is still to come is not in it, and it cannot be replayed")
     except OSError as error:
         why, fix = f"{out} cannot be written: {error.strerror}", "name a file in a folder that is there"
         raise ConfigError(why, code="DX105", fix=fix) from None
@@ -81,9 +82,13 @@ def _several(t: Terminal, out: Path, topology: str | None, *, failed: bool, sinc
         raise RecordingIncomplete(f"{count(len(found.left_out), 'run')} could not be written; first: {found.left_out[0]}")
 
 
-async def _exported(t: Terminal, run: str, out: Path) -> None:
+async def _exported(t: Terminal, run: str, out: Path) -> RunInfo:
+    """What is known of the run, as its file says."""
+    from dspex.engine.client.runs.export import load
+
     async with client(t, "runs") as c:
         await c.run(run).export(out)
+    return load(out).info
 
 
 def import_(

@@ -92,7 +92,8 @@ def _end_of(told: Happening) -> str:
         return f"its record is {last.wrong}"
     if not last.ended:
         return "" if isinstance(told.data, str) else "open"  # of what is forgotten it is not known
-    return "failed" if last.error is not None else ""
+    failed = "waiting for another attempt" if told.waits else "failed"
+    return failed if last.error is not None else ""
 
 
 def _native(told: Happening) -> str:

@@ -12,7 +12,7 @@ import typer
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
-from dspex.engine.cli.runs.again.repeated import other_builds, repeated
+from dspex.engine.cli.runs.again.repeated import PrintedAs, other_builds, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
@@ -55,6 +55,10 @@ MODE = Annotated[
 ]
 
 
+HOW = Annotated[PrintedAs, typer.Option("--as", help="How it is printed.")]
+EXIT_CODE = Annotated[bool, typer.Option("--exit-code", help="Exit 1 where it differs, also where calls are made.")]
+
+
 def replay(
     context: typer.Context,
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last.")] = None,
@@ -73,6 +77,8 @@ def replay(
     to: TO = None,
     to_sinks: TO_SINKS = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sinks are written.")] = False,
+    how: HOW = "text",
+    exit_code: EXIT_CODE = False,
 ) -> None:
     """Replay runs, or all that a topology did, with the code of today. No sink is written. Exit 6 where it differs (strict)."""
     from dspex.engine.cli.runs.choice import chosen
@@ -82,18 +88,22 @@ def replay(
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if at is not None or debug:
-        _debug(t, what, target, at if debug else None, other=explain or into is not None or mode != "strict")
+        other = explain or into is not None or mode != "strict" or exit_code or how != "text"
+        _debug(t, what, target, at if debug else None, other=other)
         return
     again = mode != "strict" or what.file is not None or (what.run is not None and t.run(_kept(t, what.run)) is not None)
     if again and (explain or into is not None or what.partition is not None):
         why = "only a strict replay of what the logs have is explained, published, or one of a partition"
         raise ConfigError(why, code="DX105", fix="replay it strictly, where it is recorded: dspex replay RUN")
     if again:
-        repeated(t, what, target, mode)
+        repeated(t, what, target, mode, how, exit_code=exit_code)
         return
     began = time.monotonic()
     told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))
-    _print(t, told, time.monotonic() - began, explain=explain)
+    if how == "markdown":
+        t.document(_markdown(told))
+    else:
+        _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
 
@@ -225,10 +235,21 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: R
         return await _told(t, c, told_of, target, topology)
 
 
+def _markdown(told: ReplayTold) -> str:
+    """For a review: what differs, and of the first run at which steps."""
+    found, served = told.found, told.found.taken["records"]
+    head = f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made"
+    rows = [f"| `{_place(one)}` | {', '.join(f'`{run}`' for run in one.runs)} |" for one in found.diverged]
+    places = ["", "| place | runs |", "|---|---|", *rows] if rows else ["", "**same**"]
+    steps = ["", told.differs.diff.markdown()] if told.differs is not None else [""]
+    return "\n".join([head, *places, *steps])
+
+
 def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> None:
     found, differs, served = told.found, told.differs, told.found.taken["records"]
     first = found.diverged[0] if found.diverged else None
     said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": told.runs, "served": served, "live": 0, "tokens": 0}
+    said |= {"cost": 0.0, "steps": list[Any]()}
     said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
     if differs is not None:
         said |= {"diverged": vars(differs.diff.first), **differs.as_dict(explain=explain)}

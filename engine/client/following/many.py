@@ -42,7 +42,7 @@ async def histories(
             await readers[run].begin(manifests, began)
         await _read(once, app, readers, some[0][0])
         for run, reader in readers.items():
-            reader.found.done = reader.idle
+            reader.ends()
             found[run] = reader.found if reader.idle else await history(bus, app, manifests, run)
         told(len(some))
     return {run: found[run] for run in runs}

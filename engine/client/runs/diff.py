@@ -230,7 +230,8 @@ class Replay:
     Attributes:
         same: nothing differs. runs: how many were replayed. served: calls that were answered from what was recorded.
         live, tokens: calls that were made, and what they have cost: none.
-        diverged: the first difference. diff: all of them.
+        diverged: the first difference. diff: all of them, with the tokens and the cost of all runs, then and now.
+        cost: of the calls that were made, in USD, as far as prices are known.
         without: why it began without the state of then; "" where it had that, or no operator keeps anything.
     """
 
@@ -242,6 +243,7 @@ class Replay:
     diverged: StepDiff | None
     diff: Diff
     without: str = ""
+    cost: float = 0.0
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ class History:
     Attributes:
         run: its id. stream, source: its source event, and where that lies. created: when the stream was made.
         taken: the commits, in their order. records: of its calls, as they were taken.
-        done: nothing of it is open. missing: attempts at calls whose records were taken and are not there any more.
+        done: nothing of it is open. open: ids of calls that are, also where their last attempt has ended.
+        missing: attempts at calls whose records were taken and are not there any more.
     """
 
     run: str
@@ -70,6 +71,7 @@ class History:
     records: list[Message] = field(default_factory=list)
     missing: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     done: bool = False
+    open: frozenset[str] = frozenset()
     created: float = 0.0
 
     @property
@@ -137,8 +139,14 @@ class HistoryReader:
             at, found = await self._piece(start, stop, narrow)
             most = _MANY if narrow is None or found > _FEW else _LONG
             start, size = at + 1, (_FEW if at < stop else min(2 * size, most))
-        self.found.done = self.idle
+        self.ends()
         return self.found
+
+    def ends(self) -> None:
+        """Note what is open now: it is read no further."""
+        self.found.done = self.idle
+        rows = (row for of in self._open.values() for row in of.values())
+        self.found.open = frozenset(row.id for row in rows if isinstance(row, OpenCall))
 
     async def _piece(self, start: int, stop: int, where: Collection[PartitionId] | None) -> tuple[int, int]:
         """Read a piece of the logs; of these partitions alone, until something is outstanding elsewhere. How far it came, and

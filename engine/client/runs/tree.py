@@ -32,12 +32,10 @@ class Happening:
         time: when it was stored. where: the partition, as `stage.partition`.
         data: of the event; of a call, its inputs.
         attempts: of a call, one step each; the last one has no record yet where it has neither outputs nor an error.
-        error: of a letter, or of a native operator that raised. failures: of each attempt its error, as its record has it;
-            None where it gave outputs, or runs.
-        recorded: that it is, and below what it stands, lies in a stream. Else it is inferred: what a native operator did, which
-            was made again; or nothing says what it came of.
+        error: of a letter, or of a native operator that raised. failures: of each attempt its error, or None.
+        recorded: that it is, and below what it stands, lies in a stream. Else it is inferred, or made again: of a native one.
         executions: of a call, for each attempt its pool, what was asked, and the record.
-        secrets: of a source event, the names of fields of which nothing is shown.
+        waits: of a call, that it is open: another attempt follows. secrets: of a source event, fields that are not shown.
         gives, note: of a native operator: what it handed on, each with its outlet; and what it did, in words.
     """
 
@@ -53,6 +51,7 @@ class Happening:
     error: Mapping[str, Any] | None = None
     failures: list[Mapping[str, Any] | None] = field(default_factory=list)
     recorded: bool = True
+    waits: bool = False
     gives: list[tuple[int, Any]] = field(default_factory=list)
     note: str = ""
     executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list, compare=False)
@@ -61,7 +60,7 @@ class Happening:
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it, without what is below."""
-        kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error")
+        kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error", *(("waits",) if self.waits else ()))
         found = {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
         found["recorded"] = self.recorded
         if self.kind == "native":
@@ -111,6 +110,8 @@ class Tree:
         for taken in of.taken:
             for message in taken.messages:
                 self._take(taken, message, records)
+        for told in self._calls.values():
+            told.waits = told.id in of.open
         asked = (asked.spec.secrets for told in self._calls.values() for _, asked, _ in told.executions)
         self.root.secrets = frozenset[str]().union(*(one.secrets for one in manifests.values()), *asked)
 

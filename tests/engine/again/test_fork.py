@@ -107,7 +107,21 @@ def test_with_other_code_and_calls_that_ask_the_same_are_read_back(project: Proj
     assert (made["served"], made["called"] >= 1) == (0, True)
     same = project.write("same.yaml", TRIAGE.format(u=project.u, clean="text"))
     made = fork(project, run, "--at", "clean", "--with", str(project.folder / same))
-    assert (made["served"], made["called"], made["tokens"]) == (2, 0, 0)
+    assert (made["served"], made["called"], made["tokens"], made["changed"]) == (2, 0, 0, False)
+    assert "changed nothing: " in project.here("fork", run, "--at", "clean", "--with", str(project.folder / same)).out
+
+
+def test_a_replay_with_calls_has_an_exit_code_and_a_table_for_continuous_integration(project: Project, run: str) -> None:
+    other = str(project.folder / project.write("noisy.yaml", TRIAGE.format(u=project.u, clean="upper(text)")))
+    hybrid = ("replay", run, "--with", other, "--mode", "hybrid")
+    differs = project.here("--json", *hybrid, "--exit-code")
+    (said,) = differs.objects()
+    assert (differs.code, said["same"], said["tokens"] > 0, said["cost"] > 0) == (1, False, True, True)
+    assert ("classify#0", "in.text") in {(step["step"], step["field"]) for step in said["steps"]}
+    assert project.here(*hybrid).code == 0
+    assert "| `classify#0` | in.text |" in project.here(*hybrid, "--as", "markdown").out
+    assert project.here("replay", run, "--mode", "hybrid", "--exit-code").code == 0
+    assert project.here("replay", run, "--as", "markdown").out.endswith("**same**\n")
 
 
 def test_its_outputs_reach_the_sinks_only_where_that_is_asked_for(project: Project, run: str) -> None:

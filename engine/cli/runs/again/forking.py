@@ -57,6 +57,7 @@ def fork(
         *([f"{count(made.delivered, 'event')} published to the sinks"] if deliver else []),
     ]
     lines += [f"begins without state: {made.without}"] if made.without else []
+    lines += [] if made.changed else [f"changed nothing: what it did at {at} is the same, or did not come there"]
     said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
     t.emit(said, *lines, *(made.diff.lines() if diff else []))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from math import isinf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+import typer
 
 from dspex.bus.errors import Divergence
 from dspex.engine.cli.terminal import log
@@ -24,36 +26,79 @@ if TYPE_CHECKING:
     from dspex.engine.replay.topology import Replayed
 
 T = TypeVar("T")
-MOST: Final = 10  # files that are named
+PrintedAs: TypeAlias = Literal["text", "markdown"]
+MOST: Final = 10  # files, or runs, that are named
 
 
 class RepeatedRuns(NamedTuple):
-    """What came of it. `logs`: what its partitions said. `differ`: files of a folder that do, with the first difference."""
+    """What came of it. `logs`: what its partitions said. `differ`: of several, the files or runs that do, with the first
+    difference of each. `what`: what these are.
+    """
 
     name: str
     found: Replay
     logs: Replayed | None = None
     differ: Sequence[tuple[str, StepDiff]] = ()
+    what: Literal["file", "run"] = "file"
+
+    def as_dict(self, mode: Mode) -> dict[str, Any]:
+        """As `--json` has it."""
+        found, diff = self.found, self.found.diff
+        said: dict[str, Any] = {key: getattr(found, key) for key in ("same", "runs", "served", "live", "tokens", "cost")}
+        said |= {"mode": mode, "diverged": vars(found.diverged) if found.diverged is not None else None, "what": self.name}
+        said |= {"differences": len(diff.steps), "steps": [vars(step) for step in diff.steps], "without": found.without}
+        said |= {"used": {"tokens": list(diff.tokens), "cost": list(diff.cost)}}
+        said |= {"builds": self.logs.builds if self.logs is not None else {}}
+        return said | ({"files" if self.what == "file" else "differing": self._rows()} if self.differ else {})
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{self.what: name, **vars(first)} for name, first in self.differ]
+
+    @property
+    def head(self) -> str:
+        """What was done, in a line."""
+        found = self.found
+        spent = f", {found.tokens:,} tokens" if found.live else ""
+        return f"{self.name}  {count(found.runs, 'run')}, {count(found.served, 'call')} read back, {found.live:,} made{spent}"
+
+    def lines(self) -> Iterator[str]:
+        """As people read it."""
+        yield self.head
+        yield from other_builds(self.logs) if self.logs is not None else ()
+        yield from (
+            f"differs {one}: at {step.step}{f' ({step.field})' if step.field else ''}" for one, step in self.differ[:MOST]
+        )
+        if len(self.differ) > MOST:
+            yield f"… and {len(self.differ) - MOST:,} more"
+        if self.found.without:
+            yield f"begins without state: {self.found.without}"
+        yield from self.found.diff.lines()
+        if self.found.same:
+            yield "same"
+
+    def markdown(self) -> str:
+        """For a review: which differ, and the differences of the first."""
+        rows = [f"| `{name}` | `{first.step}` | {first.field or ''} |" for name, first in self.differ]
+        table = ["", f"| {self.what} | first difference | field |", "|---|---|---|", *rows] if rows else []
+        return "\n".join([self.head, *table, "", self.found.diff.markdown()])
 
 
-def repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: Mode) -> None:
-    """Do what was chosen again, and print what comes of it. Raises Divergence where it differs, and no call may be made."""
-    name, found, logs, differ = t.run(quietly(t, _repeated(t, what, target, mode)))
-    said: dict[str, Any] = {key: getattr(found, key) for key in ("same", "runs", "served", "live", "tokens")}
-    said |= {"mode": mode, "diverged": vars(found.diverged) if found.diverged is not None else None, "what": name}
-    said |= {"differences": len(found.diff.steps), "builds": logs.builds if logs is not None else {}}
-    said |= {"files": [{"file": file, **vars(first)} for file, first in differ]} if differ else {}
-    spent = f", {found.tokens:,} tokens" if found.live else ""
-    lines = [f"{name}  {count(found.runs, 'run')}, {count(found.served, 'call')} read back, {found.live:,} made{spent}"]
-    lines += other_builds(logs) if logs is not None else []
-    lines += [f"differs {file}: at {one.step}{f' ({one.field})' if one.field else ''}" for file, one in differ[:MOST]]
-    lines += [f"… and {len(differ) - MOST:,} more"] if len(differ) > MOST else []
-    said |= {"without": found.without}
-    lines += [f"begins without state: {found.without}"] if found.without else []
-    t.emit(said, *lines, *found.diff.lines(), *(["same"] if found.same else []))
-    if not found.same and mode == "strict":
-        where = f"in {count(len(differ), 'file')}" if differ else count(len(found.diff.steps), "time")
-        raise Divergence(f"the replay of {name} differs {where}")
+def repeated(
+    t: Terminal, what: ReplayChoice, target: str | None, mode: Mode, how: PrintedAs, *, exit_code: bool = False
+) -> None:
+    """Do what was chosen again, and print what comes of it. Where it differs: raises Divergence if no call may be made, and
+    exits with 1 for `exit_code`.
+    """
+    told = t.run(quietly(t, _repeated(t, what, target, mode)))
+    if how == "markdown":
+        t.document(told.markdown())
+    else:
+        t.emit(told.as_dict(mode), *told.lines())
+    if not told.found.same and mode == "strict":
+        where = f"in {count(len(told.differ), told.what)}" if told.differ else count(len(told.found.diff.steps), "time")
+        raise Divergence(f"the replay of {told.name} differs {where}")
+    if not told.found.same and exit_code:
+        raise typer.Exit(1)
 
 
 async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
@@ -87,7 +132,9 @@ async def _repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: M
                 return RepeatedRuns(run.id, *await replays.of_one(c, run, graphs, mode, told))
         runs = await _runs(c, what)
         with t.progress("replay", len(runs)) as bar:
-            return RepeatedRuns(str(what), await replays.of_many(c, runs, graphs, mode, lambda so_far: _tell(bar, so_far)))
+            differ, told_of = _differing(bar)
+            found = await replays.of_many(c, runs, graphs, mode, told_of)
+            return RepeatedRuns(str(what), found, differ=differ, what="run")
 
 
 async def _files(
@@ -102,19 +149,21 @@ async def _files(
         file = load(files[0])
         with calls_made(t, "replay", len(file.calls)) as told:
             return RepeatedRuns(str(what.file), await of_file(c, file, graphs, mode, told))
-    differ: list[tuple[str, StepDiff]] = []
     with t.progress("replay", len(files)) as bar:
-
-        def told_of(so_far: Replay, last: Replay, file: object) -> None:
-            _tell(bar, so_far)
-            if last.diverged is not None:
-                differ.append((str(file), last.diverged))
-
+        differ, told_of = _differing(bar)
         return RepeatedRuns(str(what.file), await of_files(c, files, graphs, mode, told_of), differ=differ)
 
 
-def _tell(bar: Bar, so_far: Replay) -> None:
-    bar.advance(1, f"{so_far.served:,} read back, {so_far.live:,} made, {so_far.tokens:,} tokens")
+def _differing(bar: Bar) -> tuple[list[tuple[str, StepDiff]], Callable[[Replay, Replay, object], None]]:
+    """Which of several differ, as far as it is known; and what is to be told of each."""
+    differ: list[tuple[str, StepDiff]] = []
+
+    def told(so_far: Replay, last: Replay, which: object) -> None:
+        bar.advance(1, f"{so_far.served:,} read back, {so_far.live:,} made, {so_far.tokens:,} tokens")
+        if last.diverged is not None:
+            differ.append((str(which), last.diverged))
+
+    return differ, told
 
 
 async def _runs(c: Client, what: ReplayChoice) -> list[str]:

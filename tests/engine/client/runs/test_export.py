@@ -114,3 +114,10 @@ def test_a_file_that_no_driver_can_replay_says_so(file: Path, tmp_path: Path, la
     one.advance(1)
     with pytest.raises(RecordingIncomplete, match="ask#0"):
         one.run(run.export(tmp_path / "open.jsonl"))
+
+
+def test_a_file_of_a_run_that_was_not_over_says_so_and_is_not_compared(file: Path) -> None:
+    then = load(file)
+    with Driver(words()) as d, pytest.raises(RecordingIncomplete, match="was not over when this was recorded") as refused:
+        d.replay(replace(then, info=replace(then.info, status="running", finished=None)))
+    assert refused.value.run == then.info.id

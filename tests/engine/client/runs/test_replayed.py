@@ -201,6 +201,25 @@ def test_a_dead_letter_of_another_error_is_a_difference_that_names_its_run(lab: 
     assert "KeyError" in differs.what
 
 
+def test_what_another_run_failed_at_in_the_same_commit_is_no_excuse(lab: MakeLab) -> None:
+    one = lab(failing("above"))
+    one.start()
+    drafts = [NewMessage("in", f'{{"text":"{text}"}}'.encode()) for text in ("a", "x")]
+    one.run(one.client.bus.publish_all(drafts))
+    one.advance(1)
+
+    def louder(data: dict[str, Any]) -> dict[str, Any]:
+        if data["text"] == "x":
+            why = "x is not known"
+            raise ValueError(why)
+        return {"text": data["text"].upper()}
+
+    other = Topology("totals")
+    other.source("in").map(louder, name="fail").sink("out")
+    (differs,) = again(one, other).diverged
+    assert (len(differs.runs), differs.excused) == (1, False)
+
+
 def test_a_request_of_a_version_that_knew_fewer_options_is_the_same(past: tuple[Lab, list[str]]) -> None:
     one, _ = past
     now = one.run(first_request(one))

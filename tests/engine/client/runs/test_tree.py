@@ -13,6 +13,7 @@ from dspex.bus.errors import CallTimeout, ProgramError, RunNotFound
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.message import Message
 from dspex.bus.port import BusEvents
+from dspex.engine.cli.runs.drawing import said as drawing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.tree import Happening
@@ -108,6 +109,25 @@ def test_every_attempt_at_a_call_is_told_and_one_that_runs_has_no_end(lab: MakeL
     one.advance(1)
     assert [(step.error, step.outputs, step.route) for step in steps_of(one, waits)] == [(None, None, None)]
     assert one.run(waits.info()).status == "running"
+
+
+def test_a_call_that_has_failed_waits_for_another_attempt_as_long_as_one_is_left(lab: MakeLab) -> None:
+    one = made(lab)
+
+    def answer(inputs: Any, work: Any) -> Any:
+        why = "slow"
+        raise CallTimeout(why)
+
+    one.answers["classify"] = answer
+    run = publish(one, "in", {"text": "a"})
+    one.advance(0.5)
+    (call,) = tree(one, run).below
+    assert (call.attempts[-1].error, call.waits, call.as_dict()["waits"]) == ("slow", True, True)
+    assert "  waiting for another attempt" in drawing(call, call.time)
+    one.advance(10)
+    (call,) = tree(one, run).below
+    assert (call.waits, "  failed  2 attempts" in drawing(call, call.time)) == (False, True)
+    assert "waits" not in call.as_dict()
 
 
 def test_steps_are_followed_until_the_run_has_ended(lab: MakeLab) -> None:
