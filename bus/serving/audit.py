@@ -51,7 +51,7 @@ class AuditEntry:
         return {**vars(self), "time": self.time.isoformat()}
 
 
-_speaks_for: ContextVar[str] = ContextVar("dspex speaks for", default="")
+_speaks_for: ContextVar[str] = ContextVar("speaks for", default="")
 
 
 def speak_for(name: str) -> None:

@@ -28,6 +28,7 @@ from dspex.engine.client.calls import jobs
 from dspex.engine.client.calls import submit as submitting
 from dspex.engine.client.calls.answers import SubmittedCalls
 from dspex.engine.client.calls.batch import in_order
+from dspex.engine.client.calls.saying import NodeStatus, said_of
 from dspex.engine.client.calls.session import Session
 from dspex.engine.client.calls.stream import Answer
 from dspex.engine.client.following import forgetting
@@ -169,6 +170,12 @@ class Client:
         `start`: "new", "all", a sequence, or a time.
         """
         return watch.events(self.bus, self.app, what, start)
+
+    def statuses(self, node: str) -> AsyncIterator[NodeStatus]:
+        """What the programs of a recorded node `topology/node` say while they work (`context().status`), as they say it. It is
+        stored nowhere: what nobody hears is gone. Raises TopologyError where there is no such node.
+        """
+        return said_of(self.bus, self._nodes, node)
 
     # -- calls ----------------------------------------------------------------------------------------------------
     async def call(

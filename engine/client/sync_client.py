@@ -24,6 +24,7 @@ from dspex.engine.client.calls import session as _session
 from dspex.engine.client.calls import stream as _stream
 from dspex.engine.client.calls.cancelling import CancelledRun
 from dspex.engine.client.calls.events import Accepted, Chunk, Progress
+from dspex.engine.client.calls.saying import NodeStatus
 from dspex.engine.client.following.progress import RunInfo, RunProgress
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.resolve import HasCall, Resolved
@@ -347,6 +348,12 @@ class Client:
         `start`: "new", "all", a sequence, or a time.
         """
         return background.each(self._of.watch(what, start=start))
+
+    def statuses(self, node: str) -> Iterator[NodeStatus]:
+        """What the programs of a recorded node `topology/node` say while they work (`context().status`), as they say it. It is
+        stored nowhere: what nobody hears is gone. Raises TopologyError where there is no such node.
+        """
+        return background.each(self._of.statuses(node))
 
     def call(
         self, what: HasCall[V] | str, data: Any, /, *, timeout: Duration | None = None, session: str | None = None

@@ -16,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunFailed
+from dspex.bus.serving.keys.secret_fields import Secrets
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.client.client import Client
+from dspex.engine.client.following import hidden
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import FULL_ID, Run
 from dspex.engine.client.runs.steps import Step
-from dspex.engine.client.runs.tree import Happening
+from dspex.engine.client.runs.tree import Happening, masked, secrets_of
 from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
 from dspex.engine.gateway.problems import problem_of
 from dspex.engine.graph.manifest import Manifest
@@ -50,7 +52,7 @@ class Looking:
 
     async def run(self, request: Request) -> Response:
         """A run, and with `tree=true` all that it did; with `wait=30s` once it is over, or that time is."""
-        run, _ = await self._one(request)
+        run, client = await self._one(request)
         query = query_of(request, "wait", "tree", "outputs")
         if "wait" in query:
             limit = duration_of(query, "wait")
@@ -59,9 +61,11 @@ class Looking:
                     await while_there(request, run.wait())
         found = as_object(await run.info())
         if _flag(query.get("tree")):
-            found["tree"] = nested(await run.tree())
+            root = await run.tree()
+            found["tree"] = nested(masked(root, secrets_of(root)))
         if _flag(query.get("outputs")):
-            found["outputs"] = [{"subject": event.subject, "data": event.data} for event in await run.outputs()]
+            secrets, sent = await hidden.secrets_of(client), await run.outputs()
+            found["outputs"] = [{"subject": one.subject, "data": hidden.value(secrets, one.data)} for one in sent]
         return json(found)
 
     async def _one(self, request: Request) -> tuple[Run, Client]:
@@ -76,12 +80,12 @@ class Looking:
 
     async def events(self, request: Request) -> Response:
         """Its steps as they end, then the run itself. `Last-Event-ID`: those that were sent are left out."""
-        run, _ = await self._one(request)
+        run, client = await self._one(request)
         sent = _sent(request.headers.get("last-event-id", ""))
         await run.info()  # raises, before anything is sent, for a run that nobody knows
-        return EventSourceResponse(self._told(run, sent), ping=PING, sep="\n")
+        return EventSourceResponse(self._told(run, sent, await hidden.secrets_of(client)), ping=PING, sep="\n")
 
-    async def _told(self, run: Run, sent: set[int]) -> AsyncGenerator[ServerSentEvent]:
+    async def _told(self, run: Run, sent: set[int], secrets: Secrets) -> AsyncGenerator[ServerSentEvent]:
         places: dict[tuple[str, int], int] = {}
         try:
             async for step in run.steps(follow=True):
@@ -90,7 +94,7 @@ class Looking:
                 place = places.get((step.call, step.attempt), len(places))
                 if place not in sent:
                     sent.add(place)
-                    yield ServerSentEvent(_dumped(_step(step)), event="step", id=_ranges(sent))
+                    yield ServerSentEvent(_dumped(_step(hidden.step(secrets, step))), event="step", id=_ranges(sent))
             with suppress(RunFailed):
                 await run.wait()
             yield ServerSentEvent(_dumped(as_object(await run.info())), event="run", id=_ranges(sent))
@@ -124,8 +128,8 @@ class Looking:
         client, topology = await self._entrance.client(), query_of(request, "topology").get("topology")
         if topology is not None:
             await _is_applied(client, topology)
-        listed = client.approvals(topology)
-        return json({"approvals": [one.as_dict() async for one in listed]})
+        secrets = await hidden.secrets_of(client)
+        return json({"approvals": [hidden.approval(secrets, one).as_dict() async for one in client.approvals(topology)]})
 
     async def decide(self, request: Request) -> Response:
         """Decide: `{"decision": "accept" or "reject", "edit": {…}, "note": ""}`."""
@@ -147,9 +151,9 @@ class Looking:
         topology, most = query.get("topology", "*"), _number(query.get("limit"), 100, MOST)
         if topology != "*":
             await _is_applied(client, topology)
-        found = list[dict[str, Any]]()
+        found, secrets = list[dict[str, Any]](), await hidden.secrets_of(client)
         async for letter in client.dead_letters(topology, node=query.get("node"), reason=query.get("reason")):
-            found.append(letter.as_dict(traceback=True))
+            found.append(hidden.letter(secrets, letter).as_dict(traceback=True))
             if len(found) == most:
                 break
         return json({"letters": found})

@@ -13,7 +13,6 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import CallTimeout, DspexError, NoBatchAnswer, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest, Tried, Usage
-from dspex.bus.serving.keys.secret_fields import shown
 from dspex.workers.answer import Answer
 from dspex.workers.frames import FurtherFrame, JournalFrame
 from dspex.workers.journal.keeping import Journal, Outdone
@@ -201,9 +200,7 @@ class Execution:
     def status(self, text: str) -> None:
         """What the program says."""
         self.said = text
-        log.info("status", pool=self._all.pool, call=self.work.call, node=self.work.node, text=shown(self.work.spec, text))
-        if self.telling is not None:
-            self.telling.status(text)
+        self._all.status(self, text)
 
     def chunk(self, field: str, text: str) -> None:
         """What the model writes."""

@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import telemetry
 from dspex.bus.errors import BusError, Cancelled, DspexError, Saturated, WorkerLost
 from dspex.bus.records import CallRecord, CallRequest, Usage
+from dspex.bus.serving.keys.secret_fields import shown
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
@@ -24,6 +25,7 @@ from dspex.workers.pool.children.supervisor import Supervisor
 from dspex.workers.pool.execution import Ended, Execution
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.steps import CallLimits, CallStep
+from dspex.workers.pool.telling import Watchers
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -44,7 +46,7 @@ class Executions:
         preparing: executions that wait for a step; each will want a slot.
         batched: those that wait for a batch.
         routes: which way they went.
-        limits: asked while calls run.
+        limits: asked while calls run. watchers: told what programs say.
         overtaken: asked where a call gets a child: looks for its record, where others may have answered it meanwhile.
     """
 
@@ -57,11 +59,28 @@ class Executions:
         self.open: dict[Execution, None] = {}
         self.routes = Routes()
         self.limits: CallLimits | None = None
+        self.watchers: Watchers | None = None
         self.overtaken: Callable[[Execution], Coroutine[Any, Any, CallRecord | None] | None] = lambda execution: None
         self._going_further: set[Execution] = set()
         self._closed: asyncio.Event | None = None  # set when none is open any more
         self._left: dict[str, int] = {}  # calls that nobody wants any more → up to which attempt: one may not have begun yet
         self.tasks = Tasks(f"calls of {self.pool}")
+
+    def status(self, execution: Execution, text: str) -> None:
+        """What the program of a call says: to the log, to who waits for the call, and to who watches its operator."""
+        work = execution.work
+        log.info("status", pool=self.pool, call=work.call, node=work.node, text=shown(work.spec, text))
+        if execution.telling is not None:
+            execution.telling.status(text)
+        if self.watchers is not None:
+            self.watchers.said(work, shown(work.spec, text))
+
+    def watch(self, node: str, reply: str) -> None:
+        """Somebody watches an operator, and is told at first what its programs have said last."""
+        if self.watchers is not None and self.watchers.watch(node, reply):
+            for execution in self.open:
+                if execution.said:
+                    self.watchers.said(execution.work, shown(execution.work.spec, execution.said), reply)
 
     def start(
         self,

@@ -46,6 +46,7 @@ from dspex.workers.pool.saved_programs import SavedPrograms
 from dspex.workers.pool.service import PoolService
 from dspex.workers.pool.status import PoolStatus
 from dspex.workers.pool.steps import CallStep, SecretFields
+from dspex.workers.pool.telling import Watchers
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
@@ -97,6 +98,7 @@ class Pool:
             records=self.records,
             sign_of_life=sign_of_life,
         )
+        self.executions.watchers = Watchers(bus)
         self.limits = Limits(bus, config, self.id, self.work.clock)
         self.steps.append(self.limits)
         self.executions.limits = self.limits

@@ -57,6 +57,8 @@ class PoolStatus:
             self._pool.executions.cancel(call)
         if kind == "programs":
             self._pool.saved.forget()
+        if kind == "watch" and isinstance(node := asked.get("node"), str) and subjects.is_inbox(message.reply):
+            self._pool.executions.watch(node[:MOST_CALL], message.reply)
         if kind in ("job", "end job") and isinstance(call := asked.get("call"), str) and len(call) <= MOST_CALL:
             await self._of_job(kind, call, message)
         if kind == "status" and subjects.is_inbox(message.reply):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
 
@@ -24,6 +25,10 @@ MOST: Final = 1 << 13  # characters that wait, of one call: at most 32 KiB, whic
 _PIECE: Final = MOST >> 1
 _FIELDS: Final = 256  # outputs of one call of which pieces are told
 _NOTHING: Final = Said("", 0, "")
+WATCHED: Final = 2.5  # seconds for which somebody counts as watching
+_TOGETHER: Final = 0.4  # seconds: what is said meanwhile goes to a watcher together
+_WATCHERS: Final = 100
+_LINES: Final = 50  # in one message, of at most 4,096 characters each
 _MARK: Final = 8  # characters that a piece counts besides its own
 
 
@@ -128,3 +133,46 @@ class Telling:
             self._bus.tell(self._reply, Saying(self._number, said).pack(), headers={subjects.KIND: SAID})
         except BusError as error:
             log.debug("a caller was not told", why=error.message)
+
+
+class Watchers:
+    """Who watches the calls of an operator (`dspex watch topology/node`), and is told what their programs say.
+
+    Most of the time nobody does, and then it costs a look at an empty table. A watcher says so every second, and is forgotten
+    when it has not: so nothing has to be taken back, and a worker answers no more often than the server lets it.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus, self._loop = bus, asyncio.get_running_loop()
+        self._until: dict[str, dict[str, float]] = {}  # operator → where who watches it hears → until
+        self._waiting: dict[str, list[dict[str, str]]] = {}
+
+    def watch(self, node: str, reply: str) -> bool:
+        """Somebody watches an operator, "topology/node". Whether that is new, and so has not heard what was said before."""
+        now = self._loop.time()
+        kept = {of: {to: until for to, until in them.items() if until > now} for of, them in self._until.items()}
+        self._until = {of: them for of, them in kept.items() if them}
+        if sum(map(len, self._until.values())) >= _WATCHERS:
+            return False
+        new = reply not in self._until.setdefault(node, {})
+        self._until[node][reply] = now + WATCHED
+        return new
+
+    def said(self, work: CallRequest, text: str, only: str = "") -> None:
+        """What a program says, as it may be shown. `only`: who is told; all who watch when left out."""
+        if not self._until or (watching := self._until.get(f"{work.topology}/{work.node}")) is None:
+            return
+        line = {"call": work.call, "run": work.run, "node": f"{work.topology}/{work.node}", "text": text[:_PIECE]}
+        for reply, until in watching.items():
+            if until > self._loop.time() and only in ("", reply):
+                waiting = self._waiting.setdefault(reply, [])
+                if not waiting:
+                    self._loop.call_later(_TOGETHER, self._tell, reply)
+                if len(waiting) < _LINES:
+                    waiting.append(line)
+
+    def _tell(self, reply: str) -> None:
+        try:
+            self._bus.tell(reply, orjson.dumps(self._waiting.pop(reply)))
+        except BusError as error:
+            log.debug("a watcher was not told", why=error.message)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dspex.bus.errors import ConfigError, RunError
-from dspex.engine.cli.events import hidden
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.client.following import hidden
 
 if TYPE_CHECKING:
     from dspex.engine.client.status.approvals import Approval

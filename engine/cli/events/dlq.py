@@ -18,10 +18,10 @@ import typer
 from dspex.bus.codecs.json import json_bytes, load_json
 from dspex.bus.codecs.times import moment
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput
-from dspex.engine.cli.events import hidden
 from dspex.engine.cli.events.selection import Selection
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.client.following import hidden
 
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client

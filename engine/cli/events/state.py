@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import ConfigError
-from dspex.engine.cli.events import hidden
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
+from dspex.engine.client.following import hidden
 
 if TYPE_CHECKING:
     from dspex.engine.client.status.state import At, KeyState

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 import typer
 
 from dspex.bus.errors import ConfigError, ExpressionError
+from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
     from dspex.bus.message import Event
+    from dspex.engine.client.client import Client
 
 
 _Start: TypeAlias = Literal["new", "all"] | int | datetime
@@ -29,14 +31,18 @@ def watch(
     number: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
     where: Annotated[str | None, typer.Option("--where", metavar="EXPR", help='Only these: "urgency >= 4".')] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Only these fields of the data.")] = None,
+    progress: Annotated[bool, typer.Option("--progress", help="With --json: what programs of a node say, too.")] = False,
 ) -> None:
-    """Print the events of a subject, or the results of a recorded node, as they are stored. It only reads them."""
+    """Print the events of a subject, or the results of a recorded node, as they are stored. It only reads them.
+
+    Of a node it prints what its programs say of themselves meanwhile, too.
+    """
     t = terminal(context)
     test = _Test(t, _compiled(where)) if where else None
     names = [f.strip() for f in fields.split(",") if f.strip()] if fields else None
     begin = _start(start)
     try:
-        t.run(_watch(t, what, begin, number, test, names))
+        t.run(_watch(t, what, begin, number, test, names, "/" in what and (progress or not t.json)))
     except KeyboardInterrupt:
         return  # the way to end it
 
@@ -88,10 +94,14 @@ class _Context:
 
 
 async def _watch(
-    t: Terminal, what: str, start: _Start, number: int | None, test: _Test | None, names: list[str] | None
+    t: Terminal, what: str, start: _Start, number: int | None, test: _Test | None, names: list[str] | None, progress: bool
 ) -> None:
     seen = 0
-    async with client(t, "watch") as c, aclosing(cast("Any", c.watch(what, start=start))) as events:
+    async with (
+        client(t, "watch") as c,
+        aclosing(cast("Any", c.watch(what, start=start))) as events,
+        _saying(t, c, what if progress else None),
+    ):
         if "/" not in what and await c.bus.stream_of(what) is None:
             t.note(f"nothing stores {what} now: what is published there is shown as it comes, and --start means nothing")
         async for event in cast("AsyncIterator[Event[Any]]", events):
@@ -101,6 +111,23 @@ async def _watch(
             seen += 1
             if seen == number:
                 return
+
+
+@asynccontextmanager
+async def _saying(t: Terminal, c: Client, node: str | None) -> AsyncGenerator[None]:
+    """Print what the programs of a node say, while the block runs."""
+
+    async def print_all(node: str) -> None:
+        async for said in c.statuses(node):
+            t.emit(said.as_dict(), f"{said.time.astimezone():%H:%M:%S}  {node}  {said.run}  … {said.text}")
+
+    tasks = Tasks("watch", lambda name, error: t.note(f"what programs say is not shown any more: {error}"))
+    if node is not None:
+        tasks.start(print_all(node), "statuses")
+    try:
+        yield
+    finally:
+        await tasks.stop()
 
 
 def _print_event(t: Terminal, event: Event[Any], names: list[str] | None) -> None:

@@ -17,10 +17,10 @@ from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.keys.secret_fields import SECRET
 from dspex.bus.serving.programs.exchanges import Exchange, Exchanges
-from dspex.engine.cli.events import hidden
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.client import Client
+from dspex.engine.client.following import hidden
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.runs.export import load
 from dspex.engine.client.runs.tree import Happening, masked, secrets_of
