@@ -18,7 +18,7 @@ from dspex.bus.codecs.json import json_bytes
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRecord, CallRequest, unpack_event
+from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
 from dspex.engine.again.event import event_of
 from dspex.engine.client.runs.export import RunFile, SourcePlace
@@ -127,7 +127,7 @@ class _Run:
 
     def _answered(self, ask: Ask, clock: float) -> bool:
         """Have the recorded answer come; whether the call was asked this, in its place, and has one."""
-        request = CallRequest.unpack(ask.message.data)
+        request = ask.asked
         label = f"{request.node}#{self._asked[request.node]}"
         found = self._recorded.answer(request.call, request.node, request.spec, request.inputs)
         if found is None or found.step.outputs is None or found.step.wrong or found.step.id != label:
@@ -142,7 +142,7 @@ class _Run:
             number=ask.number,
             outputs=found.step.outputs,
         )
-        what = Answered(record, unpack_event(request.record.event))
+        what = Answered(record, ask.event)
         heappush(self._coming, (at, ask.number, Arrival(Place("records", ask.number), None, at, what)))
         return True
 

@@ -48,12 +48,17 @@ class Address:
 
 
 class Ask(NamedTuple):
-    """A request, with the rows that its call has from then on."""
+    """A request, with the rows that its call has from then on.
+
+    `asked`, `event`: what lies packed in the message, for who does it again and need not read it.
+    """
 
     message: NewMessage
     number: int
     call: OpenCall
     timer: Timer
+    asked: CallRequest
+    event: NodeEvent
 
 
 class Forward(NamedTuple):
@@ -123,7 +128,7 @@ def request(
     message = NewMessage(subject, body.pack(), headers)
     digest = blake2b(packed, digest_size=DIGEST, salt=a.nonce.encode()[:SALT]).digest()
     row = row._replace(digest=digest, work=0, held=0, band=band)
-    return Ask(message, number, row, Timer(row.deadline, "deadline"))
+    return Ask(message, number, row, Timer(row.deadline, "deadline"), body, event)
 
 
 def _in_batch(row: OpenCall, call: Call, left: float) -> float:
