@@ -11,7 +11,6 @@ from typing_extensions import TypedDict  # pydantic takes that of the standard l
 
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
-from dspex.bus.serving.programs.names import is_version
 
 E = TypeVar("E", bound=tuple[Any, ...])
 NONE = 1 << 62  # a sequence or a number behind all others
@@ -105,10 +104,6 @@ class OpenCall(NamedTuple):
     def alone(self) -> bool:
         """Whether it is run by itself in a process: workers died of it, or of a neighbour."""
         return self.deaths >= ALONE
-
-    def with_state(self, state: str) -> OpenCall:
-        """The row once a record names this state: the first one counts, whatever its name means by the next execution."""
-        return self._replace(state=state) if state and not self.state and is_version(state) else self
 
 
 class Timer(NamedTuple):

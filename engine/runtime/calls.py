@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dspex.bus import codecs
 from dspex.bus.errors import CallTimeout, DataError, DspexError, InvalidOutput, RetryLater
 from dspex.bus.records import NodeEvent, Origin
+from dspex.bus.serving.programs.names import is_version
 from dspex.engine.graph.nodes import Call, CallNode
 from dspex.engine.log.rows import OpenCall, Timer
 from dspex.engine.log.tables import Change, Tables
@@ -24,7 +25,7 @@ class Asked(NamedTuple):
     """An open call that is to be settled by an arrival.
 
     `node`: None where the topology has it no more. `event`: what the call was made for; None where that is stored nowhere any
-    more. `next`: the first number that another call or a timer may get.
+    more. `next`: the first number that another call or a timer may get. `state`: the saved state that its record names.
     """
 
     arrival: Arrival
@@ -34,6 +35,7 @@ class Asked(NamedTuple):
     node: CallNode | None
     event: NodeEvent | None
     next: int
+    state: str = ""
 
     @property
     def known(self) -> tuple[CallNode, NodeEvent]:
@@ -56,6 +58,12 @@ class Asked(NamedTuple):
         """The sequence of its record; 0 where its deadline has passed without one."""
         place = self.arrival.place
         return place.sequence if place.input == "records" else self.row.held
+
+    def with_state(self) -> Asked:
+        """With the saved state in its row: the first one counts, whatever its name means by the next attempt."""
+        if not self.state or self.row.state or not is_version(self.state):
+            return self
+        return self._replace(row=self.row._replace(state=self.state))
 
     def must_wait(self) -> bool:
         """Whether an earlier call of its key is open."""
@@ -111,6 +119,7 @@ class Settlement:
 
     def failed(self, asked: Asked, failure: Failure, *, expired: bool = False) -> Effects:
         """Say what becomes of a call whose execution failed, or whose deadline has passed."""
+        asked = asked.with_state()
         row = asked.row
         try:
             call, _ = asked.call

@@ -143,13 +143,13 @@ class Process:
         if row.held and not held:
             return _DROPPED
         node, outputs = self.stage.calls.get(row.node), record.outputs
-        asked = Asked(arrival, tables, record.number, row.with_state(record.state), node, event, number)
+        asked = Asked(arrival, tables, record.number, row, node, event, number, record.state)
         if event is None or node is None or arrival.refused:
             return self._settlement.hopeless(asked, outputs)
         if record.error is None and outputs is not None:
             return self.landed(asked, node, event._replace(outputs=outputs))
-        error = from_dict(record.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"})
-        return self._settlement.failed(asked, Failure(error, row.node, str((record.error or {}).get("traceback", ""))))
+        said = record.error or {"type": "ProgramError", "message": "the worker sent neither outputs nor an error"}
+        return self._settlement.failed(asked, Failure(from_dict(said), row.node, str(said.get("traceback", ""))))
 
     def landed(self, asked: Asked, node: CallNode, event: NodeEvent, *, fallback: bool = False) -> Effects:
         """Go on behind a call: `event` has its outputs, or its fallback's."""
