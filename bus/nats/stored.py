@@ -71,26 +71,46 @@ async def scan(
 
     A consumer, and not direct-get batches: those take one filter each, so many filters would be as many passes.
     """
-    if stop < max(start, 1):
-        return []
+    found, behind, end = list[Message](), max(start, 1), stop
+    for reads in (1, 2):
+        if end < behind:
+            return found
+        page, more = await _once(connection, stream, filters, behind, end, most and most - len(found))
+        found += page
+        # The consumer read one replica, which may lag. It has all there was if it has the message at `end`; else the leader
+        # is asked whether there is one more.
+        if more or len(found) == most > 0:
+            return found
+        behind = found[-1].sequence + 1 if found else behind
+        lacking = await _each(connection, stream, [{"seq": behind, "next_by_subj": f} for f in filters]) if behind <= end else []
+        if not any(m.sequence <= end for m in lacking):
+            return found
+        if reads == 2:
+            break
+        # The replica lags, or this was stored behind the scan: read on, as far as the leader is now. To go on until nothing
+        # lacks would never end in a stream that grows faster than it is asked.
+        newest = await _each(connection, stream, [{"last_by_subj": f} for f in filters])
+        end = min(end, max((m.sequence for m in newest), default=0))
+    raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
+
+
+async def _each(connection: Connection, stream: str, which: Sequence[Mapping[str, object]]) -> list[Message]:
+    """The messages of those there are, as the leader has them."""
+    return [m for m in await asyncio.gather(*[message(connection, stream, one) for one in which]) if m is not None]
+
+
+async def _once(
+    connection: Connection, stream: str, filters: Sequence[str], start: int, stop: int, most: int
+) -> tuple[list[Message], bool]:
+    """What one replica has, and whether there is more behind it because one page was asked for."""
     consumer = _Scan(connection, stream, most)
     try:
-        found = await consumer.run(filters, max(start, 1), stop)
+        return await consumer.run(filters, start, stop), consumer.more
     except NotAllowed:
         if connection in _LISTED or connection.options.inbox_prefix == subjects.INBOX:
             raise
         _LISTED.add(connection)
-        return await scan(connection, stream, filters, start, stop, most)
-    if consumer.more:
-        return found
-    # The consumer read one replica, which may lag. It has all there was if it has the message at `stop`; else ask the
-    # leader whether there is one more.
-    if not found or found[-1].sequence < stop:
-        behind = found[-1].sequence + 1 if found else max(start, 1)
-        more = await asyncio.gather(*[message(connection, stream, {"seq": behind, "next_by_subj": f}) for f in filters])
-        if any(m is not None and m.sequence <= stop for m in more):
-            raise Unreachable(f"a replica of {stream} is behind its leader: scan again")
-    return found
+        return await _once(connection, stream, filters, start, stop, most)
 
 
 class _Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -31,6 +32,30 @@ async def test_scan_gives_everything_however_much(bus: Bus, unique: str) -> None
     for n in range(3):
         await bus.commit([NewMessage(f"{unique}.{i % 2}", b"%d" % (1000 * n + i)) for i in range(1000)])
     assert texts(await between(bus, unique, 1, 3000)) == [str(n) for n in range(3000)]
+
+
+@pytest.mark.asyncio
+async def test_a_scan_to_the_end_of_a_stream_that_grows_meanwhile_gives_all_that_was_there(bus: Bus, unique: str) -> None:
+    await stream(bus, unique)
+    stored, over = 0, asyncio.Event()
+
+    async def grow() -> None:
+        nonlocal stored
+        while not over.is_set():
+            await put(bus, f"{unique}.a", stored + 1)
+            stored += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(grow())
+        for _ in range(100):
+            before = stored
+            everything = await bus.scan(unique, [f"{unique}.*", f"{unique}.more.>"], start=1, stop=1 << 40)
+            page = await bus.page(unique, [f"{unique}.a"], start=before + 1, stop=1 << 40, most=3)
+            assert [m.sequence for m in everything] == list(range(1, len(everything) + 1))
+            assert len(everything) >= before
+            assert [m.sequence for m in page] == list(range(before + 1, before + 1 + len(page)))
+            assert min(3, len(everything) - before) <= len(page) <= 3
+        over.set()
 
 
 @pytest.mark.asyncio
