@@ -82,7 +82,9 @@ async def scan(
         if more or len(found) == most > 0:
             return found
         behind = found[-1].sequence + 1 if found else behind
-        lacking = await _each(connection, stream, [{"seq": behind, "next_by_subj": f} for f in filters]) if behind <= end else []
+        if behind > end:
+            return found
+        lacking = await _each(connection, stream, [{"seq": behind, "next_by_subj": f} for f in filters])
         if not any(m.sequence <= end for m in lacking):
             return found
         if reads == 2:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from dspex.bus.errors import BusError, StreamFull, SubjectTaken
 from dspex.bus.nats.connection import Connection
@@ -26,6 +28,7 @@ _SHARES: Final = {
     "OBJ_": 0.1,
     "": 0.05,
 }  # of the other streams, where the account wants a limit of each: by prefix
+_ONE_AT_A_TIME: Final = WeakKeyDictionary[Connection, asyncio.Lock]()
 _NEVER: Final = {"allow_msg_ttl": "message TTL", "allow_msg_schedules": "message schedules"}
 
 
@@ -175,7 +178,15 @@ async def _limited(connection: Connection, config: Mapping[str, object]) -> dict
 
 
 async def _with_share(connection: Connection, config: Mapping[str, object], share: float) -> dict[str, Any]:
-    """Create a stream with this share of the largest `max_bytes` that the server would take."""
+    """Create a stream with this share of the largest `max_bytes` that the server would take.
+
+    One at a time: a server that creates two at once grants the same bytes to both, and then lets neither be changed.
+    """
+    async with _ONE_AT_A_TIME.setdefault(connection, asyncio.Lock()):
+        return await _with_share_of_the_rest(connection, config, share)
+
+
+async def _with_share_of_the_rest(connection: Connection, config: Mapping[str, object], share: float) -> dict[str, Any]:
     size, name = _MOST, config["name"]
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -255,6 +256,20 @@ async def test_an_application_gets_along_with_the_limits_of_an_account_or_says_w
                 with pytest.raises(BusError) as e:
                     await apply(bus, "shop", [graph], max_bytes=None)
                 assert e.value.fix.startswith(f"raise {limit} of the")
+
+
+@pytest.mark.asyncio
+async def test_buckets_that_are_made_at_once_share_what_an_account_may_store(tmp_path: Path) -> None:
+    async with LocalServer(tmp_path / "js", port=None, extra_config=ACCOUNTS) as server:
+        url = server.url.removeprefix("nats://").rpartition("@")[2]
+        async with connected(f"nats://a:p@{url}") as bus:
+            for n in range(20):
+                names = [f"once-{n}-{k}" for k in range(8)]
+                await asyncio.gather(*(bus.objects(name) for name in names))
+                for name in names:
+                    info = await bus.stream(f"OBJ_{name}")
+                    assert info is not None and 0 < info.max_bytes < 600 << 20
+                    assert await bus.remove("objects", name)
 
 
 @pytest.mark.asyncio
