@@ -131,7 +131,7 @@ class StandIn:
 
     def stats(self) -> dict[str, Any]:
         """What was asked and answered so far."""
-        repeats = sum(1 for n in self.texts.values() if n > 1)
+        repeats = sum(1 for n in list(self.texts.values()) if n > 1)
         return {
             "requests": self.requests,
             "kinds": dict(self.kinds),
