@@ -46,7 +46,6 @@ VERBS = frozenset(
     }
 )
 VERB_OPTIONS: Mapping[str, frozenset[str]] = {
-    "run": frozenset({"--profile"}),
     "dlq redrive": frozenset({"--rate"}),
     "doctor": frozenset({"--fix"}),
     "bench native": frozenset({"-c", "--cached", "--sizes", "--mixed"}),

@@ -20,7 +20,7 @@ def blocks(found: Status, *, routes: bool = False) -> list[Block]:
     went, too.
     """
     made = [_stages(found["stages"]), _operators(found["operators"]), _letters(found["letters"]), _pools(found["pools"])]
-    made += [_batches(found["pools"])]
+    made += [times(found["operators"]), _batches(found["pools"])]
     made += [_lms([row for row in found["lms"] if routes or row["breaker"] != "closed"])]
     made += [_routes(found["routes"])] if routes else []
     made += [_limits([row for row in found["limits"] if routes or row["most"] is not None or row["what"] == "cost"])]
@@ -154,9 +154,28 @@ def _operators(operators: Sequence[OperatorRow]) -> Block:
         }
         for o in operators
         for counts in [cast("Mapping[str, int]", o)]
+        if o["pool"] or o["dead_letters"] or "seconds" not in o
     ]
     columns = {"operator": "operator"} | {name: name for name in (*names, "p50", "tokens", "cost")}
     return Block(rows, columns | {"dead": "given up"}, tuple(_remarks(operators)))
+
+
+def times(operators: Sequence[OperatorRow]) -> Block:
+    """What each operator took in the engines, where that is measured; the longest first."""
+    found = sorted((o for o in operators if o.get("handled") or o.get("seconds")), key=lambda o: -o.get("seconds", 0.0))
+    total = sum(o.get("seconds", 0.0) for o in found)
+    rows = [
+        {
+            "operator": f"{o['topology']}/{o['node']}",
+            "handled": f"{o.get('handled', 0):,}",
+            "time": _time(seconds),
+            "each": f"{seconds / handled * 1e6:,.1f} µs" if (handled := o.get("handled", 0)) else "",
+            "share": f"{seconds / total:.1%}" if total else "",
+        }
+        for o in found
+        for seconds in [o.get("seconds", 0.0)]
+    ]
+    return Block(rows, {"operator": "operator", "handled": "events", "time": "time", "each": "each", "share": "share"})
 
 
 def _remarks(operators: Sequence[OperatorRow]) -> Iterator[str]:

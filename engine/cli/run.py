@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -22,20 +23,20 @@ from dspex.bus.serving import audit
 from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
 from dspex.engine.cli.server.gateway import beside
+from dspex.engine.cli.server.logged import log_what_runs, profile_file, show_profile
 from dspex.engine.cli.server.words import server_words
 from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
-from dspex.engine.telemetry.exporting import exporting
+from dspex.engine.telemetry.exporting import exporting, measured
 
 if TYPE_CHECKING:
     from dspex.engine.client.status.rows import Status
     from dspex.engine.hosting.engine import Engine
     from dspex.engine.hosting.engines import EngineProcesses
 
-LINE_EVERY = 10.0  # seconds between two log lines about the same
 DRAW_EVERY = 2.0  # seconds between two looks at all that runs, on a terminal
 
 
@@ -48,6 +49,9 @@ def run(
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
     http: Annotated[str | None, typer.Option("--http", metavar=":PORT", help="Serve the gateway there.")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar=":PORT", help="Serve Prometheus' metrics there.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="At the end, say what each operator took.")
+    ] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Drain and start again when the project's files change.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
     as_process: Annotated[int, typer.Option("--as-process", hidden=True, help="Which of several, started by the first.")] = 0,
@@ -65,7 +69,8 @@ def run(
     number = as_process or min(processes - 1, 1)
     same = ("--grace", grace, *(["-v"] * t.verbosity), *(["-q"] if t.quiet else []), "--", *(targets or ()))
     others = ("--pools", "none", "--no-server", *same)
-    how = _How(wanted, not no_server, wait, processes, number, others, files, metrics or t.settings().telemetry.metrics, http)
+    serve, written = metrics or t.settings().telemetry.metrics, profile_file(profile, processes)
+    how = _How(wanted, not no_server, wait, processes, number, others, files, serve, http, written)
 
     def once() -> Coroutine[Any, Any, int]:
         return _Run(t, load(t, targets), how).main()
@@ -80,7 +85,7 @@ class _How:
 
     `number`: of this process among several, from 1; 0 where it is alone. `processes`: how many the first one keeps running.
     `others`: the options of those; their server is there, and so are the pools. `metrics`, `http`: where they
-    are served, and the gateway is.
+    are served, and the gateway is. `profile`: where it is said what operators took.
     """
 
     pools: Any
@@ -92,6 +97,7 @@ class _How:
     files: Files | None
     metrics: str | None
     http: str | None
+    profile: Path | None
 
 
 class _Run:
@@ -99,6 +105,7 @@ class _Run:
 
     def __init__(self, t: Terminal, topologies: list[Any], how: _How) -> None:
         from dspex.engine.hosting.engine import Engine
+        from dspex.engine.runtime.walk.timing import NodeTimes
 
         self.t, self.how = t, how
         self.topologies = topologies
@@ -110,6 +117,7 @@ class _Run:
             on_ready=self._pool_ready,
             again=how.files is not None,  # who edits back to what was there before means it
             on_output=t.relay if t.people else None,  # else what is drawn in place would be torn
+            times=NodeTimes() if how.profile is not None or measured(how.metrics) else None,
         )
         self.others: EngineProcesses | None = None
         self.began = time.monotonic()
@@ -126,7 +134,7 @@ class _Run:
         if self.how.number:
             structlog.contextvars.bind_contextvars(process=self.how.number)
         serve = self.how.metrics if self.how.number < 2 else None  # a port is one process's
-        with exporting(self.engine.settings.app, "engine", self.engine.id, serve) as self.exported:
+        with exporting(self.engine.settings.app, "engine", self.engine.id, serve, self.engine.times) as self.exported:
             async with (
                 watching(self.t, self.how.files, stopped),
                 self.engine,
@@ -252,7 +260,7 @@ class _Run:
             if draw is not None:
                 await self._drawn(draw)
             elif not sys.stderr.isatty() or self.t.json:
-                await self._logged()
+                await log_what_runs(self.engine.statistics)
 
     async def _drawn(self, draw: Draw) -> None:
         from dspex.engine.cli.figures import blocks, engines
@@ -268,22 +276,6 @@ class _Run:
                 self._seldom.warning("cannot look now, trying again", why=e.message)
             await asyncio.sleep(DRAW_EVERY)
 
-    async def _logged(self) -> None:
-        """A line about each stage and operator that did something since the last."""
-        from dspex.engine.cli.figures import logged
-
-        log, before = structlog.get_logger("dspex.engine"), self.engine.statistics()
-        while True:
-            await asyncio.sleep(LINE_EVERY)
-            now = self.engine.statistics()
-            old = {(s["topology"], s["stage"]): logged(s) for s in before["stages"]}
-            for stage in now["stages"]:
-                if old.get((stage["topology"], stage["stage"])) != logged(stage):
-                    log.info("stage", **logged(stage), rate=stage["rate"])
-            for operator in [o for o in now["operators"] if o not in before["operators"]]:
-                log.info("operator", **operator)
-            before = now
-
     # -- stop -----------------------------------------------------------------------------------------------------
     async def _drain(self, stopped: asyncio.Future[int]) -> None:
         name = signal.Signals(stopped.result()).name if stopped.done() and stopped.result() != RELOAD else None
@@ -293,6 +285,9 @@ class _Run:
         began = time.monotonic()
         if self.others is not None:  # at once: else this process would take over what those hand over
             await asyncio.gather(self.others.stop(self.how.grace), self.engine.running.host.drain(self.how.grace))
+        if self.how.profile is not None:
+            await self.engine.running.host.drain(self.how.grace)
+            show_profile(self.t, self.how.profile, self.engine.statistics()["operators"])
         await self.engine.drain(self.how.grace)
         took = time.monotonic() - began
         self.t.emit({"event": "stopped", "seconds": round(took, 3)})

@@ -31,6 +31,7 @@ from dspex.engine.graph.submitted import submitted
 from dspex.engine.hosting.command_process import OnOutput
 from dspex.engine.hosting.host import Host
 from dspex.engine.hosting.pools import Pools
+from dspex.engine.runtime.walk.timing import NodeTimes
 
 _log = logger("dspex.engine")
 
@@ -75,6 +76,7 @@ class Engine:
         on_ready: called when a pool is ready, with its description as plain data.
         on_output: called with each line that a pool logs; None: the pools write to stderr themselves.
         again: whether a version that another one has replaced is applied again, on the server of this folder.
+        times: where what operators take in this process is measured; None: it is not.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Engine:
         on_ready: Callable[[dict[str, object]], None] = lambda said: None,
         on_output: OnOutput = None,
         again: bool = False,
+        times: NodeTimes | None = None,
     ) -> None:
         self.settings = settings or Settings.load()
         defaults = self.settings.defaults.call.options()
@@ -98,7 +101,7 @@ class Engine:
         self._wanted = pools
         self._start_server = start_server
         self._on_ready, self._on_output, self._again = on_ready, on_output, again
-        self._observer, self._stack = observer, AsyncExitStack()
+        self._observer, self.times, self._stack = observer, times, AsyncExitStack()
 
     @property
     def running(self) -> RunningEngine:
@@ -142,6 +145,7 @@ class Engine:
             keys=keys,
             only_additive=not server.local,
             again=self._again and server.local,
+            times=self.times,
         )
         try:
             await host.start()

@@ -38,6 +38,7 @@ from dspex.engine.runtime.inputs.upto import meet
 from dspex.engine.runtime.services import Services
 from dspex.engine.runtime.stage import StageRunner
 from dspex.engine.runtime.walk.compile import Stage, compile_dropped, compile_graph
+from dspex.engine.runtime.walk.timing import NodeTimes
 from dspex.engine.runtime.watermarks.alignment import Alignment
 
 LOOK = 5.0  # seconds between two looks whether a stage whose source was dropped has ended
@@ -59,12 +60,11 @@ class Host:
         records: seconds that records of calls are kept.
         stall_after: seconds without progress, although there is work, after which a stage counts as stalled.
         align: seconds that a source may be ahead of another one of its topology, in event time.
-        most_arrivals, most_open_calls: see Services.
-        state_limit: bytes of the state of one partition.
+        most_arrivals, most_open_calls: see Services. state_limit: bytes of the state of one partition.
         claim_check_above: bytes of a body that is not stored in its message.
         keys: pool → the keys that sign its records; see bus/serving/keys/signatures.py.
         only_additive: do not start where applying would lose something that the application holds.
-        again: apply also a version that another one has replaced.
+        again: apply also a version that another one has replaced. times: where what operators take is measured, if at all.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Host:
         keys: Mapping[str, Keys] | None = None,
         only_additive: bool = False,
         again: bool = False,
+        times: NodeTimes | None = None,
     ) -> None:
         self.bus = bus
         self.app = app
@@ -103,7 +104,7 @@ class Host:
         self.watchdog = Watchdog(bus, app, self.runners, self.committer, stall_after)
         self.membership: Membership | None = None
         self.consumers = WorkConsumers(bus, app, used_by(self.graphs), self._waiting)
-        self.operators = Operators(self.graphs, self.clock, lambda: bus.sealing is not None)
+        self.operators = Operators(self.graphs, self.clock, lambda: bus.sealing is not None, times)
         self._reports = Reports(self.operators)
         self.failure: BaseException | None = None
         self.applied: Mapping[str, str] = {}  # each topology: "created", "changed" or "unchanged"
@@ -183,7 +184,7 @@ class Host:
             return runner
 
         names, hops, tables = applied.renamed, applied.hops, read_first(graph)
-        for stage, count in compile_graph(graph, applied.stages, hops, names):
+        for stage, count in compile_graph(graph, applied.stages, hops, names, self.operators.times):
             stream = applied.streams[stage.name] if stage.source is not None else ""
             runner = add(stage, stream, count, applied.starts.get(stage.name, 0))
             if runner.source is not None and (first := tables.get(stage.name)):

@@ -16,6 +16,7 @@ from dspex.bus.records import CallRecord, NodeEvent
 from dspex.bus.seldom import MINUTE, logger
 from dspex.engine.graph.graph import Graph
 from dspex.engine.runtime.arrival import Answered, Due, Told, about
+from dspex.engine.runtime.walk.timing import NodeTimes
 
 _log = logger("dspex.engine")
 MOST: Final = 100  # operators in a heartbeat, which each engine reads of all others
@@ -67,10 +68,17 @@ class Operators:
 
     Args:
         clock: seconds since the epoch. sealed: whether what is stored is sealed, so that no reason may quote it.
+        times: what operators take; None: nobody wants to know.
     """
 
-    def __init__(self, graphs: Sequence[Graph], clock: Callable[[], float], sealed: Callable[[], bool]) -> None:
-        self._clock, self._sealed = clock, sealed
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        clock: Callable[[], float],
+        sealed: Callable[[], bool],
+        times: NodeTimes | None = None,
+    ) -> None:
+        self._clock, self._sealed, self.times = clock, sealed, times
         self._ordered = {(graph.name, n.name) for graph in graphs for n in graph.calls if n.call.order != "any"}
         self._found: dict[tuple[str, str], _Operator] = {key: _Operator() for key in self._ordered}
         self._events: dict[tuple[str, str], deque[tuple[float, int]]] = {}
@@ -124,10 +132,13 @@ class Operators:
 
     def report(self) -> list[dict[str, object]]:
         """What each did, as plain data; of very many those that did most."""
-        found = sorted(self._found.items(), key=lambda one: -(one[1].calls + one[1].dead_letters))[:MOST]
+        times = {one[:2]: one for one in self.times.report()} if self.times is not None else {}
+        known = {**dict.fromkeys(times, _Operator()), **self._found}
+        found = sorted(known.items(), key=lambda one: -(one[1].calls + one[1].dead_letters))[:MOST]
         return [
             {"topology": t, "node": n, **operator.report()}
             | ({"order": "key", "keyless": operator.keyless} if (t, n) in self._ordered else {})
+            | ({"handled": taken.handled, "seconds": round(taken.seconds, 6)} if (taken := times.get((t, n))) else {})
             for (t, n), operator in sorted(found, key=lambda one: one[0])
         ]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.resources import Resource
 
+    from dspex.engine.runtime.walk.timing import NodeTimes
     from dspex.engine.telemetry.gauges import Shown
 
 _log = structlog.get_logger("dspex.telemetry")
@@ -34,6 +35,11 @@ def otlp(signal: Literal["TRACES", "METRICS"], environment: Mapping[str, str] = 
     if environment.get(f"OTEL_{signal}_EXPORTER", "otlp").strip().lower() == "none":
         return False
     return any(environment.get(name) for name in (_ENDPOINT, f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"))
+
+
+def measured(serve: str | None) -> bool:
+    """Whether metrics are asked for. `serve`: where they are served; None: nowhere."""
+    return serve is not None or otlp("METRICS")
 
 
 class Exported:
@@ -55,18 +61,21 @@ class Exported:
 
 
 @contextmanager
-def exporting(app: str, role: Literal["engine", "worker"], instance: str, serve: str | None) -> Generator[Exported]:
+def exporting(
+    app: str, role: Literal["engine", "worker"], instance: str, serve: str | None, times: NodeTimes | None = None
+) -> Generator[Exported]:
     """Export what happens in this process for as long as the block runs; nothing where nobody asks for it.
 
     Args:
         app: the application. instance: of the process, unique.
         serve: where metrics are served as Prometheus' text, ":9464"; None: nowhere.
+        times: what operators take in this process, where that is measured.
 
     Raises:
         ConfigError: DX109, OpenTelemetry is not installed; DX105, nothing can listen there.
     """
     exported = Exported()
-    if not (otlp("TRACES") or otlp("METRICS") or serve is not None):
+    if not (otlp("TRACES") or measured(serve)):
         yield exported
         return
     with ExitStack() as stack:
@@ -74,8 +83,8 @@ def exporting(app: str, role: Literal["engine", "worker"], instance: str, serve:
             resource = _resource(app, role, instance)
             if otlp("TRACES"):
                 _trace(stack, app, resource)
-            if otlp("METRICS") or serve is not None:
-                _measure(stack, exported, resource, serve)
+            if measured(serve):
+                _measure(stack, exported, resource, serve, times)
         except ImportError as e:
             what = "telemetry.metrics is set" if serve is not None else f"{_ENDPOINT} is set"
             text = f"{what}, and OpenTelemetry is not installed: {e}"
@@ -105,7 +114,7 @@ def _trace(stack: ExitStack, app: str, resource: Resource) -> None:
     stack.callback(telemetry.subscribe(Traces(app, resource, processor)))
 
 
-def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: str | None) -> None:
+def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: str | None, times: NodeTimes | None) -> None:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
@@ -120,7 +129,7 @@ def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: st
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     provider = MeterProvider(readers, resource, shutdown_on_exit=False)
     stack.callback(provider.shutdown)
-    stack.callback(telemetry.subscribe(Measures(provider.get_meter("dspex"), lambda: exported.status)))
+    stack.callback(telemetry.subscribe(Measures(provider.get_meter("dspex"), lambda: exported.status, times)))
     exported.metrics = True
 
 

@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import CallRecord, Usage
 from dspex.engine.runtime.arrival import Answered, Due
+from dspex.engine.runtime.walk.timing import NodeTime, NodeTimes
 from dspex.engine.telemetry.gauges import GAUGES, GaugeRows, Shown
 from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
 
@@ -24,9 +25,10 @@ class Measures:
     Args:
         meter: of OpenTelemetry.
         status: what is known of the application now; None before anybody looked.
+        times: what operators take in this process; None: that is not measured.
     """
 
-    def __init__(self, meter: Meter, status: Callable[[], Shown | None]) -> None:
+    def __init__(self, meter: Meter, status: Callable[[], Shown | None], times: NodeTimes | None = None) -> None:
         self._status = status
         self._arrivals = DurableArrivals(self._durable)
         self._commits = meter.create_counter("dspex.stage.commits", "{commit}", "Commits of partitions.")
@@ -44,6 +46,9 @@ class Measures:
         self._ended = meter.create_counter("dspex.worker.ended", "{process}", "Worker processes that ended, or were ended.")
         for name, unit, about, rows in GAUGES:
             meter.create_observable_gauge(name, [self._observed(rows)], unit, about)
+        if times is not None:
+            for name, unit, about, of in TIMES:
+                meter.create_observable_counter(name, [_taken(times, of)], unit, about)
 
     def _observed(self, rows: GaugeRows) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
@@ -95,6 +100,20 @@ class Measures:
             self._tokens.record(used.output_tokens, {**model, "gen_ai.token.type": "output"})
         if used.cost:
             self._cost.add(used.cost, node)
+
+
+TIMES: tuple[tuple[str, str, str, Callable[[NodeTime], float]], ...] = (
+    ("dspex.node.duration", "s", "What an operator took in the engine, all events together.", lambda one: one.seconds),
+    ("dspex.node.events", "{event}", "Events that came to an operator.", lambda one: one.handled),
+)
+
+
+def _taken(times: NodeTimes, of: Callable[[NodeTime], float]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterator[Observation]:
+        for one in times.report():
+            yield Observation(of(one), {"topology": one.topology, "node": one.node})
+
+    return observe
 
 
 def _histogram(meter: Meter, name: str, about: str) -> Any:

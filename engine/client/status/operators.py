@@ -25,7 +25,7 @@ _COUNTS = ("events", "calls", "errors", "retries", "fallbacks", "dead_letters", 
 def is_sound(report: EngineReport) -> bool:
     """Whether an engine can have counted this: whoever may write into the bucket can write any number."""
     operators = report.get("operators", [])
-    numbers: list[object] = [o.get(name, 0) for o in operators for name in (*_COUNTS, "keyless")]
+    numbers: list[object] = [o.get(name, 0) for o in operators for name in (*_COUNTS, "keyless", "handled", "seconds")]
     numbers += [number for o in operators for number in (o["p50"] or 0.0, o["cost"] or 0.0)]
     numbers += [n for s in report["stages"] for n in (s.get("rate", 0.0), *s.get("holds", {}).values())]
     return len(operators) <= MOST and all(isinstance(n, int | float) and isfinite(n) and n >= 0 for n in numbers)
@@ -48,6 +48,9 @@ def _row(topology: str, node: str, told: Sequence[OperatorReport], manifest: Man
     row: dict[str, object] = {name: sum(cast("int", one.get(name, 0)) for one in told) for name in _COUNTS}
     if any("order" in one for one in told):
         row |= {"order": "key", "keyless": sum(one.get("keyless", 0) for one in told)}
+    if any("seconds" in one for one in told):
+        seconds = sum(one.get("seconds", 0.0) for one in told)
+        row |= {"handled": sum(one.get("handled", 0) for one in told), "seconds": round(seconds, 6)}
     return cast(
         "OperatorRow",
         {

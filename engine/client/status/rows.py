@@ -90,6 +90,8 @@ class OperatorReport(TypedDict):
     why: str
     order: NotRequired[str]  # "key", where results are released in the order of keys
     keyless: NotRequired[int]  # of these, events without a key, which keep one order together
+    handled: NotRequired[int]  # where times are measured: events that came to it
+    seconds: NotRequired[float]  # likewise: that it took, without what lies behind it
 
 
 class StageReport(TypedDict):
@@ -220,6 +222,8 @@ class OperatorRow(OperatorReport):
         p50: seconds that half of the last calls took at most. input_tokens, output_tokens, cost (USD, None: not known): of all.
         why: why it fell back last.
         dead_letters: that were made; those that wait are in `letters`.
+        handled, seconds: there where engines measure them (`dspex run --profile`, and where metrics are exported): events that
+            came to it, and its time in engines, without what lies behind it. What workers take is in `p50`.
     """
 
     pool: str | None

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
-from dspex.bus.codecs.copied import copied
-from dspex.engine.graph.context import Context, Handler
+from dspex.engine.graph.context import Handler
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.hops import groups, timed
 from dspex.engine.graph.nodes import (
@@ -33,11 +32,12 @@ from dspex.engine.graph.nodes import (
 )
 from dspex.engine.graph.ways import fork_of, sources_of
 from dspex.engine.log.dropped import Dropped
-from dspex.engine.runtime.process import landing_step, native_step, read, sink_step, source_step, written
+from dspex.engine.runtime.process import landing_step, native_step, sink_step, source_step
 from dspex.engine.runtime.walk import serial
 from dspex.engine.runtime.walk.forks import fork_step
 from dspex.engine.runtime.walk.hops import arrived_step, back_step, handed_on_step, hop_step, told_step, wake_step
-from dspex.engine.runtime.walk.request import open_call
+from dspex.engine.runtime.walk.steps import call_step, fan_out, redriven
+from dspex.engine.runtime.walk.timing import NodeTimes
 from dspex.engine.runtime.watermarks.clocks import NodeClock, clocks
 
 Names: TypeAlias = Mapping[str, str]
@@ -107,56 +107,9 @@ class Stage:
         return any(node.op == "approve" for node in self.states.values())
 
 
-def call_step(node: CallNode, codec: Any) -> Handler:
-    """The step that ends a walk in a call; its record begins another."""
-    name = node.name
-
-    def step(data: object, walk: Any) -> None:
-        walk.node = name
-        open_call(walk, node, data, *written(data, codec), None, 0)
-
-    return step
-
-
-def _redriven(landing: Handler, gate: Handler) -> Handler:
-    """The step at which events enter at a call with order="serial": a redriven one waits for its turn, too."""
-
-    def step(event: Any, walk: Any) -> None:
-        if event.outputs is not None:
-            landing(event, walk)
-        else:
-            gate(read(event), walk)
-
-    return step
-
-
-def _fan_out(branches: Sequence[tuple[Node, Handler]]) -> Handler:
-    """One step that hands on to all branches, in graph order.
-
-    A function of the user's that changes its argument must not change what a sibling gets. So each branch but the last gets a
-    copy; a sink encodes the data at once and needs none.
-    """
-    if len(branches) == 1:
-        return branches[0][1]
-    if not branches:
-        return _nowhere
-    *first, (_, last) = [(not isinstance(node, SinkNode), step) for node, step in branches]
-
-    def step(data: object, ctx: Context) -> None:
-        for changes, branch in first:
-            branch(copied(data) if changes else data, ctx)
-        last(data, ctx)
-
-    return step
-
-
-def _nowhere(data: object, ctx: Context) -> None:
-    """The step of an outlet that nothing is attached to."""
-
-
 class _Fuse:
-    def __init__(self, graph: Graph, stage: str, hops: Hops) -> None:
-        self.graph, self.stage, self.hops = graph, stage, hops
+    def __init__(self, graph: Graph, stage: str, hops: Hops, times: NodeTimes | None) -> None:
+        self.graph, self.stage, self.hops, self.times = graph, stage, hops, times
         self.forks: dict[str, list[tuple[str, str]]] = {}  # node → the gathers whose ways part behind it
         for node in graph.states:
             if node.state.gathers and (fork := fork_of(graph.nodes, node)) is not None:
@@ -172,7 +125,7 @@ class _Fuse:
             for index, inlet in enumerate(follower.inputs):
                 if inlet.node == node.name:
                     behind[inlet.outlet].append((follower, self.step(follower, index)))
-        found = [_fan_out(branches) for branches in behind]
+        found = [fan_out(branches) for branches in behind]
         gathers = self.forks.get(node.name)
         return [fork_step(gathers, step) for step in found] if gathers else found
 
@@ -186,10 +139,13 @@ class _Fuse:
     def step(self, node: Node, inlet: int = 0) -> Handler:
         """The step of a node, for what comes from one of its inputs."""
         if isinstance(node, StateNode):
-            return self._with_state(node, inlet)
+            return self._timed(node, self._with_state(node, inlet))
         if node.name not in self.steps:
-            self.steps[node.name] = self._make(node)
+            self.steps[node.name] = self._timed(node, self._make(node))
         return self.steps[node.name]
+
+    def _timed(self, node: Node, step: Handler) -> Handler:
+        return step if self.times is None else self.times.around((self.graph.name, node.name), step)
 
     def _with_state(self, node: StateNode, inlet: int) -> Handler:
         if node.name not in self.states:
@@ -227,7 +183,7 @@ class _Fuse:
                 if node.call.order == "serial":
                     one = self._one_by_one(node, ask)
                     ask = one if node.call.of is None else serial.where_keyed(one, ask)
-                    self.entries[node.name] = _redriven(landing, ask)
+                    self.entries[node.name] = redriven(landing, ask)
                 return ask
             case HopNode():
                 return hop_step(node, self._id(node), *self.hops[node.name], self.graph.codec)
@@ -239,18 +195,32 @@ class _Fuse:
         return f"{self.graph.name}/{self.stage}/{node.name}"
 
 
-def compile_stage(graph: Graph, source: SourceNode, id: str, names: Names | None = None, hops: Hops = _NO_HOPS) -> Stage:
+def compile_stage(
+    graph: Graph,
+    source: SourceNode,
+    id: str,
+    names: Names | None = None,
+    hops: Hops = _NO_HOPS,
+    times: NodeTimes | None = None,
+) -> Stage:
     """The stage that begins at `source`. `names`: old name → new name of operators; those that the graph says by default."""
-    return _compiled(graph, id, source.name, source.source, [source], names, hops)
+    return _compiled(graph, id, source.name, source.source, [source], names, hops, times)
 
 
-def compile_graph(graph: Graph, sources: Hops, hops: Hops, names: Names) -> list[tuple[Stage, int]]:
-    """All stages of a graph, with their partitions. `sources`: source → (id of its stage, its partitions)."""
-    found = [(compile_stage(graph, s, sources[s.name][0], names, hops), sources[s.name][1]) for s in graph.sources]
+def compile_graph(
+    graph: Graph, sources: Hops, hops: Hops, names: Names, times: NodeTimes | None = None
+) -> list[tuple[Stage, int]]:
+    """All stages of a graph, with their partitions.
+
+    Args:
+        sources: source → (id of its stage, its partitions).
+        times: what the operators take is measured there; None: it is not, and no step is longer for it.
+    """
+    found = [(compile_stage(graph, s, sources[s.name][0], names, hops, times), sources[s.name][1]) for s in graph.sources]
     if not graph.hops:
         return found
     behind = [(group, *hops[group[0].name]) for group in groups(graph)]
-    found += [(compile_behind(graph, group, id, names, hops), count) for group, id, count in behind]
+    found += [(compile_behind(graph, group, id, names, hops, times), count) for group, id, count in behind]
     before = {
         id: {s.id: count for s, count in found if {hop.name for hop in group}.intersection(s.says)} for group, id, _ in behind
     }
@@ -263,9 +233,16 @@ def compile_dropped(graph: Graph, gone: Dropped, names: Names, hops: Hops = _NO_
     return _compiled(graph, gone.stage, gone.source, source, graph.calls, names, hops, dropped=True)
 
 
-def compile_behind(graph: Graph, group: Sequence[HopNode], id: str, names: Names | None = None, hops: Hops = _NO_HOPS) -> Stage:
+def compile_behind(
+    graph: Graph,
+    group: Sequence[HopNode],
+    id: str,
+    names: Names | None = None,
+    hops: Hops = _NO_HOPS,
+    times: NodeTimes | None = None,
+) -> Stage:
     """The stage behind hops that meet."""
-    return _compiled(graph, id, group[0].name, None, group, names, hops)
+    return _compiled(graph, id, group[0].name, None, group, names, hops, times)
 
 
 def _compiled(
@@ -276,10 +253,11 @@ def _compiled(
     entries: Sequence[Node],
     names: Names | None,
     hops: Hops,
+    times: NodeTimes | None = None,
     *,
     dropped: bool = False,
 ) -> Stage:
-    fuse = _Fuse(graph, id, hops)
+    fuse = _Fuse(graph, id, hops, times)
     for node in entries:
         fuse.enter(node)
     if source is None:
@@ -296,4 +274,5 @@ def _compiled(
     hold = max((s.hold for s in sources), default=Source.hold)
     led = tuple(n.name for n in entries if isinstance(n, HopNode))
     what = (fuse.entries, calls, fuse.states, fuse.behind, clocks_of)
-    return Stage(id, graph, name, source, *what, exits, names, hold, dropped, hops=led, says=says)
+    stage = Stage(id, graph, name, source, *what, exits, names, hold, dropped, hops=led, says=says)
+    return stage if times is None else replace(stage, **times.entered(graph, stage.entries, stage.states))

@@ -12,7 +12,7 @@ from dspex.engine.cli.app import main
 @pytest.mark.parametrize(
     ("args", "code", "what"),
     [
-        (["run", "--profile", "a.prof"], "DX108", "--profile of dspex run"),
+        (["doctor", "--fix"], "DX108", "--fix of dspex doctor"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
         (["skills"], "DX108", "dspex skills"),
         (["bench", "stream"], "DX108", "dspex bench stream"),

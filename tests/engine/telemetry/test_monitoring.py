@@ -19,6 +19,7 @@ from dspex.bus.records import CallRecord, Usage
 from dspex.engine.log.rows import Place
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects
 from dspex.engine.runtime.failure import Failure
+from dspex.engine.runtime.walk.timing import NodeTimes
 from dspex.engine.telemetry.measures import Measures
 from dspex.errors import ProgramError
 
@@ -38,7 +39,9 @@ STATUS: dict[str, Any] = {
 def exported() -> dict[str, set[str]]:
     """The series that Prometheus sees when all has happened once: by name, the labels."""
     provider = MeterProvider([PrometheusMetricReader()], shutdown_on_exit=False)
-    measures, where = Measures(provider.get_meter("dspex"), lambda: STATUS), {"topology": "t", "stage": "s", "partition": 0}
+    times, where = NodeTimes(), {"topology": "t", "stage": "s", "partition": 0}
+    times.within(("t", "n"), lambda: None, 1)
+    measures = Measures(provider.get_meter("dspex"), lambda: STATUS, times)
     used = vars(Usage(input_tokens=3, output_tokens=4, cost=0.1, requests=1))
     record = CallRecord("c", 1, 1, "t", "n", outputs={}, lm="main", elapsed=0.1, usage=used)
     failed = Failure(ProgramError("no"), "n")
