@@ -23,11 +23,7 @@ _ONCE: Final = {"max_msgs_per_subject": 1, "discard_new_per_subject": True, "max
 _MOST: Final = 20 << 30  # bytes; where the search for the largest stream begins: 16 GiB, so that applications share a server
 _LEAST: Final = 1 << 20
 _SHARE: Final = 0.8  # of what could be reserved
-_SHARES: Final = {
-    "KV_": 0.01,
-    "OBJ_": 0.1,
-    "": 0.05,
-}  # of the other streams, where the account wants a limit of each: by prefix
+_SHARES: Final = {"KV_": 0.01, "OBJ_": 0.1, "": 0.05}  # by prefix, of other streams, where the account wants limits
 _ONE_AT_A_TIME: Final = WeakKeyDictionary[Connection, asyncio.Lock]()
 _NEVER: Final = {"allow_msg_ttl": "message TTL", "allow_msg_schedules": "message schedules"}
 
