@@ -13,7 +13,7 @@ from dspex.bus.message import derived_id, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar
-from dspex.engine.again.change import ForkChange, altered, before, changed, kept, outputs_of, place_of
+from dspex.engine.again.change import ForkChange, Reached, altered, before, changed, is_of_engine, kept, outputs_of, place_of
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
@@ -33,6 +33,8 @@ class Forked:
     """What came of a fork. `run`: its id. `delivered`: outputs that were published to the sinks. `without`: see `Repeated`.
 
     `changed`: whether anything differs from its parent, or was asked anew: else what was changed was never reached.
+    `keeps`: where what goes into an operator with state was changed, what that keeps of the key then: without the change, and
+    with it. None where several events were changed, or it is not known.
     """
 
     run: str
@@ -45,6 +47,7 @@ class Forked:
     diff: Diff
     without: str = ""
     changed: bool = True
+    keeps: tuple[Any, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -72,18 +75,22 @@ async def forked(
         raise RecordingIncomplete(f"run {file.info.id} comes from a fork of other code, which is not kept", fix=fix)
     earlier = before(file, of_run(graphs, file.info.topology, file.root.data))
     place = place_of(at, file, earlier.graphs)
-    other, code = changed(change, place, file, earlier.graphs)
+    reached = Reached()
+    other, code = changed(change, place, file, earlier.graphs, reached)
     alter = altered([one for one in (earlier.alter, outputs_of(change, place)) if one is not None])
     states = [*earlier.programs, *([change.program] if change.program is not None else [])]
     found = await repeat(client, other, code, mode="hybrid", alter=alter, states=states, told=told)
-    other = replace(other, changes=(*file.changes, kept(change, place)))
+    own = kept(change, place)
+    if own.what in ("inputs", "outputs") and is_of_engine(place, code, file.info.topology):
+        reached.check(file.info.id, at, own.what)
+    other = replace(other, changes=(*file.changes, own))
     made = _run_of_its_own(found, other, at)
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
     sent = await _delivered(client, made, code) if deliver else 0
-    spent, anew = (found.served, found.called, found.tokens), found.called > 0 or not diff.same
-    return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew)
+    spent, anew = (found.served, found.called, found.tokens), found.called > 0 or not diff.same or reached.keeps_other
+    return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew, reached.keeps)
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:

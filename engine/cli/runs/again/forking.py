@@ -38,6 +38,7 @@ def fork(
     Of a fork, --deliver alone publishes what it has for sinks, and is not there yet.
     """
     from dspex.engine.again.change import ForkChange
+    from dspex.engine.client.runs.judged.beside import change as change_of
 
     t = terminal(context)
     change = ForkChange(lm, program, None, _fields(inputs), _fields(outputs), target is not None)
@@ -57,6 +58,7 @@ def fork(
         *([f"{count(made.delivered, 'event')} published to the sinks"] if deliver else []),
     ]
     lines += [f"begins without state: {made.without}"] if made.without else []
+    lines += [f"{at} keeps {change_of(*made.keeps)}"] if made.keeps is not None else []
     lines += [] if made.changed else [f"changed nothing: what it did at {at} is the same, or did not come there"]
     said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
     t.emit(said, *lines, *(made.diff.lines() if diff else []))

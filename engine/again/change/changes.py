@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dspex.bus.errors import ConfigError, InvalidInput, RecordingIncomplete, RunNotFound
 from dspex.bus.records import CallRequest
 from dspex.bus.settings.similar import did_you_mean, listed
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.again.answering import Alter
+from dspex.engine.again.change.interposed import Interposed
+from dspex.engine.again.change.reached import Reached, merged
+from dspex.engine.again.event import id_in
 from dspex.engine.client.resolve import HasCall
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.changes import CODE, KeptChange
-from dspex.engine.graph.context import Build
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node, StateNode
 
 WAYS = "lm, program, spec, inputs, outputs or topology"
+_OWN: Final = ("native", "state", "source")
+"""What the engine runs itself."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
     if mark and at in calls:
         return ForkPlace(node, 0, calls[at].data)
     known = graph.nodes.get(node)
-    native = known is not None and known.role in ("native", "source")
     decided = known is not None and known.op == "approve" and not mark
+    native = known is not None and known.role in _OWN and known.op != "approve"
     if known is None or not (native or decided or known.role == "call") or (mark and not (native and number.isdecimal())):
-        names = [n.name for n in graph.nodes.values() if n.role in ("native", "call", "source") or n.op == "approve"]
+        names = [n.name for n in graph.nodes.values() if n.role in (*_OWN, "call")]
         there = f"one of: {listed(names)}; or a call: {listed(calls)}" if calls else f"one of: {listed(names)}"
         fix = there if known is not None else did_you_mean(at, [*calls, *names], "see dspex runs show")
         raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
@@ -70,8 +73,19 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
     return ForkPlace(node, int(number) if mark else None, None)
 
 
-def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[Graph]) -> tuple[RunFile, list[Graph]]:
-    """The event and the graphs of the fork. Raises ConfigError where the operator has not got what is changed."""
+def is_of_engine(at: ForkPlace, graphs: Sequence[Graph], topology: str) -> bool:
+    """Whether the engine runs the operator itself, so that it is known whether the run came to it."""
+    node = next(one for one in graphs if one.name == topology).nodes[at.node]
+    return node.role in ("native", "state") and node.op != "approve"
+
+
+def changed(
+    change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[Graph], reached: Reached
+) -> tuple[RunFile, list[Graph]]:
+    """The event and the graphs of the fork. Raises ConfigError where the operator has not got what is changed.
+
+    `reached`: is told of it while the run is done again.
+    """
     graph = next(one for one in graphs if one.name == file.info.topology)
     node = graph.nodes[at.node]
     if node.role == "call":
@@ -85,11 +99,14 @@ def changed(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[G
     if node.op == "approve":
         return _decided(change, at, file), list(graphs)
     made: Node
-    pools = graph.pools
+    pools, is_own = graph.pools, change.inputs is not None or change.outputs is not None
+    put = Interposed(id_in(file), change.inputs, change.outputs, at.ordinal, reached)
     if isinstance(node, CallNode):
         made, pools = _of_call(change, at, node, submitted=graph.name == SUBMITTED), (*pools, *_pools(change, node))
-    elif isinstance(node, NativeNode) and (change.inputs is not None or change.outputs is not None):
-        made = replace(node, build=_interposed(node.build, change, at.ordinal))
+    elif isinstance(node, NativeNode) and is_own:
+        made = replace(node, build=put.build(node.build))
+    elif isinstance(node, StateNode) and is_own:
+        made = replace(node, state=put.state(node.state))
     else:
         raise ConfigError(f"{at.node} asks no model", code="DX105", fix="change its inputs or its outputs")
     other = replace(graph, nodes={**graph.nodes, at.node: made}, pools=pools)
@@ -179,13 +196,13 @@ def before(file: RunFile, graphs: Sequence[Graph]) -> ForkedGraphs:
     for one in file.changes:
         graph = next(graph for graph in graphs if graph.name == file.info.topology)
         node = graph.nodes.get(one.node)
-        if one.what == CODE or node is None or node.role not in ("native", "call"):
+        if one.what == CODE or node is None or node.role not in ("native", "state", "call") or node.op == "approve":
             if one.what == CODE or (node is not None and (node.role == "source" or node.op == "approve")):
                 continue  # it is in the event, or in what was decided
             why = f"run {file.info.id} comes from a fork at {one.node}, which the code has not got"
             raise RecordingIncomplete(why, run=file.info.id, fix="fork its parent: dspex runs show names it")
         change, at = ForkChange(**one.given), ForkPlace(one.node, one.ordinal, one.asked)
-        graphs = changed(change, at, file, graphs)[1]
+        graphs = changed(change, at, file, graphs, Reached())[1]
         alters += [alter] if (alter := outputs_of(change, at)) is not None and node.role == "call" else []
         programs += [change.program] if change.program is not None else []
     return ForkedGraphs(list(graphs), altered(alters), programs)
@@ -201,37 +218,6 @@ def altered(alters: Sequence[Alter]) -> Alter | None:
         return {name: value for given in found for name, value in given.items()} if found else None
 
     return of
-
-
-def _interposed(build: Build, change: ForkChange, ordinal: int | None) -> Build:
-    """A native operator whose data, or what comes out of it, is changed: of all of its steps, or of one."""
-
-    def built(outs: Sequence[Callable[..., None]]) -> Callable[..., None]:
-        numbers, now = count(), [False]
-
-        def after(out: Callable[..., None]) -> Callable[..., None]:
-            return lambda data, ctx: out(merged(data, change.outputs or {}) if now[0] else data, ctx)
-
-        inner = build([after(out) for out in outs] if change.outputs is not None else outs)
-
-        def step(data: Any, ctx: Any) -> None:
-            now[0] = ordinal is None or next(numbers) == ordinal
-            inner(merged(data, change.inputs) if change.inputs is not None and now[0] else data, ctx)
-
-        return step
-
-    return built
-
-
-def merged(data: Any, fields: Mapping[str, Any]) -> Any:
-    """Data with these fields in the place of its own. Raises InvalidInput where it has no fields."""
-    if isinstance(data, Mapping):
-        return {**data, **fields}
-    if (copied := getattr(data, "model_copy", None)) is not None:
-        return type(data).model_validate({**copied().model_dump(), **fields})
-    if hasattr(data, "__dataclass_fields__"):
-        return replace(data, **fields)
-    raise InvalidInput(f"its data is {type(data).__name__}, and has no fields to change", fix="fork it at another operator")
 
 
 def outputs_of(change: ForkChange, at: ForkPlace) -> Alter | None:
