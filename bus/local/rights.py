@@ -14,7 +14,7 @@ from dspex.bus.nats.consumer import listed
 from dspex.bus.nats.streams import covers
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 
-UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "approver", "operator"]
+UserRole: TypeAlias = Literal["engine", "worker", "publisher", "caller", "reader", "approver", "gateway", "operator"]
 ROLES: Final[tuple[UserRole, ...]] = get_args(UserRole)
 _LOOK: Final = ("STREAM.INFO.{}", "STREAM.MSG.GET.{}", "DIRECT.GET.{}", "DIRECT.GET.{}.>")
 _READ: Final = (*_LOOK, "CONSUMER.CREATE.{}.>", "CONSUMER.INFO.{}.>", "CONSUMER.DELETE.{}.>", "CONSUMER.MSG.NEXT.{}.>")
@@ -77,8 +77,8 @@ def rights(
 
     Args:
         user: its name, of letters, digits, - and _; its inbox is named after it.
-        pools: whose work it does (worker), or whom it may call (caller).
-        about: subjects: of sinks (engine, reader), of sources (publisher).
+        pools: whose work it does (worker), or whom it may call (caller, gateway).
+        about: subjects: of sinks (engine, reader), of sources (publisher, gateway).
         streams: that are read and are not the application's own, such as that of a source that others have made (engine).
         copies: streams that are public copies of sinks (engine).
         sealed: whether the payloads are; who seals adds keys, and who opens reads them.
@@ -88,17 +88,20 @@ def rights(
         "engine": _engine(app, about, streams, copies),
         "operator": _operator(app, prefix, about, streams, copies),
         "worker": (right for pool in pools for right in _worker(app, pool)),
-        "publisher": iter([*about, subjects.audit(app, "publish"), _seals(app)]),
+        "publisher": _publisher(app, about),
         "caller": _caller(app, prefix, pools),
         "reader": _reader(app, prefix, about),
         "approver": _approver(app, prefix),
+        "gateway": _gateway(app, prefix, pools, about),
     }
+    notices = [subjects.notice(app, pool, prefix, "*", "*") for pool in pools]
     calls = [s for pool in pools for s in (subjects.call_pattern(app, pool), subjects.control(app, pool))]
     calls += [s for pool in pools for s in (subjects.manage(app, pool), subjects.handed(app, pool, "*"))]
     calls += [s for pool in pools for s in subjects.service_patterns(app, pool, "*")]
     hears: dict[UserRole, Sequence[str]] = {
         "worker": [*calls, subjects.cooling(app)],
-        "caller": [subjects.notice(app, pool, prefix, "*", "*") for pool in pools],
+        "caller": notices,
+        "gateway": notices,
         "operator": [subjects.notices_of(app, prefix)],
     }
     subscribe = [f"{prefix}.>", *hears.get(role, ())]
@@ -128,9 +131,9 @@ def _seals(app: str) -> str:
 
 
 def _sealed(app: str, role: UserRole) -> Iterator[str]:
-    if role in ("worker", "publisher", "caller", "reader"):
+    if role in ("worker", "publisher", "caller", "reader", "gateway"):
         yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), subjects.keys(app))
-    if role in ("worker", "publisher", "caller"):
+    if role in ("worker", "publisher", "caller", "gateway"):
         yield subjects.key(app, "*")
 
 
@@ -148,6 +151,17 @@ def _engine(app: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequ
     yield subjects.key(app, "*")
     yield subjects.audit(app, "apply")
     yield from sinks
+
+
+def _publisher(app: str, sources: Sequence[str]) -> Iterator[str]:
+    yield from (*sources, subjects.audit(app, "publish"), _seals(app))
+
+
+def _gateway(app: str, prefix: str, pools: Sequence[str], sources: Sequence[str]) -> Iterator[str]:
+    """Whom it acts for is its own affair, so it may what all of them may; but it emits nothing to sinks."""
+    yield from _publisher(app, sources)
+    yield from _caller(app, prefix, pools)
+    yield from _operator(app, prefix, (), (), ())
 
 
 def _operator(app: str, prefix: str, sinks: Sequence[str], streams: Sequence[str], copies: Sequence[str]) -> Iterator[str]:

@@ -28,11 +28,15 @@ DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 NODES = ["nats-1", "nats-2", "nats-3"]
-PROCESSES = ["engine", "pool"]
+PROCESSES = ["engine", "gateway", "pool"]
+MONITORS = {"collector": [], "prometheus": ["monitoring"], "grafana": ["monitoring"]}
 PEOPLE = ["caller", "operator", "publisher", "reader"]
 ROLE = {name: "worker" if name == "pool" else name for name in (*PROCESSES, *PEOPLE)}
 NATS_CONF = DEPLOY / "nats.conf"
 USERS = [shlex.split(line) for line in re.findall(r"^user (.*)$", (DEPLOY / "make_users").read_text(), re.M)]
+OURS = [*NODES, *PROCESSES, *PEOPLE]
+TOKENS = {"SITE_TOKEN": "SITE_TOKEN", "DESK_TOKEN": "DESK_TOKEN"}
+PUBLISHED = {"nats-1": ["127.0.0.1:4222:4222"], "gateway": ["127.0.0.1:8080:8080"], "grafana": ["127.0.0.1:3000:3000"]}
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 
@@ -53,10 +57,16 @@ def texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def test_there_are_three_nodes_an_engine_a_pool_and_a_container_for_each_role_of_a_person() -> None:
-    assert sorted(SERVICES) == sorted([*NODES, *PROCESSES, *PEOPLE])
-    assert sorted(COMPOSE["volumes"]) == NODES
-    assert {name for name, service in SERVICES.items() if "profiles" in service} == set(PEOPLE)
+def test_there_are_three_nodes_two_engines_a_pool_a_gateway_and_a_container_for_each_role_of_a_person() -> None:
+    assert sorted(SERVICES) == sorted([*OURS, *MONITORS])
+    assert sorted(COMPOSE["volumes"]) == [*NODES, "prometheus"]
+    assert SERVICES["engine"]["deploy"] == {"replicas": 2}
+    people = {key: ["person"] for key in PEOPLE}
+    assert {name: service.get("profiles", []) for name, service in SERVICES.items()} == {
+        **{key: [] for key in (*NODES, *PROCESSES)},
+        **people,
+        **MONITORS,
+    }
     for name in (*PROCESSES, *PEOPLE):
         assert sorted(SERVICES[name]["depends_on"]) == NODES
 
@@ -67,28 +77,35 @@ def test_every_mounted_file_exists_and_every_volume_is_declared(name: str) -> No
         source = mount.split(":")[0]
         assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"], mount
         assert not source.startswith(".") or mount.endswith(":ro"), mount
-    assert (ROOT / SERVICES[name]["build"]["dockerfile"]).is_file()
+    assert name in MONITORS or (ROOT / SERVICES[name]["build"]["dockerfile"]).is_file()
 
 
 # -- what a container may --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_container_is_not_root_and_writes_nowhere_but_in_its_volume_or_in_memory(name: str) -> None:
     service = SERVICES[name]
-    assert service["user"] == "1000:1000"
+    assert service["user"] == ("65534:65534" if name == "prometheus" else "1000:1000")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"privileged", "cap_add", "network_mode", "pid", "devices"}.isdisjoint(service)
     writable = [mount for mount in service["volumes"] if not mount.endswith(":ro")]
-    assert (writable, service.get("tmpfs", [])) == (([f"{name}:/data"], []) if name in NODES else ([], ["/tmp"]))
+    memory = {"grafana": ["/tmp", "/var/lib/grafana"], **{key: ["/tmp"] for key in (*PROCESSES, *PEOPLE)}}
+    kept = {"prometheus": ["prometheus:/prometheus"], **{node: [f"{node}:/data"] for node in NODES}}
+    assert (writable, service.get("tmpfs", [])) == (kept.get(name, []), memory.get(name, []))
 
 
-def test_nothing_but_a_loopback_port_for_clients_is_published() -> None:
-    assert {name: s["ports"] for name, s in SERVICES.items() if "ports" in s} == {"nats-1": ["127.0.0.1:4222:4222"]}
+def test_nothing_but_loopback_ports_for_clients_is_published() -> None:
+    assert {name: s["ports"] for name, s in SERVICES.items() if "ports" in s} == PUBLISHED
     assert 'http: "127.0.0.1:8222"' in NATS_CONF.read_text()  # it asks for no login
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES))
+@pytest.mark.parametrize("name", sorted(MONITORS))
+def test_an_image_of_others_has_a_whole_version(name: str) -> None:
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_an_image_is_built_here_upon_one_of_a_whole_version(name: str) -> None:
     stages = dict(re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S))
     target = SERVICES[name]["build"]["target"]
@@ -106,20 +123,24 @@ def test_the_server_image_is_the_version_that_the_tests_run_on() -> None:
 # -- secrets ---------------------------------------------------------------------------------------------------------
 def test_no_secret_stands_in_the_description_of_a_container() -> None:
     """`docker inspect` shows the environment, and so does the shell that gives a variable to Docker."""
-    keys = {key for service in SERVICES.values() for key in service["environment"]}
-    assert keys == {"NATS_NAME", "DSPEX_SERVER__USER", "DSPEX_SERVER__INBOX_PREFIX"}
+    keys = {key for service in SERVICES.values() for key in service.get("environment", ())}
+    ours = {"NATS_NAME", "DSPEX_SERVER__USER", "DSPEX_SERVER__INBOX_PREFIX", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    assert keys == {*ours, "GF_SECURITY_ADMIN_PASSWORD__FILE", "GF_ANALYTICS_REPORTING_ENABLED"}
     assert [text for text in texts(COMPOSE) if "$" in text or ("://" in text and "@" in text)] == []
     assert {"env_file", "configs"}.isdisjoint(key for service in SERVICES.values() for key in service)
 
 
 def test_a_container_sees_its_own_secrets_only() -> None:
     for name, role in ROLE.items():
-        assert mounted(name) == {"ca.pem": "ca.pem", "NATS_PASSWORD": f"{role.upper()}_PASSWORD"}
+        tokens = TOKENS if name == "gateway" else {}
+        assert mounted(name) == {"ca.pem": "ca.pem", "NATS_PASSWORD": f"{role.upper()}_PASSWORD", **tokens}
     passwords = {f"{role.upper()}_PASSWORD" for role in ROLE.values()}
     for name in NODES:
         own = {secret: secret for secret in {"ca.pem", "server.pem", "server.key", *passwords}}
         assert mounted(name) == {**own, "/etc/nats/routes.conf": "routes.conf"}
-    assert COMPOSE["secrets"] == {name: {"file": f"deploy/secrets/{name}"} for name in mounted("nats-1").values()}
+    assert "secrets" not in SERVICES["collector"] | SERVICES["prometheus"]
+    every = {*mounted("nats-1").values(), *TOKENS, *mounted("grafana")}
+    assert COMPOSE["secrets"] == {name: {"file": f"deploy/secrets/{name}"} for name in every}
 
 
 def test_secrets_reach_neither_the_repository_nor_an_image() -> None:
@@ -160,14 +181,16 @@ def test_the_users_are_for_all_that_the_topology_has() -> None:
     subjects = {node.source.subject for node in topology.graph.sources}
     sinks = {node.sink.pattern for node in topology.graph.sinks}
     of_all: dict[str, set[str]] = {"engine": set(), "operator": set()}  # the verb looks at the topology itself
-    assert found == {**of_all, "worker": pools, "caller": pools, "publisher": subjects, "reader": sinks}
+    ways = {"worker": pools, "caller": pools, "publisher": subjects, "reader": sinks, "gateway": pools | subjects}
+    assert found == {**of_all, **ways}
 
 
 def test_every_process_reaches_every_node_by_tls_as_its_role(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, role in ROLE.items():
         for variable, value in SERVICES[name]["environment"].items():
             monkeypatch.setenv(variable, value)
-        server = Settings.load(DEPLOY / "dspex.toml").server
+        file = {mount.split(":")[1]: mount.split(":")[0] for mount in SERVICES[name]["volumes"]}["/app/dspex.toml"]
+        server = Settings.load(ROOT / file).server
         assert server.url == ",".join(f"tls://{node}:4222" for node in NODES)
         assert server.tls is not None
         assert server.tls.ca == "/run/secrets/ca.pem"
@@ -187,6 +210,14 @@ def test_the_commands_are_verbs_with_options_that_exist(name: str) -> None:
     pools = tomllib.loads((DEPLOY / "dspex.toml").read_text())["pools"]
     if verb == "worker":
         assert set(rest) <= set(pools)
+
+
+def test_the_gateway_offers_what_there_is_to_who_has_a_token(no_settings: None) -> None:
+    offered = Settings.load(DEPLOY / "gateway.toml")
+    assert set(offered.http.subjects) == {node.source.subject for node in topology.graph.sources}
+    assert set(offered.http.calls.values()) == {f"{topology.name}/{node.name}" for node in topology.graph.calls}
+    assert {who.token_env for who in offered.calls.values()} == set(TOKENS)
+    assert offered.app == Settings.load(DEPLOY / "dspex.toml").app
 
 
 def test_a_secret_becomes_a_variable_of_the_command_and_a_certificate_does_not(tmp_path: Path) -> None:

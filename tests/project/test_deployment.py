@@ -17,6 +17,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -35,7 +36,8 @@ pytestmark = pytest.mark.no_cover  # what it runs of ours is measured elsewhere
 ROOT = Path(__file__).parents[2]
 SERVICES: Mapping[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 NODES = ("nats-1", "nats-2", "nats-3")
-ROLES = ("engine", "worker", "publisher", "caller", "reader", "operator")
+ROLES = ("engine", "worker", "publisher", "caller", "reader", "gateway", "operator")
+OTHERS = ("SITE_TOKEN", "DESK_TOKEN", "GRAFANA_PASSWORD")
 BIN = Path(sys.executable).parent
 
 
@@ -61,8 +63,9 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.secrets = make_secrets(folder)
-        ports = iter(free_ports(9))
+        ports = iter(free_ports(11))
         self.ports = {node: {4222: next(ports), 6222: next(ports), 8222: next(ports)} for node in NODES}
+        self.http = {name: next(ports) for name in ("engine", "gateway")}
         self.nodes: dict[str, Running] = {}
 
     def place(self, name: str) -> Path:
@@ -74,9 +77,9 @@ class Deployment:
                 source, target = (secret, secret) if isinstance(secret, str) else (secret["source"], secret["target"])
                 target = target.replace("/etc/nats", str(here))
                 (here / "secrets" / target).write_text(self.local(name, (self.secrets / source).read_text()))
-            files = [Path(mount.split(":")[0]) for mount in SERVICES[name]["volumes"] if mount.endswith(":ro")]
-            for file in (*files, Path("deploy/entrypoint.sh")):
-                (here / file.name).write_text(self.local(name, (ROOT / file).read_text()))
+            files = [mount.split(":")[:2] for mount in SERVICES[name]["volumes"] if mount.endswith(":ro")]
+            for file, seen in (*files, ("deploy/entrypoint.sh", "/entrypoint.sh")):
+                (here / Path(seen).name).write_text(self.local(name, (ROOT / file).read_text()))
         return here
 
     def local(self, name: str, text: str) -> str:
@@ -84,6 +87,8 @@ class Deployment:
         text = re.sub(r"(nats-\d):(\d{4})", lambda m: f"127.0.0.1:{self.ports[m[1]][int(m[2])]}", text)
         for port, own in self.ports.get(name, {}).items():
             text = re.sub(rf'"(0\.0\.0\.0|127\.0\.0\.1):{port}"', f'"127.0.0.1:{own}"', text)
+        if name in self.http:
+            text = re.sub(r"(?<![\w.])(127\.0\.0\.1)?:8080", f"127.0.0.1:{self.http[name]}", text)
         return text.replace("/run/secrets", str(self.folder / name / "secrets")).replace(
             '"/data"', f'"{self.folder / name}/data"'
         )
@@ -92,7 +97,7 @@ class Deployment:
         """Command, folder and environment of a container."""
         here = self.place(name)
         env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(here), **SERVICES[name]["environment"]}
-        return ["sh", str(here / "entrypoint.sh"), *args], here, env
+        return ["sh", str(here / "entrypoint.sh"), *[self.local(name, word) for word in args]], here, env
 
     def start(self, name: str, *args: str, **env: str) -> Running:
         command, here, own = self.command(name, *args)
@@ -125,6 +130,9 @@ class Deployment:
             node.end()
             node.close()
 
+    def secret(self, name: str) -> str:
+        return (self.secrets / name).read_text()
+
     def password(self, role: str) -> str:
         return (self.secrets / f"{role.upper()}_PASSWORD").read_text()
 
@@ -152,9 +160,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def test_secrets_are_made_once_and_only_their_owner_reaches_them(tmp_path: Path) -> None:
     secrets = make_secrets(tmp_path)
     made = {file.name: file.read_text() for file in secrets.iterdir()}
-    passwords = [text for name, text in made.items() if name.endswith("_PASSWORD")]
+    passwords = [text for name, text in made.items() if name.isupper()]
     others = {"ca.pem", "server.pem", "server.key", "routes.conf"}  # and not the authority's key
-    assert set(made) == {*others, *(f"{role.upper()}_PASSWORD" for role in ROLES)}
+    assert set(made) == {*others, *OTHERS, *(f"{role.upper()}_PASSWORD" for role in ROLES)}
     assert len(set(passwords)) == len(passwords)
     assert all(re.fullmatch("[a-z][0-9a-f]{48}", text) for text in passwords)
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
@@ -251,23 +259,59 @@ def neighbours(deployment: Deployment) -> set[str]:
 
 
 # -- all of it -------------------------------------------------------------------------------------------------------
+def replicas(deployment: Deployment) -> dict[str, int]:
+    """How many nodes hold each stream."""
+    url = f"http://127.0.0.1:{deployment.ports['nats-1'][8222]}/jsz?accounts=true&config=true&streams=true"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        (account,) = json.load(answer)["account_details"]
+    return {stream["name"]: stream["config"]["num_replicas"] for stream in account["stream_detail"]}
+
+
+def asked(deployment: Deployment, path: str, body: Mapping[str, Any], token: str | None) -> tuple[int, Any]:
+    """What the gateway says to somebody on this machine."""
+    request = urllib.request.Request(f"http://127.0.0.1:{deployment.http['gateway']}{path}", json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    if token:
+        request.add_header("Authorization", f"Bearer {deployment.secret(token)}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code, json.load(e)
+
+
 @pytest.mark.long
 def test_every_role_does_its_part_of_the_triage_on_three_nodes(deployment: Deployment) -> None:
-    with stand_in() as url:
-        model = {"DSPEX_LM__LOCAL__MODEL": "openai/stand-in", "DSPEX_LM__LOCAL__BASE_URL": url}
-        engine = deployment.start("engine", *SERVICES["engine"]["command"], **model)
-        pool = deployment.start("pool", *SERVICES["pool"]["command"], **model)
-        try:
-            engine.until("ready")
-            pool.until("2/2 ready")
-            for person in ("publisher", "reader", "caller", "operator"):
-                done = deployment.run(person, *SERVICES[person]["command"])
-                assert done.code == 0, (person, done.out, done.err, engine.errors(), pool.errors())
-                if person == "reader":
-                    assert "My card was stolen!" in done.out
-            assert neighbours(deployment) == {"nats-2", "nats-3"}
-            assert (engine.end(), pool.end()) == (0, 0), engine.errors() + pool.errors()
-            assert "permissions violation" not in (engine.errors() + pool.errors()).lower()
-        finally:
-            engine.close()
-            pool.close()
+    with stand_in() as url, ExitStack() as stack:
+        # where there is no collector, nothing is told
+        told = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+        model = {"DSPEX_LM__LOCAL__MODEL": "openai/stand-in", "DSPEX_LM__LOCAL__BASE_URL": url, **told}
+        running = {
+            name: deployment.start(name, *SERVICES[name]["command"], **(told if name == "gateway" else model))
+            for name in ("engine", "pool", "gateway")
+        }
+        for one in running.values():
+            stack.callback(one.close)
+        running["engine"].until("ready")
+        running["pool"].until("2/2 ready")
+        running["gateway"].until("gateway")
+        for person in ("publisher", "reader", "caller", "operator"):
+            done = deployment.run(person, *SERVICES[person]["command"])
+            assert done.code == 0, (person, done.out, done.err, *[one.errors() for one in running.values()])
+            if person == "reader":
+                assert "My card was stolen!" in done.out
+        for name in ("engine", "gateway"):
+            eventually(lambda name=name: deployment.run(name, *SERVICES[name]["healthcheck"]["test"][1:]).code == 0)
+        text = {"text": "My card was stolen!"}
+        assert [asked(deployment, "/v1/call/classify", text, who)[0] for who in (None, "DESK_TOKEN", "SITE_TOKEN")] == [
+            401,
+            404,
+            200,
+        ]
+        stored = asked(deployment, "/v1/publish/support.messages", {"customer": "c1", **text}, "SITE_TOKEN")
+        assert stored[0] == 202
+        assert {name: number for name, number in replicas(deployment).items() if number != 3} == {}
+        assert neighbours(deployment) == {"nats-2", "nats-3"}
+        errors = {name: (one.end(), one.errors()) for name, one in running.items()}
+        assert {name: code for name, (code, _) in errors.items()} == dict.fromkeys(errors, 0), errors
+        assert "permissions violation" not in str(errors).lower()

@@ -30,27 +30,30 @@ class RoleName(StrEnum):
     CALLER = "caller"
     READER = "reader"
     APPROVER = "approver"
+    GATEWAY = "gateway"
     OPERATOR = "operator"
 
 
 _BY_TOPOLOGY = (RoleName.ENGINE, RoleName.OPERATOR, RoleName.PUBLISHER)  # whose rights depend on what topologies say
 _NEEDS = {
-    RoleName.WORKER: "--pool",
-    RoleName.CALLER: "--pool",
-    RoleName.PUBLISHER: "--subject",
-    RoleName.READER: "--subject",
+    RoleName.WORKER: ("--pool",),
+    RoleName.CALLER: ("--pool",),
+    RoleName.PUBLISHER: ("--subject",),
+    RoleName.READER: ("--subject",),
 }
+_TAKES: dict[RoleName, tuple[str, ...]] = {RoleName.APPROVER: (), RoleName.GATEWAY: ("--pool", "--subject")}
 
 
 def permissions(
     context: typer.Context,
     role: Annotated[RoleName, typer.Option("--role", help="Who the user is.")],
     user: Annotated[str | None, typer.Option("--user", help="The user's name; default: the role's.")] = None,
-    pool: Annotated[list[str] | None, typer.Option("--pool", help="Worker, caller: a pool; again for more.")] = None,
+    pool: Annotated[list[str] | None, typer.Option("--pool", help="Worker, caller, gateway: a pool; again for more.")] = None,
     subject: Annotated[
         list[str] | None,
         typer.Option(
-            "--subject", help="Publisher: of a source. Reader: of a sink. Engine, operator: of a sink that no topology names."
+            "--subject",
+            help="Publisher, gateway: of a source. Reader: of a sink. Engine, operator: of a sink that no topology names.",
         ),
     ] = None,
     stream: Annotated[
@@ -100,10 +103,10 @@ def rights_of(
 def _check(role: RoleName, pools: Sequence[str], about: Sequence[str], streams: Sequence[str]) -> None:
     """Raise ConfigError for what a role needs and has not, or has and does not need."""
     given = {"--pool": pools, "--subject": about, "--stream": streams}
-    needed = _NEEDS.get(role)
-    if needed and not given[needed]:
+    needs = _NEEDS.get(role, ())
+    for needed in [needed for needed in needs if not given[needed]]:
         raise ConfigError(f"a {role.value} is one of something: {needed} is missing", code="DX105", fix=f"add {needed} NAME")
-    takes = (needed,) if needed else () if role is RoleName.APPROVER else ("--subject", "--stream")
+    takes = needs or _TAKES.get(role, ("--subject", "--stream"))
     for option in [option for option, values in given.items() if values and option not in takes]:
         raise ConfigError(f"{option} means nothing for {role.value}", code="DX105", fix="leave it out")
     for pattern in [pattern for pattern in about if not subjects.is_pattern(pattern)]:
