@@ -35,6 +35,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, by_step, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.recorded import RecordedCalls
+from dspex.engine.client.runs.tree import secrets_of
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.engines import Engines
 from dspex.engine.testing.places import InMemory
@@ -268,4 +269,5 @@ class _Again:
         request, run = failure.request, self._client.run(self._run)
         step = next(iter([s.id async for s in run.steps() if s.call == request.call]), request.node)
         then = next((call for call in self._file.calls if call.label == step), None)
-        return stopped(run.id, step, request, then or self._recorded.nearest(request.node), self._graphs)
+        then = then or self._recorded.nearest(request.node)
+        return stopped(run.id, step, request, then, self._graphs, secrets_of(self._file.root))

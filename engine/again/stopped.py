@@ -7,25 +7,31 @@ from typing import Any
 
 from dspex.bus.errors import Divergence
 from dspex.bus.records import CallRequest
+from dspex.bus.serving.keys.secret_fields import Secrets
 from dspex.engine.client.runs.judged.beside import change
 from dspex.engine.client.runs.steps import what_is_asked
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
 
 
-def stopped(run: str, step: str, request: CallRequest, recorded: Happening | None, graphs: Sequence[Graph]) -> Divergence:
+def stopped(
+    run: str, step: str, request: CallRequest, recorded: Happening | None, graphs: Sequence[Graph], secrets: Secrets
+) -> Divergence:
     """The error that says it.
 
     Args:
         run: that was done again. step: where it stopped. request: what was asked there.
         recorded: the call that was made there then, as far as one is left; None: there is none.
+        secrets: what is secret of the recorded run.
     """
+    secrets |= Secrets(request.spec.secrets)
+    secrets.learn(request.inputs)
     asked = list(_inputs(recorded.data, request.inputs)) if recorded is not None else []
     if recorded is None:
-        what, lines = "it was not called so often then", [f"  in: {dict(request.inputs)}"]
+        what, lines = "it was not called so often then", [f"  in: {secrets.masked(request.inputs)}"]
     elif asked:
         behind = _behind(graphs, request)
-        lines = [f"  {name}: {change(a, b)}" for name, a, b in asked]
+        lines = [f"  {name}: {change(*(secrets.masked({name: one})[name] for one in (a, b)))}" for name, a, b in asked]
         lines[0] += f"        (behind {', '.join(behind)})" if behind else ""
         what = "its input is not the recorded one"
     else:

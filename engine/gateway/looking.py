@@ -65,7 +65,8 @@ class Looking:
             found["tree"] = nested(masked(root, secrets_of(root)))
         if _flag(query.get("outputs")):
             secrets, sent = await hidden.secrets_of(client), await run.outputs()
-            found["outputs"] = [{"subject": one.subject, "data": hidden.value(secrets, one.data)} for one in sent]
+            shown = [await hidden.event(client, secrets, one) for one in sent]
+            found["outputs"] = [{"subject": one.subject, "data": one.data} for one in shown]
         return json(found)
 
     async def _one(self, request: Request) -> tuple[Run, Client]:
@@ -83,9 +84,9 @@ class Looking:
         run, client = await self._one(request)
         sent = _sent(request.headers.get("last-event-id", ""))
         await run.info()  # raises, before anything is sent, for a run that nobody knows
-        return EventSourceResponse(self._told(run, sent, await hidden.secrets_of(client)), ping=PING, sep="\n")
+        return EventSourceResponse(self._told(client, run, sent), ping=PING, sep="\n")
 
-    async def _told(self, run: Run, sent: set[int], secrets: Secrets) -> AsyncGenerator[ServerSentEvent]:
+    async def _told(self, client: Client, run: Run, sent: set[int]) -> AsyncGenerator[ServerSentEvent]:
         places: dict[tuple[str, int], int] = {}
         try:
             async for step in run.steps(follow=True):
@@ -94,6 +95,7 @@ class Looking:
                 place = places.get((step.call, step.attempt), len(places))
                 if place not in sent:
                     sent.add(place)
+                    secrets = await hidden.in_run(client, Secrets(()), run.id)
                     yield ServerSentEvent(_dumped(_step(hidden.step(secrets, step))), event="step", id=_ranges(sent))
             with suppress(RunFailed):
                 await run.wait()

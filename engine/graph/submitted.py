@@ -67,6 +67,16 @@ def submitted(app: str, pools: tuple[str, ...]) -> Graph:
     return Graph(subjects.SUBMITTED, {subject: source, NODE: node}, pools=pools)
 
 
+def secrets_in(data: Any) -> frozenset[str]:
+    """The names of the secret fields of a call that the data of an event submit; none where they are no such data."""
+    if not isinstance(data, Mapping) or not data.keys() >= {"spec", "inputs"} or not isinstance(data["spec"], str):
+        return frozenset()
+    try:
+        return _spec(data["spec"]).secrets
+    except DecodeError:
+        return frozenset()
+
+
 def _call(app: str, data: Any, subject: str) -> Call[Any]:
     """What an event asks.
 

@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from dspex.bus import codecs
+from dspex.bus.codecs.arrow import is_columnar
 from dspex.bus.errors import ConfigError
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest
@@ -58,6 +60,12 @@ class Secrets:
     def __bool__(self) -> bool:
         return bool(self.names)
 
+    def __or__(self, other: Secrets) -> Secrets:
+        """What is secret by either."""
+        both = Secrets(self.names | other.names)
+        both._texts = self._texts | other._texts
+        return both
+
     def learn(self, data: object, within: bool = False, depth: int = 0) -> None:
         """Take the texts of all secret values in data. `within`: all of it is one."""
         if depth > _DEPTH or not self.names:
@@ -65,6 +73,8 @@ class Secrets:
         if isinstance(data, Mapping):
             for name, value in cast("Mapping[object, object]", data).items():
                 self.learn(value, within or name in self.names, depth + 1)
+        elif is_columnar(data):
+            self.learn(_columns(data), within, depth + 1)
         elif isinstance(data, (list, tuple)):
             for value in cast("Collection[object]", data):
                 self.learn(value, within, depth + 1)
@@ -72,7 +82,7 @@ class Secrets:
             self._texts.add(text)
 
     def masked(self, data: Any, depth: int = 0) -> Any:
-        """The data with `SECRET` in the place of each secret value. What is neither a mapping, a list nor a text stays."""
+        """The data with `SECRET` in the place of each secret value; and in that of bytes, tables and arrays that have one."""
         if not self.names:
             return data
         if depth > _DEPTH:
@@ -84,13 +94,31 @@ class Secrets:
             return [self.masked(value, depth + 1) for value in cast("Collection[object]", data)]
         if isinstance(data, (int, float)) and not isinstance(data, bool):
             return SECRET if str(data) in self._texts else data
+        if isinstance(data, (bytes, bytearray)) or is_columnar(data):
+            return SECRET if self._stands_in(data) else data
         return self.text(data) if isinstance(data, str) else data
+
+    def hide(self, data: Any) -> Any:
+        """The data of an event without what is secret. Of what could not be read nobody can tell what is in it."""
+        return SECRET if self.names and isinstance(data, bytes) else self.masked(data)
+
+    def _stands_in(self, data: Any) -> bool:
+        """Whether bytes, a table or an array have something that is secret."""
+        columns = _columns(data) if is_columnar(data) else {}
+        raw = bytes(data) if isinstance(data, (bytes, bytearray)) else codecs.encode(data, "arrow")[0]
+        return not self.names.isdisjoint(columns) or any(one.encode() in raw for one in self._texts)
 
     def text(self, text: str) -> str:
         """A text without the secret values that are known."""
         for one in sorted(self._texts, key=len, reverse=True):
             text = text.replace(one, SECRET)
         return text
+
+
+def _columns(data: Any) -> Mapping[str, object]:
+    """The columns of a table; of an array none: whoever has one has given it a name of its own."""
+    table = codecs.decode(codecs.encode(data, "arrow")[0], codecs.ARROW)
+    return table.to_pydict() if hasattr(table, "to_pydict") else {}
 
 
 def shown(spec: CallSpec, text: str) -> str:

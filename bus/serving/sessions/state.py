@@ -9,7 +9,7 @@ runs the call; one that was not is passed over by the next who looks. Time is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
@@ -60,6 +60,7 @@ class StoredTurn(NamedTuple):
         time: when it was answered, in seconds since the epoch.
         inputs, outputs: of the call, without the history.
         cut: the outputs were too large to be stored: of long texts these are the beginnings. The record has them whole.
+        secrets: the names of fields that are not shown.
     """
 
     call: str
@@ -68,6 +69,14 @@ class StoredTurn(NamedTuple):
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     cut: bool = False
+    secrets: Sequence[str] = ()
+
+    def stored(self) -> dict[str, Any]:
+        """As it is stored. Without names it is as versions read it that know of none."""
+        found = self._asdict()
+        if not self.secrets:
+            del found["secrets"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,7 @@ def _cut(outputs: Mapping[str, Any], most: int) -> dict[str, Any]:
 
 
 def _size(turns: list[StoredTurn]) -> int:
-    return len(codecs.msgpack_bytes([one._asdict() for one in turns]))
+    return len(codecs.msgpack_bytes([one.stored() for one in turns]))
 
 
 def saved(id: str, state: SessionState, data: Mapping[str, Any], revision: int, saver: str) -> SessionState:

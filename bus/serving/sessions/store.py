@@ -161,7 +161,7 @@ class SessionStore:
 
     async def _packed(self, id: str, state: SessionState) -> bytes:
         # named tuples become maps here, and not one by one in the encoder, which takes ten times as long
-        body, seal = codecs.msgpack_bytes({"data": state.data, "turns": [turn._asdict() for turn in state.turns]}), ""
+        body, seal = codecs.msgpack_bytes({"data": state.data, "turns": [turn.stored() for turn in state.turns]}), ""
         await may_store(self._bus, self._app)
         if self._bus.sealing is not None:
             sealed = await self._bus.sealing.sealed(NewMessage("", body, in_session(id)))

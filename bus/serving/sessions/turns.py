@@ -161,10 +161,10 @@ class Turns:
             return None
         most = most_of_turn(payloads.inline(self._bus, self._bus.max_payload))
         inputs, outputs = {k: v for k, v in work.inputs.items() if k != HISTORY}, record.outputs
-        kept = work.kept
+        kept, secrets = work.kept, sorted(work.spec.secrets)
 
         def change(state: SessionState | None, now: float) -> SessionState:
-            turn = StoredTurn(work.call, work.turn or work.call, now, inputs, outputs)
+            turn = StoredTurn(work.call, work.turn or work.call, now, inputs, outputs, secrets=secrets)
             there = _there(session, state)
             after = taken(there, now, turn, most)
             if record.saved is None or kept is None or after is there:

@@ -108,7 +108,7 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
 
 async def _only(t: Terminal, c: Client, sequence: int) -> DeadLetter:
     (d,) = [d async for d in Selection((sequence,)).each(t, c)]
-    return hidden.letter(await hidden.secrets_of(c), d)
+    return await hidden.whole_letter(c, await hidden.secrets_of(c), d)
 
 
 def _readable(data: Any) -> str:

@@ -30,6 +30,7 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
 
     Raises CallTimeout after `limit` seconds, TopologyError where nothing reads their subject.
     """
+    from dspex.engine.client.following import hidden
     from dspex.engine.client.following.naming import full_ids
 
     await _read_by_someone(t, c, runs[0].subject)
@@ -37,8 +38,12 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
     ids = list(dict.fromkeys(full))
     found = await _finished(t, c, ids, limit)
     took = time.monotonic() - began
-    outputs = await c.outputs(ids)
     letters = [d async for d in c.dead_letters("*") if d.run in found] if any(p.dead_letters for p in found.values()) else []
+    secrets, outputs = await hidden.secrets_of(c), await c.outputs(ids)
+    if secrets and (t.json or len(runs) == 1):
+        outputs = {id: [await hidden.event(c, secrets, one) for one in sent] for id, sent in outputs.items()}
+    if secrets:
+        letters[:MOST_LETTERS] = [await hidden.whole_letter(c, secrets, one) for one in letters[:MOST_LETTERS]]
     if t.json:
         for run, id in zip(runs, full, strict=True):
             t.emit(_object(run, found[id], outputs[id]))

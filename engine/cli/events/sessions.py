@@ -81,13 +81,18 @@ async def _all(t: Terminal, since: str | None) -> list[SessionInfo]:
 
 
 async def _one(t: Terminal, id: str, limit: int) -> tuple[SessionInfo | None, dict[str, Any], list[dict[str, Any]]]:
+    from dspex.bus.serving.sessions.state import MOST_TURNS
+    from dspex.engine.client.following import hidden
+
     async with client(t, "sessions") as c:
         session = c.session(id)
         info = await session.info()
         if info is None or info.ended:
             return info, {}, []
         data, _ = await session.load()
-        return info, data, [turn.as_dict() async for turn in session.history(limit=limit)]
+        turns = [turn async for turn in session.history(limit=MOST_TURNS)]  # all: what one quotes may be secret in another
+        data, turns = hidden.session(await hidden.secrets_of(c), data, turns)
+        return info, data, [turn.as_dict() for turn in turns[-limit:]]
 
 
 async def _end(t: Terminal, id: str) -> bool:

@@ -96,6 +96,8 @@ class _Context:
 async def _watch(
     t: Terminal, what: str, start: _Start, number: int | None, test: _Test | None, names: list[str] | None, progress: bool
 ) -> None:
+    from dspex.engine.client.following import hidden
+
     seen = 0
     async with (
         client(t, "watch") as c,
@@ -104,7 +106,9 @@ async def _watch(
     ):
         if "/" not in what and await c.bus.stream_of(what) is None:
             t.note(f"nothing stores {what} now: what is published there is shown as it comes, and --start means nothing")
-        async for event in cast("AsyncIterator[Event[Any]]", events):
+        secrets = await hidden.secrets_of(c)
+        async for watched in cast("AsyncIterator[Event[Any]]", events):
+            event = await hidden.event(c, secrets, watched)
             if test is not None and not test(event):
                 continue
             _print_event(t, event, names)

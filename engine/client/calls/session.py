@@ -113,7 +113,8 @@ class Session:
         """The last turns that are kept, the oldest first: of a session its last 200, and at most 256 KiB of them."""
         state = await self._store.read(self.id)
         for turn in state.turns[max(0, len(state.turns) - limit) :] if state is not None else ():
-            yield Turn(turn.call, datetime.fromtimestamp(turn.time, UTC), turn.inputs, turn.outputs, turn.cut)
+            time, secrets = datetime.fromtimestamp(turn.time, UTC), frozenset(turn.secrets)
+            yield Turn(turn.call, time, turn.inputs, turn.outputs, turn.cut, secrets)
 
     async def load(self) -> tuple[dict[str, Any], int]:
         """The data that was saved, and its revision; `{}` and 0 where there is none. Raises SessionEnded."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs.arrow import is_columnar
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
@@ -18,6 +19,7 @@ from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step, exchanges_of, what_is_asked
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.graph.submitted import secrets_in
 
 Kind = Literal["source", "hop", "call", "output", "letter", "native"]
 
@@ -113,7 +115,7 @@ class Tree:
         for told in self._calls.values():
             told.waits = told.id in of.open
         asked = (asked.spec.secrets for told in self._calls.values() for _, asked, _ in told.executions)
-        self.root.secrets = frozenset[str]().union(*(one.secrets for one in manifests.values()), *asked)
+        self.root.secrets = secrets_in(self.root.data).union(*(one.secrets for one in manifests.values()), *asked)
 
     @property
     def steps(self) -> list[Step]:
@@ -259,23 +261,15 @@ def masked(told: Happening, secrets: Secrets) -> Happening:
     """What a run did without what is secret, as it is shown and exported; itself where nothing is."""
     if not secrets:
         return told
-    steps = [
-        replace(
-            step,
-            inputs=secrets.masked(step.inputs),
-            outputs=secrets.masked(step.outputs),
-            error=secrets.masked(step.error),
-            exchanges=secrets.masked(step.exchanges),
-        )
-        for step in told.attempts
-    ]
+    names = ("inputs", "outputs", "error", "exchanges")
+    steps = [replace(step, **{name: secrets.masked(getattr(step, name)) for name in names}) for step in told.attempts]
     return replace(
         told,
-        data=secrets.masked(_as_json(told.data)),
+        data=secrets.hide(_as_json(told.data)),
         attempts=steps,
         error=secrets.masked(told.error),
         failures=[secrets.masked(one) for one in told.failures],
-        gives=[(outlet, secrets.masked(_as_json(data))) for outlet, data in told.gives],
+        gives=[(outlet, secrets.hide(_as_json(data))) for outlet, data in told.gives],
         note=secrets.text(told.note),
         below=[masked(one, secrets) for one in told.below],
     )
@@ -283,7 +277,7 @@ def masked(told: Happening, secrets: Secrets) -> Happening:
 
 def _as_json(data: Any) -> Any:
     """Data as an event has it: an operator may give an object of a class of the user's."""
-    if data is None or isinstance(data, (str, bytes, int, float)):
+    if data is None or isinstance(data, (str, bytes, int, float)) or is_columnar(data):
         return data
     try:
         return codecs.decode(codecs.msgpack_bytes(data), codecs.MSGPACK)

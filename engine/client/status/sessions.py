@@ -15,17 +15,20 @@ from dspex.bus.serving.sessions.store import AT_ONCE, SessionStore
 
 @dataclass(frozen=True)
 class Turn:
-    """A call of a session that was answered. `call`: its id, which is that of its record. `cut`: see StoredTurn."""
+    """A call of a session that was answered. `call`: its id, which is that of its record. `cut`, `secrets`: see StoredTurn."""
 
     call: str
     time: datetime
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     cut: bool = False
+    secrets: frozenset[str] = frozenset()
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` object."""
-        return {**vars(self), "time": self.time.isoformat()}
+        found = {**vars(self), "time": self.time.isoformat()}
+        del found["secrets"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ the disk of a server.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import pytest_asyncio
 from pool_bench import APP, POOL, Bench, config, running, work
 from pydantic import BaseModel, Field
-from sealed_app import Sealed, letters, of
+from sealed_app import KEYS, Sealed, letters, of
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -143,9 +146,45 @@ async def test_a_secret_lies_nowhere_on_the_disk_of_a_server(tmp_path: Path, uni
         await client.run(done[0]).export(tmp_path / "run.jsonl")
         await client.import_run(tmp_path / "run.jsonl")
         assert CANARY not in (tmp_path / "run.jsonl").read_text()
+        said = await printed(tmp_path, unique, server.url, verbs(unique, done[0], fork.id, run.id, letter.sequence))
+        assert (CANARY in said, SECRET in said) == (False, True)
     files = [file for file in (tmp_path / "js").rglob("*") if file.is_file()]
     assert len(files) > 20
     assert not [file.name for file in files if CANARY.encode() in file.read_bytes()]
+
+
+def verbs(app: str, run: str, fork: str, submitted: str, letter: int) -> list[list[str]]:
+    """What prints what events, calls, sessions and operators have, for people and as JSON."""
+    all, one = ["--start", "all", "--count"], ["runs", "show", "--requests"]
+    found = [
+        ["watch", subject, *all, count] for subject, count in ((f"{app}.in", "4"), (f"{app}.out", "3"), ("paying/ask", "4"))
+    ]
+    found += [["watch", f"dspex.{app}.dead.>", *all, "1"], ["watch", f"dspex.{app}.record.>", *all, "5"]]
+    found += [["sessions", "show", "talk"], ["dlq", "ls"], ["dlq", "show", str(letter)], ["state", "ls", "keep"]]
+    found += [["state", "get", "keep", "a"], [*one, run], [*one, fork], [*one, submitted], ["diff", run, fork], ["audit", "ls"]]
+    found += [
+        ["runs", "explain", run, "tell#0"],
+        ["publish", f"{app}.in", f"card={CANARY}", "text=standin:400", "--wait", "60s"],
+    ]
+    return [[*how, *verb] for verb in found for how in ([], ["--json"])]
+
+
+async def printed(folder: Path, app: str, url: str, verbs: list[list[str]]) -> str:
+    """What the command line prints with the key of an application. Each verb must find what it is to print."""
+    (folder / "dspex.toml").write_text(f'app = "{app}"\n[server]\nurl = "{url}"\n[engine]\nencrypt_key_env = "KEY"\n')
+    every = "import sys; from dspex.__main__ import main; print([main(one) for one in eval(sys.argv[1])], file=sys.stderr)"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", every, repr(verbs)),
+        cwd=folder,
+        env={**os.environ, "KEY": KEYS["KEY"]},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = (text.decode() for text in await process.communicate())
+    codes = eval(errors.splitlines()[-1])
+    wrong = [(verb, code) for verb, code in zip(verbs, codes, strict=True) if code != ("publish" in verb)]
+    assert not wrong, errors
+    return out + errors
 
 
 def keep(state: Any, data: Any, context: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from engine_lab import APP, Lab
 from pydantic import BaseModel, Field
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError
+from dspex.bus.errors import ConfigError, Divergence
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.serving.keys.keyring import Keyring
-from dspex.bus.serving.keys.secret_fields import SECRET
+from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.bus.serving.programs.exchanges import Exchange, Exchanges
+from dspex.engine.again.repeat import repeat
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.client import Client
@@ -152,6 +154,39 @@ def test_two_runs_are_compared_by_what_is_secret_and_the_difference_is_told_with
     for said in (str(diff), diff.markdown(), json.dumps(diff.as_dict())):
         assert not holds_a_secret(said)
         assert "88888" not in said
+
+
+def test_a_replay_that_stops_at_a_call_does_not_say_what_is_secret_of_it(lab: MakeLab) -> None:
+    one, (run,) = ran(lab, PIN)
+    changed = Topology("paying")
+    source = changed.source("in").map(lambda d: {**d, "pin": d["pin"] + 1, "text": f"{d['text']}, {d['pin']}"}, name="rename")
+    source.predict(ASK, name="ask", retry={"attempts": 1}).sink("out")
+
+    async def again() -> None:
+        await repeat(None, await one.client.run(run).file(state=True), [changed.graph])
+
+    with pytest.raises(Divergence, match="its input is not the recorded one") as e:
+        one.run(again())
+    assert not holds_a_secret(e.value)
+    assert f"pin: {SECRET} → {SECRET}" in str(e.value)
+
+
+def test_what_stands_in_tables_and_bytes_is_not_shown() -> None:
+    pa, secrets = pytest.importorskip("pyarrow"), Secrets({"iban"})
+    named, renamed = pa.table({"iban": [IBAN]}), pa.table({"from": [IBAN, "x"]})
+    harmless = pa.table({"from": ["nobody"]})
+    secrets.learn({"batch": named})
+    shown = secrets.masked({"a": named, "b": renamed, "c": harmless, "d": b"from " + IBAN.encode(), "e": b"nobody"})
+    assert shown == {"a": SECRET, "b": SECRET, "c": harmless, "d": SECRET, "e": b"nobody"}
+    assert secrets.hide(b"\xff nobody can read this") == SECRET
+
+
+def test_a_letter_of_a_submitted_call_is_shown_by_the_marks_that_it_brings() -> None:
+    spec = predict(ASK).to_call().spec
+    data = {"spec": b64encode(spec.packed).decode(), "inputs": {**EVENT, "pin": PIN}}
+    assert holds_a_secret(data)
+    assert not holds_a_secret(hidden.value(Secrets(()), data))
+    assert hidden.value(Secrets(()), {"spec": "of something else", "inputs": 1}) == {"spec": "of something else", "inputs": 1}
 
 
 def test_a_file_of_a_run_has_no_secrets_and_says_which_fields_are_missing(lab: MakeLab, tmp_path: Path) -> None:
