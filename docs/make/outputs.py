@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])]
+OURS = sorted(page for part in ("", "guides/", "start/") for page in DOCS.glob(f"{part}*.md"))
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *OURS]
 BLOCK = re.compile(r"^```(\w+)[ ]*(\S*)[ ]*(\S*)\n(.*?)^```$", re.S | re.M)
 NAMED = re.compile(r"# ([\w.]+\.(?:py|yaml|toml))\n")
 READY = "ready in"

@@ -46,6 +46,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
         "worker": "workers.worker:worker",
         "gateway": "server.gateway:gateway",
         "ui": "server.gateway:ui",
+        "mcp": "server.agents.mcp:mcp",
         "demo": "demo.demo:demo",
     },
     "Events and calls": {

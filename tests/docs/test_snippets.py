@@ -227,7 +227,7 @@ def run_commands(shell: Any, block: Any, application: Application, place: str) -
 
 def test_every_documentation_page_is_reached_from_the_index() -> None:
     pages = {f.relative_to(DOCS).as_posix() for f in PAGES if f.is_relative_to(DOCS)}
-    linked = set(re.findall(r"\]\(((?:guides/)?[\w-]+\.md)\)", (DOCS / "README.md").read_text()))
+    linked = set(re.findall(r"\]\(((?:guides/|start/)?[\w-]+\.md)\)", (DOCS / "README.md").read_text()))
     assert pages - {"README.md"} == linked
 
 

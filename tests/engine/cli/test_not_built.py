@@ -16,7 +16,6 @@ from dspex.engine.cli.app import main
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
         (["skills"], "DX108", "dspex skills"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
-        (["mcp"], "DX108", "dspex mcp"),
         (["show", "--as", "asynkapi"], "DX105", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
         (["plam"], "DX100", "plam"),

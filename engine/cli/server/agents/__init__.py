@@ -1,0 +1,1 @@
+"""What coding agents get of dspex: tools that read, and a guide."""
