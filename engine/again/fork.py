@@ -13,7 +13,18 @@ from dspex.bus.message import derived_id, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar
-from dspex.engine.again.change import ForkChange, Reached, altered, before, changed, is_of_engine, kept, outputs_of, place_of
+from dspex.engine.again.change import (
+    ForkChange,
+    Reached,
+    altered,
+    before,
+    changed,
+    fitting,
+    is_of_engine,
+    kept,
+    outputs_of,
+    place_of,
+)
 from dspex.engine.again.code import of_run
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
@@ -75,7 +86,7 @@ async def forked(
         raise RecordingIncomplete(f"run {file.info.id} comes from a fork of other code, which is not kept", fix=fix)
     earlier = before(file, of_run(graphs, file.info.topology, file.root.data))
     place = place_of(at, file, earlier.graphs)
-    reached = Reached()
+    change, reached = fitting(change, place, file, earlier.graphs), Reached()
     other, code = changed(change, place, file, earlier.graphs, reached)
     alter = altered([one for one in (earlier.alter, outputs_of(change, place)) if one is not None])
     states = [*earlier.programs, *([change.program] if change.program is not None else [])]

@@ -225,23 +225,46 @@ class Project:
         return [sys.executable, "-m", "dspex", *args]
 
 
-class Seen:
-    """A command whose output is a terminal of 160 columns."""
+# A command whose terminal is its own, so that ^C, which somebody types there, comes to it.
+_OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "dspex", *sys.argv[1:]])
+"""
 
-    def __init__(self, project: Project, *args: str) -> None:
+
+class Seen:
+    """A command whose output is a terminal of 160 columns. `typed`: its input, too."""
+
+    def __init__(self, project: Project, *args: str, typed: bool = False) -> None:
         self._master, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 160, 0, 0))
         self.raw = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dspex", *args],
+            [sys.executable, *(["-c", _OWN_TERMINAL] if typed else ["-m", "dspex"]), *args],
             cwd=project.folder,
             # where tests run in several processes, COLUMNS is set, which counts for more than the terminal's own
             env={**{k: v for k, v in project.env.items() if k not in ("COLUMNS", "LINES")}, "TERM": "xterm"},
-            stdin=subprocess.DEVNULL,
+            stdin=terminal if typed else subprocess.DEVNULL,
             stdout=terminal,
             stderr=terminal,
         )
         os.close(terminal)
+
+    def type(self, text: str) -> None:
+        """Type it on the keyboard."""
+        os.write(self._master, text.encode())
+
+    def modes(self) -> list[Any]:
+        """How the terminal is set."""
+        return termios.tcgetattr(self._master)
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        while self.more():
+            pass
+        return self.process.wait(60)
 
     def until(self, text: str, timeout: float = 60.0) -> list[str]:
         """The lines that were drawn last, with `text` among them."""
@@ -251,7 +274,7 @@ class Seen:
             whole = screen[: None if self._rests() else -1]  # what was read may end in the middle of a line
             if any(wanted in " ".join(line.split()) for line in whole):
                 return screen
-            if not self._read():
+            if not self.more():
                 break
         raise AssertionError(f"{text!r} did not come: {self.lines()}")
 
@@ -259,7 +282,7 @@ class Seen:
         """Whether nothing more comes now."""
         return not select.select([self._master], [], [], 0.1)[0]
 
-    def _read(self) -> bool:
+    def more(self) -> bool:
         """Read more; False at the end."""
         if not select.select([self._master], [], [], 1.0)[0]:
             return self.process.poll() is None
@@ -275,9 +298,7 @@ class Seen:
 
     def end(self, how: int = signal.SIGINT) -> int:
         self.process.send_signal(how)
-        while self._read():
-            pass
-        return self.process.wait(60)
+        return self.wait()
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -11,6 +11,7 @@ from dspex.bus.records import CallRequest
 from dspex.bus.settings.similar import did_you_mean, listed
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.again.answering import Alter
+from dspex.engine.again.change.fits import Direction, fitting_call, fitting_data
 from dspex.engine.again.change.interposed import Interposed
 from dspex.engine.again.change.reached import Reached, merged
 from dspex.engine.again.event import id_in
@@ -18,7 +19,7 @@ from dspex.engine.client.resolve import HasCall
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.changes import CODE, KeptChange
 from dspex.engine.graph.graph import Graph
-from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node, StateNode
+from dspex.engine.graph.nodes import Call, CallNode, NativeNode, Node, SourceNode, StateNode
 
 WAYS = "lm, program, spec, inputs, outputs or topology"
 _OWN: Final = ("native", "state", "source")
@@ -88,14 +89,12 @@ def changed(
     """
     graph = next(one for one in graphs if one.name == file.info.topology)
     node = graph.nodes[at.node]
-    if node.role == "call":
-        _check_names(change, at, file)
     if change.topology or (node.role == "call" and change.outputs is not None):
         return file, list(graphs)
-    if node.role == "source":
+    if isinstance(node, SourceNode):
         if change.inputs is None:
             raise ConfigError(f"of a source the event is changed: {at.node}", code="DX105", fix="give inputs")
-        return replace(file, root=replace(file.root, data=merged(file.root.data, change.inputs))), list(graphs)
+        return replace(file, root=replace(file.root, data=_published(node, file.root.data, change.inputs))), list(graphs)
     if node.op == "approve":
         return _decided(change, at, file), list(graphs)
     made: Node
@@ -113,6 +112,26 @@ def changed(
     return file, [other if one is graph else one for one in graphs]
 
 
+def fitting(change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[Graph]) -> ForkChange:
+    """The change with values as the types of their fields have them. Raises ConfigError (DX105) where one does not fit, or
+    where a call has not got a field.
+    """
+    graph = next(one for one in graphs if one.name == file.info.topology)
+    node = graph.nodes[at.node]
+    if node.role == "call":
+        _check_names(change, at, file)
+    side: Direction = "inputs" if change.inputs is not None else "outputs"
+    given = change.inputs if change.inputs is not None else change.outputs
+    if given is None or node.op == "approve":
+        return change
+    if isinstance(node, CallNode):
+        asked = node.call.for_event(file.root.data, file.root.node) if graph.name == SUBMITTED else node.call
+        found = fitting_call(asked.spec, node.name, side, given)
+    else:
+        found = fitting_data(graph, node, side, given) if node.inputs else dict(given)
+    return replace(change, inputs=found) if side == "inputs" else replace(change, outputs=found)
+
+
 def _check_names(change: ForkChange, at: ForkPlace, file: RunFile) -> None:
     """Raise ConfigError where a call has not got a field that is to be changed: another one would be none of it."""
     calls = [call for call in file.calls if call.node == at.node]
@@ -122,6 +141,17 @@ def _check_names(change: ForkChange, at: ForkPlace, file: RunFile) -> None:
         if known and (unknown := [name for name in given or () if name not in known]):
             fix = did_you_mean(unknown[0], sorted(known))
             raise ConfigError(f"{at.node} has no {what} {unknown[0]!r}", code="DX105", fix=fix)
+
+
+def _published(node: SourceNode, data: Any, fields: Mapping[str, Any]) -> Any:
+    """The event with these fields. Raises ConfigError (DX105) where its source would not take it."""
+    try:
+        found = merged(data, fields)
+        if node.source.accept is not None:
+            node.source.accept(found)
+    except InvalidInput as error:
+        raise ConfigError(f"{node.name}: {error.message}", code="DX105", fix=error.fix or "k:=JSON") from error
+    return found
 
 
 def _decided(change: ForkChange, at: ForkPlace, file: RunFile) -> RunFile:

@@ -186,3 +186,39 @@ def test_a_field_that_a_call_has_not_got_is_refused_and_nothing_is_kept(
     error = project.here("--json", "fork", run, "--at", "classify", change, "urgncy:=1").error()
     assert (error["code"], said in error["message"]) == ("DX105", True), error
     assert project.here("--json", "runs", "ls").objects()[0]["id"] == before
+
+
+@pytest.mark.parametrize(
+    ("at", "change", "said", "fix"),
+    [
+        ("classify", ("--set", "urgency=five"), 'classify: urgency: int, and "five" is none', "urgency:=1, as JSON"),
+        ("classify#0", ("--set", "kind=god"), "classify: kind: Literal['good', 'bad']", "kind=good, of bad, good"),
+        ("draft", ("--set", "reply:=5"), "draft: reply: str, and 5 is none", "reply=5, as text"),
+        ("draft", ("--set", 'reply:={"a": 1}'), "draft: reply: str", "reply=text"),
+    ],
+)
+def test_a_value_that_no_program_could_have_given_is_refused_and_nothing_is_kept(
+    project: Project, run: str, at: str, change: tuple[str, str], said: str, fix: str
+) -> None:
+    before = project.here("--json", "runs", "ls").objects()[0]["id"]
+    error = project.here("--json", "fork", run, "--at", at, *change).error()
+    assert (error["code"], said in error["message"], fix in str(error)) == ("DX105", True, True), error
+    assert project.here("--json", "runs", "ls").objects()[0]["id"] == before
+
+
+def test_a_value_in_words_is_kept_as_its_type_has_it(project: Project, run: str) -> None:
+    made = fork(project, run, "--at", "classify", "--set", "urgency=1", "--diff")
+    assert [s["b"] for s in made["diff"]["steps"] if s["field"] == "urgency"] == [1]
+
+
+def test_a_range_of_runs_goes_on_without_those_that_still_run_and_says_which(project: Project, run: str) -> None:
+    (begun,) = project.here("--json", "publish", project.input, "text=standin:hang").objects()
+    runs = project.here("--json", "runs", "ls").objects()[0]
+    span = f"{begun['seq'] - 1}:{begun['seq']}"
+    found = project.here("--json", "replay", "--range", span, "--mode", "hybrid")
+    (said,) = found.objects()
+    assert (said["runs"], said["same"], said["running"]) == (1, True, [runs["id"]])
+    assert (found.code, found.error()["code"]) == (6, "DX802")
+    told = project.here("replay", "--range", span, "--mode", "hybrid").out
+    assert f"left out, not over: …{runs['id'][-8:]}" in told
+    assert project.here("runs", "cancel", runs["id"]).code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pdb
+import signal
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -41,13 +42,13 @@ class OperatorDebugger(pdb.Pdb):
     """Stops in the first line of a user's own that an operator runs.
 
     Attributes:
-        everywhere: it stops at the next operator, whichever that is. gone: somebody has left.
+        everywhere: it stops at the next operator, whichever that is. gone: somebody has left. interrupted: by ^C at the prompt.
     """
 
     def __init__(self) -> None:
         super().__init__(nosigint=True)
         self.prompt = "(dspex) "
-        self.everywhere = self.gone = self.seeking = False
+        self.everywhere = self.gone = self.seeking = self.interrupted = False
         self._there: dict[str, Any] = {}
 
     def seek(self, node: str, there: dict[str, Any]) -> None:
@@ -86,6 +87,18 @@ class OperatorDebugger(pdb.Pdb):
         there = cast("dict[str, Any]", self.curframe_locals)
         for name, value in self._there.items():
             there.setdefault(name, value)
+
+    def cmdloop(self, intro: Any = None) -> None:
+        """See cmd. ^C at the prompt leaves: to asyncio it would be the end of a task, which waits for the prompt."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            super().cmdloop(intro)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.message("")  # the prompt ends with its line
+            self.set_quit()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def do_operator(self, arg: str) -> bool | None:
         """operator
@@ -191,6 +204,9 @@ async def debugged(t: Terminal, run: str, target: str | None, at: str) -> None:
             found = await difference(t, c, run, target, watcher=watcher)
     finally:
         sys.settrace(tracing)
+    if debugger.interrupted:
+        t.note("interrupted: nothing was written")
+        raise KeyboardInterrupt
     if not any(one.reached for one in seen):
         for graph in graphs if not any(at in graph.nodes for graph in graphs) else [one for one in graphs if at in one.nodes]:
             checked_operator(graph, at)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, Ty
 
 import typer
 
-from dspex.bus.errors import Divergence
+from dspex.bus.errors import Divergence, RecordingIncomplete
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal
@@ -32,7 +32,7 @@ MOST: Final = 10  # files, or runs, that are named
 
 class RepeatedRuns(NamedTuple):
     """What came of it. `logs`: what its partitions said. `differ`: of several, the files or runs that do, with the first
-    difference of each. `what`: what these are.
+    difference of each. `what`: what these are. `running`: runs that are not over, and were left out.
     """
 
     name: str
@@ -40,6 +40,7 @@ class RepeatedRuns(NamedTuple):
     logs: Replayed | None = None
     differ: Sequence[tuple[str, StepDiff]] = ()
     what: Literal["file", "run"] = "file"
+    running: Sequence[str] = ()
 
     def as_dict(self, mode: Mode) -> dict[str, Any]:
         """As `--json` has it."""
@@ -49,6 +50,7 @@ class RepeatedRuns(NamedTuple):
         said |= {"differences": len(diff.steps), "steps": [vars(step) for step in diff.steps], "without": found.without}
         said |= {"used": {"tokens": list(diff.tokens), "cost": list(diff.cost)}}
         said |= {"builds": self.logs.builds if self.logs is not None else {}}
+        said |= {"running": list(self.running)} if self.running else {}
         return said | ({"files" if self.what == "file" else "differing": self._rows()} if self.differ else {})
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -73,6 +75,9 @@ class RepeatedRuns(NamedTuple):
         if self.found.without:
             yield f"begins without state: {self.found.without}"
         yield from self.found.diff.lines()
+        if self.running:
+            more = ", …" if len(self.running) > MOST else ""
+            yield f"left out, not over: {', '.join(f'…{run[-8:]}' for run in self.running[:MOST])}{more}"
         if self.found.same:
             yield "same"
 
@@ -87,7 +92,7 @@ def repeated(
     t: Terminal, what: ReplayChoice, target: str | None, mode: Mode, how: PrintedAs, *, exit_code: bool = False
 ) -> None:
     """Do what was chosen again, and print what comes of it. Where it differs: raises Divergence if no call may be made, and
-    exits with 1 for `exit_code`.
+    exits with 1 for `exit_code`. Raises RecordingIncomplete where runs were left out that are not over.
     """
     told = t.run(quietly(t, _repeated(t, what, target, mode)))
     if how == "markdown":
@@ -99,6 +104,9 @@ def repeated(
         raise Divergence(f"the replay of {told.name} differs {where}")
     if not told.found.same and exit_code:
         raise typer.Exit(1)
+    if told.running:
+        fix = "wait for them (dspex runs wait), and replay it again"
+        raise RecordingIncomplete(f"{count(len(told.running), 'run')} of {told.name} not over, and left out", fix=fix)
 
 
 async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
@@ -130,11 +138,11 @@ async def _repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: M
             run = c.run(what.run)
             with calls_made(t, "replay", (await run.info()).calls) as told:
                 return RepeatedRuns(run.id, *await replays.of_one(c, run, graphs, mode, told))
-        runs = await _runs(c, what)
+        runs, running = await _runs(c, what)
         with t.progress("replay", len(runs)) as bar:
             differ, told_of = _differing(bar)
             found = await replays.of_many(c, runs, graphs, mode, told_of)
-            return RepeatedRuns(str(what), found, differ=differ, what="run")
+            return RepeatedRuns(str(what), found, differ=differ, what="run", running=running)
 
 
 async def _files(
@@ -166,14 +174,16 @@ def _differing(bar: Bar) -> tuple[list[tuple[str, StepDiff]], Callable[[Replay, 
     return differ, told
 
 
-async def _runs(c: Client, what: ReplayChoice) -> list[str]:
-    """The runs that were chosen, those that are over. Raises RunNotFound, TopologyError."""
+async def _runs(c: Client, what: ReplayChoice) -> tuple[list[str], list[str]]:
+    """The runs that were chosen which are over; and of certain runs those that are not. Raises RunNotFound, TopologyError."""
     from dspex.engine.again.replays import ended
+    from dspex.engine.client.following.many import histories
 
     if not what.whole:
-        return await what.runs(c)
+        past = await histories(c.bus, c.app, await c.manifests(), await what.runs(c))
+        return [run for run, one in past.items() if one.done], [run for run, one in past.items() if not one.done]
     until = None if isinf(what.until) else datetime.fromtimestamp(what.until, tz=UTC)
-    return [run async for run in ended(c, str(what.topology), what.since, until)]
+    return [run async for run in ended(c, str(what.topology), what.since, until)], []
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from cli_bench import Project
+from cli_bench import Project, Seen
 
 FLOW = """
 from dspex import Topology
@@ -84,3 +84,32 @@ def test_an_operator_that_is_not_there_and_options_that_make_no_sense_are_refuse
     assert "DX105" in project.here("replay", "--topology", "flow", "--at", "louder", "--pdb").err
     assert "did you mean louder?" in project.here("replay", run, "--at", "luder", "--pdb").err
     assert "is run by workers, or is none" in project.here("replay", run, "--at", "by_kind", "--pdb").err
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "last"),
+    [
+        ("\x03", 130, "interrupted: nothing was written"),
+        ("n\r\x03", 130, "interrupted: nothing was written"),
+        ("\x04", 0, "same"),
+        ("q\r", 0, "same"),
+    ],
+    ids=["^C", "^C behind a step", "^D", "q"],
+)
+def test_whoever_leaves_at_the_prompt_gets_one_line_and_a_terminal_in_order(
+    flow: tuple[Project, str], typed: str, code: int, last: str
+) -> None:
+    project, run = flow
+    seen = Seen(project, "replay", run, "--at", "louder", "--pdb", typed=True)
+    try:
+        modes = seen.modes()
+        for n, key in enumerate(typed.split("\r"), 1):
+            while seen.raw.count("(dspex) ") < n and seen.more():
+                pass
+            seen.type(key if key in ("\x03", "\x04", "") else f"{key}\r")
+        assert seen.wait() == code, seen.lines()
+        assert [line for line in seen.lines() if line][-1] == last
+        assert seen.modes() == modes
+        assert "Traceback" not in seen.raw
+    finally:
+        seen.close()
