@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from dspex.bus.errors import CallError, Divergence, DspexError, RecordingIncomplete, Saturated
 from dspex.bus.records import CallRecord, CallRequest, Usage
+from dspex.bus.serving.keys.secret_fields import SECRET
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.client.runs.then.recorded import Answer, RecordedCalls
 from dspex.engine.testing.places import Ground
@@ -48,7 +49,7 @@ class Answering(Workers):
         run: whose calls are answered: what operators kept of others may lead to calls, which nobody answers.
         recorded: what may be read back. mode: what is made.
         make: makes calls; None: none may be.
-        alter: of a fork.
+        alter: of a fork. hidden: what is secret of the run is not known, and a marker stands for it.
 
     Attributes:
         failure: what ended it: a call that may not be made, or could not be. ran: the seconds that calls may take from here on.
@@ -65,10 +66,12 @@ class Answering(Workers):
         mode: Mode,
         make: Make | None,
         alter: Alter | None = None,
+        *,
+        hidden: bool = False,
     ) -> None:
         super().__init__(place, app, pools)
         self._loop, self._recorded, self._mode, self._make, self._alter = loop, recorded, mode, make, alter
-        self._called, self._run = set[str](), run
+        self._called, self._run, self._hidden = set[str](), run, hidden
         self.spent, self.ran = CallsSoFar(), 0.0
         self.failure: BaseException | None = None
 
@@ -122,6 +125,11 @@ class Answering(Workers):
         make = self._make
         if self._mode == "strict" or make is None:
             raise NotRecorded(request)
+        if self._hidden and (marked := [name for name, value in request.inputs.items() if SECRET in str(value)]):
+            why = f"{request.node} would be asked with {SECRET} in {', '.join(marked)}: the file of the run has not got it"
+            raise RecordingIncomplete(
+                why, node=request.node, run=request.run, fix="do it again from the server: dspex replay RUN"
+            )
         if request.spec.effect:
             why = f"{request.node} changes something elsewhere, and is not called for a run that is done again"
             raise Divergence(why, node=request.node, run=request.run, fix="say what it gives, in a fork: --set k=v")

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from dspex.bus.errors import DecodeError
 from dspex.engine.again.answering import Mode
 from dspex.engine.again.code import of_run
-from dspex.engine.again.replays import NO_DIFFERENCE, of_file, together
+from dspex.engine.again.replays import NO_DIFFERENCE, builds_now, of_file, together
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
@@ -44,13 +44,14 @@ async def of_files(
 
     `told`: after each, of all so far, of that one, and which it was. `options`: of `of_file`.
     """
+    now = builds_now(graphs)
     found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
     for one in given:
         file = one if isinstance(one, RunFile) else load(one)
         name = file.info.topology
         if name not in known:
             known[name] = Unchanged(of_run(graphs, name, file.root.data))
-        last = await of_file(client, file, graphs, mode, unchanged=known[name], **options)
+        last = await of_file(client, file, graphs, mode, unchanged=known[name], now=now, **options)
         found = together(found, last)
         told(found, last, one)
     return found

@@ -34,8 +34,8 @@ from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Diff, by_step, compare
 from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.then.recorded import RecordedCalls
-from dspex.engine.client.runs.tree import secrets_of
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.engines import Engines
 from dspex.engine.testing.places import InMemory
@@ -148,6 +148,9 @@ def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait; a file is made again: dspex runs export"
         raise RecordingIncomplete(f"run {file.info.id} was not over when this was recorded", run=file.info.id, fix=fix)
+    if file.lost:
+        why = f"{', '.join(file.lost)}: secret, and no text, so the file of run {file.info.id} has nothing that fits there"
+        raise RecordingIncomplete(why, run=file.info.id, fix=f"from the server, which has it: dspex replay {file.info.id}")
     if file.info.topology not in {graph.name for graph in graphs}:
         fix = "name it: --with module:attr"
         raise TopologyError(f"there is no topology {file.info.topology!r} in the code", code="DX235", fix=fix)
@@ -184,7 +187,9 @@ class _Again:
         self._recorded = recorded
         self._stopped, self._run = False, id_in(file)
         self._decisions = {one.approval: one for one in reversed(file.state.decisions)}  # the first one of each counts
-        self._answering = Answering(self._place, loop, app, pools, self._run, recorded, mode, make, alter)
+        self._answering = Answering(
+            self._place, loop, app, pools, self._run, recorded, mode, make, alter, hidden=bool(file.hidden)
+        )
 
     def give_up(self) -> None:
         """End it soon. From another thread."""

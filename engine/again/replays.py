@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
@@ -18,6 +18,7 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import NOTHING, Diff, Replay, StepDiff, compare
 from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.then.builds import others
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
@@ -64,10 +65,11 @@ async def of_file(
     told: Callable[[CallsSoFar], None] | None = None,
     *,
     harmless: Collection[str] = (),
+    now: Mapping[str, Mapping[str, str]] | None = None,
     **options: Any,
 ) -> Replay:
-    """The replay of a run from its source event on, with the state of then. `harmless`: fields that may differ. `options`: of
-    `repeat`.
+    """The replay of a run from its source event on, with the state of then. `harmless`: fields that may differ. `now`: the
+    builds of the graphs. `options`: of `repeat`.
     """
     used = before(file, of_run(graphs, file.info.topology, file.root.data))
     options |= {"alter": used.alter, "states": used.programs}
@@ -75,8 +77,13 @@ async def of_file(
     diff = found.diff
     if harmless and not diff.same:
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)
-    spent = (found.served, found.called, found.tokens)
-    return Replay(diff.same, 1, *spent, diff.first, diff, found.without, found.cost)
+    spent, other = (found.served, found.called, found.tokens), others(file.builds, builds_now(graphs) if now is None else now)
+    return Replay(diff.same, 1, *spent, diff.first, diff, found.without, found.cost, other, file.hidden)
+
+
+def builds_now(graphs: Sequence[Graph]) -> dict[str, Mapping[str, str]]:
+    """The builds of graphs, by their names."""
+    return {graph.name: build(graph.digest, graph.functions) for graph in graphs}
 
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
@@ -140,4 +147,6 @@ def together(a: Replay, b: Replay) -> Replay:
         diff=replace(first.diff, tokens=(sum(then), sum(now)), cost=(sum(more), sum(since))),
         without=a.without or b.without,
         cost=a.cost + b.cost,
+        builds={**a.builds, **b.builds},
+        secrets=a.secrets | b.secrets,
     )

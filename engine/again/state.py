@@ -15,6 +15,7 @@ from dspex.engine.client.run import Run
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.info import info_of
+from dspex.engine.client.runs.then.builds import builds_of
 from dspex.engine.client.runs.then.state import OF_ONE_EVENT, PartitionState, StateThen, kept, state_before
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
@@ -50,7 +51,8 @@ async def file_of(client: Client, run: Run, graphs: Collection[Graph]) -> RunFil
         return file
     past, applied = await run.history()
     state = await _exact(client, past, applied, graphs, await state_before(client.bus, client.app, past, applied))
-    return RunFile.of(info_of(past, client.app, applied), Tree(past, applied).root, past, state)
+    builds = await builds_of(client.bus, client.app, past)
+    return RunFile.of(info_of(past, client.app, applied), Tree(past, applied).root, past, state, builds)
 
 
 async def _exact(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dspex.bus.errors import Divergence
+from dspex.bus.errors import Divergence, DspexError, RecordingIncomplete
 from dspex.bus.records import CallRequest
-from dspex.bus.serving.keys.secret_fields import Secrets
+from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.engine.client.runs.judged.beside import change
 from dspex.engine.client.runs.steps import what_is_asked
 from dspex.engine.client.runs.tree import Happening
@@ -16,7 +16,7 @@ from dspex.engine.graph.graph import Graph
 
 def stopped(
     run: str, step: str, request: CallRequest, recorded: Happening | None, graphs: Sequence[Graph], secrets: Secrets
-) -> Divergence:
+) -> DspexError:
     """The error that says it.
 
     Args:
@@ -27,6 +27,9 @@ def stopped(
     secrets |= Secrets(request.spec.secrets)
     secrets.learn(request.inputs)
     asked = list(_inputs(recorded.data, request.inputs)) if recorded is not None else []
+    if marked := [name for name, then, _ in asked if SECRET in str(then)]:
+        why = f"of run {run}, {', '.join(marked)} of {step} cannot be compared: secret, so its file has not got it"
+        return RecordingIncomplete(why, node=request.node, run=run, fix=f"from the server, which has it: dspex replay {run}")
     if recorded is None:
         what, lines = "it was not called so often then", [f"  in: {secrets.masked(request.inputs)}"]
     elif asked:

@@ -29,6 +29,7 @@ from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.listing import named
 from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.then.builds import builds_of
 from dspex.engine.client.runs.then.state import NOT_READ, state_before
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
@@ -188,7 +189,8 @@ class Run:
             return one
         past, applied = await self.history()
         then = await state_before(self._bus, self._app, past, applied) if state else NOT_READ
-        return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past, then)
+        builds = await builds_of(self._bus, self._app, past) if state else {}
+        return RunFile.of(info_of(past, self._app, applied), Tree(past, applied).root, past, then, builds)
 
     async def kept(self) -> RunFile | None:
         """What is kept of it where it is in no log, such as one that was imported. None for any other; for tools."""

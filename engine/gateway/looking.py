@@ -23,7 +23,8 @@ from dspex.engine.client.following import hidden
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import FULL_ID, Run
 from dspex.engine.client.runs.steps import Step
-from dspex.engine.client.runs.tree import Happening, masked, secrets_of
+from dspex.engine.client.runs.then.masking import masked, secrets_of
+from dspex.engine.client.runs.tree import Happening
 from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
 from dspex.engine.gateway.problems import problem_of
 from dspex.engine.graph.manifest import Manifest

@@ -102,6 +102,16 @@ class Secrets:
         """The data of an event without what is secret. Of what could not be read nobody can tell what is in it."""
         return SECRET if self.names and isinstance(data, bytes) else self.masked(data)
 
+    def lost(self, data: Any, name: str = "data", depth: int = 0) -> set[str]:
+        """The names of values that `hide` takes away and that are no text, for which nothing can stand. `name`: of the data."""
+        if isinstance(data, Mapping) and depth <= _DEPTH:
+            known = cast("Mapping[object, object]", data)
+            gone = {str(n) for n, value in known.items() if n in self.names and not isinstance(value, (str, type(None)))}
+            return gone.union(*(self.lost(v, str(n), depth + 1) for n, v in known.items() if n not in self.names))
+        if isinstance(data, (list, tuple)) and depth <= _DEPTH:
+            return set[str]().union(*(self.lost(one, name, depth + 1) for one in cast("Collection[object]", data)))
+        return {name} if not isinstance(data, str) and self.hide(data) is SECRET else set()
+
     def _stands_in(self, data: Any) -> bool:
         """Whether bytes, a table or an array have something that is secret."""
         columns = _columns(data) if is_columnar(data) else {}

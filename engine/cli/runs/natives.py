@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dspex.bus.errors import BusError, DspexError
 from dspex.engine.client.runs.info import info_of
-from dspex.engine.client.runs.tree import Happening, StepLabels, Tree, masked, secrets_of
+from dspex.engine.client.runs.then.masking import masked, secrets_of
+from dspex.engine.client.runs.tree import Happening, StepLabels, Tree
 
 if TYPE_CHECKING:
     from dspex.bus.serving.keys.secret_fields import Secrets

@@ -257,7 +257,7 @@ def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> N
     said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
     said |= {"published": told.sent.as_dict()} if told.sent is not None else {}
     lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
-    lines += other_builds(found)
+    lines += other_builds(found.builds)
     lines += differs.lines(explain=explain) if differs is not None else []
     lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
     if len(found.diverged) > MOST:

@@ -9,7 +9,7 @@ from dspex.bus.errors import RunNotFound
 from dspex.bus.serving.keys.secret_fields import Secrets, in_clear
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.client.run import FULL_ID
-from dspex.engine.client.runs import tree
+from dspex.engine.client.runs.then import masking
 from dspex.engine.graph.submitted import NODE, secrets_in
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ async def in_run(c: Client, secrets: Secrets, run: str) -> Secrets:
     if len(run) < FULL_ID or not run.isprintable():
         return secrets
     try:
-        return secrets | tree.secrets_of(await c.run(run).tree())
+        return secrets | masking.secrets_of(await c.run(run).tree())
     except RunNotFound:  # nothing reads what was published, or it is told no more
         return secrets
 

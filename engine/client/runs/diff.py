@@ -17,7 +17,8 @@ from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
-from dspex.engine.client.runs.tree import Happening, secrets_of
+from dspex.engine.client.runs.then.masking import secrets_of
+from dspex.engine.client.runs.tree import Happening
 
 
 class NamedRun(Protocol):
@@ -125,11 +126,17 @@ def compare(
             equal.append(step)
     found += [StepDiff(step, None, NOTHING, _main(y)) for step, y in other.items() if step not in one]
     if secrets := secrets_of(a, b):
-        found = [_without(secrets, one) for one in found]
+        found = [_without(secrets, one) for one in found if not _unknown(secrets, one)]
     used = [info.usage for info in infos]
     tokens, cost = [u.input_tokens + u.output_tokens for u in used], [u.cost or 0.0 for u in used]
     first = found[0] if found else None
     return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
+
+
+def _unknown(secrets: Secrets, one: StepDiff) -> bool:
+    """Whether nobody can tell if there is a difference: a marker stands for the value in the file of one of the runs."""
+    known = (one.field or "").removeprefix("in.") not in secrets.names
+    return SECRET in f"{one.a}{one.b}" and (not known or same(secrets.masked(one.a), secrets.masked(one.b)))
 
 
 def _without(secrets: Secrets, one: StepDiff) -> StepDiff:
@@ -233,6 +240,7 @@ class Replay:
         diverged: the first difference. diff: all of them, with the tokens and the cost of all runs, then and now.
         cost: of the calls that were made, in USD, as far as prices are known.
         without: why it began without the state of then; "" where it had that, or no operator keeps anything.
+        builds: what is another one than then: name → (then, now). secrets: fields whose values the file has not got.
     """
 
     same: bool
@@ -244,6 +252,8 @@ class Replay:
     diff: Diff
     without: str = ""
     cost: float = 0.0
+    builds: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    secrets: frozenset[str] = frozenset()
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

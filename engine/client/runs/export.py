@@ -13,11 +13,9 @@ as it was written. It finds damage and mistakes; who wants to forge a run writes
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,13 +29,15 @@ from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.then.builds import Builds
+from dspex.engine.client.runs.then.chain import HashChain, chained
 from dspex.engine.client.runs.then.changes import KeptChange
+from dspex.engine.client.runs.then.masking import lost, masked, secrets_of
 from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
-from dspex.engine.client.runs.tree import FORGOTTEN, Happening, masked, secrets_of
+from dspex.engine.client.runs.tree import FORGOTTEN, Happening
 
 VERSION: Final = 1
 MAKE: Final = "make one: dspex runs export RUN -o FILE"
-_HASH: Final = re.compile(rb',"hash":"([0-9a-f]{32})"}')  # how a line ends
 _BYTES: Final = "base64"  # the key under which data stand that could not be decoded
 _OURS: Final = (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE, subjects.MESSAGE_ID)
 _OF_SOURCE: Final = ("key", "session", "headers", "content_type")
@@ -60,7 +60,8 @@ class RunFile:
         info: of the run. root: its source event, with what came of it.
         key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
             data. place: where it lies; None in files of before. text: the file itself; empty for one that is not written.
-        state: what operators kept when it began. changes: of the forks that it comes from.
+        state: what operators kept when it began. changes: of the forks that it comes from. lost: secret fields whose values
+            are missing, and are no texts. builds: that wrote what it did, as far as that is known.
     """
 
     info: RunInfo
@@ -74,15 +75,24 @@ class RunFile:
     text: bytes = b""
     state: StateThen = NOT_THERE
     changes: tuple[KeptChange, ...] = ()
+    lost: tuple[str, ...] = ()
+    builds: Builds = field(default_factory=dict[str, list[dict[str, str]]])
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The secret fields whose values it has not got: those of one that is written."""
+        return self.root.secrets if self.text else frozenset()
 
     @classmethod
-    def of(cls, info: RunInfo, root: Happening, past: History, state: StateThen = NOT_READ) -> RunFile:
+    def of(
+        cls, info: RunInfo, root: Happening, past: History, state: StateThen = NOT_READ, builds: Builds | None = None
+    ) -> RunFile:
         """What the file of a run would say."""
         source, h = past.source, plain(past.source).headers
         own = {name: value for name, value in h.items() if name not in _OURS and not name.startswith(subjects.FROM_SERVER)}
         place = SourcePlace(past.stream, past.created, source.sequence, source.time)
         key, session, time, kind = map(h.get, (subjects.KEY, subjects.SESSION, subjects.TIME, subjects.CONTENT_TYPE))
-        return cls(info, root, key, session, own, time, kind, place, state=state)
+        return cls(info, root, key, session, own, time, kind, place, state=state, builds=builds or {})
 
     @property
     def outputs(self) -> list[Event[Any]]:
@@ -119,11 +129,12 @@ def _lines(file: RunFile) -> Iterator[bytes]:
     told = [*_rows(info, masked(file.root, secrets), file), *(state.hidden() if secrets else state).rows()]
     hash, head = b"", {"v": VERSION, "kind": "run", **vars(info), "usage": vars(info.usage), "state": True}
     head |= {"lines": len(told) + 1}
-    head |= {"secrets": sorted(secrets.names)} if secrets else {}
+    head |= {"secrets": sorted(secrets.names), "lost": lost(file.root, secrets)} if secrets else {}
+    head |= {"builds": file.builds} if file.builds else {}
     head |= {"changes": [secrets.masked(one._asdict()) for one in file.changes]} if file.changes else {}
     for row in (head, *told):
         text = _text(row)
-        hash = _hash(hash, text)
+        hash = chained(hash, text)
         yield b'%b,"hash":"%b"}\n' % (text[:-1], hash)
 
 
@@ -155,10 +166,6 @@ def _unpacked(data: Any) -> Any:
     if isinstance(data, dict):
         return {name: _unpacked(value) for name, value in data.items()}
     return [_unpacked(value) for value in data] if isinstance(data, list) else data
-
-
-def _hash(before: bytes, text: bytes) -> bytes:
-    return sha256(before + text).hexdigest()[:32].encode()
 
 
 def _rows(info: RunInfo, root: Happening, file: RunFile) -> Iterator[dict[str, Any]]:
@@ -195,31 +202,12 @@ def load(path: str | PathLike[str]) -> RunFile:
         raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=MAKE) from None
 
 
-class _Chain:
-    """The hashes of a file's lines."""
-
-    def __init__(self) -> None:
-        self._before: bytes | None = b""  # of the line before; None: the file is one of those that have none
-
-    def checked(self, line: bytes) -> bytes:
-        """A line without its hash. Raises DecodeError where it is not as it was written."""
-        found = _HASH.search(line, max(0, len(line) - 44))
-        if self._before is None or (self._before == b"" and found is None):
-            self._before = None
-            return line
-        text = line[: found.start()] + b"}" if found is not None else b""
-        if found is None or _hash(self._before, text) != found[1]:
-            raise DecodeError("it was changed, or a line before it is missing")
-        self._before = found[1]
-        return text
-
-
 def read(text: bytes, name: str) -> RunFile:
     """The file of a run. `name`: of it, for errors. Raises DecodeError where it is none, or was changed."""
     known: dict[str, Happening] = {}
     head, info = dict[str, Any](), None
     first, root = dict[str, Any](), Happening("source", "", "", "", "", datetime.now(UTC), "", None)
-    chain, number, then = _Chain(), 0, StateThen()
+    chain, number, then = HashChain(), 0, StateThen()
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = _row(chain.checked(line))
@@ -247,7 +235,10 @@ def read(text: bytes, name: str) -> RunFile:
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
     then = then if head.get("state") else NOT_THERE
     changes = tuple(checked(list[KeptChange], "what a fork has changed", head["changes"])) if "changes" in head else ()
-    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, text, then, changes)
+    gone = tuple(checked(list[str], "names of fields", head.get("lost", [])))
+    builds = checked(dict[str, list[dict[str, str]]], "builds", head.get("builds", {}))
+    more = (text, then, changes, gone, builds)
+    return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, *more)
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Taken(NamedTuple):
     Attributes:
         sequence, time: of its entry. clock: of the engine, for what it took.
         inputs: what was taken: an input, and the sequence in it; for timers, the number.
-        opened, closed: numbers of calls and timers, by table.
+        opened, closed: numbers of calls and timers, by table. claim: the sequence of that of who wrote it.
         messages: of the run, that lie right before the entry or in it: outputs, letters, requests; and frames.
     """
 
@@ -50,6 +50,7 @@ class Taken(NamedTuple):
     opened: tuple[tuple[str, int], ...]
     closed: tuple[tuple[str, int], ...]
     messages: tuple[Message, ...]
+    claim: int = 0
 
 
 @dataclass
@@ -182,8 +183,8 @@ class HistoryReader:
             return
         messages = await self._messages(commit)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
-        found = Taken(where, m.sequence, m.time, clock, tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
-        self.found.taken.append(found)
+        told = (tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
+        self.found.taken.append(Taken(where, m.sequence, m.time, clock, *told, entry["claim"]))
         for message in messages:
             if (to := places.edge(self._app, message.subject)) is not None:
                 await self._frame(to, message)

@@ -8,13 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from dspex.bus import codecs, subjects
-from dspex.bus.codecs.arrow import is_columnar
 from dspex.bus.errors import DataError
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import is_damaged
-from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.steps import Step, exchanges_of, what_is_asked
@@ -243,46 +241,6 @@ def _decoded(data: bytes, media: str) -> Any:
         return codecs.decode(data, media)
     except DataError:
         return data
-
-
-def secrets_of(*roots: Happening) -> Secrets:
-    """What is secret of runs, with all values of it that are there."""
-    found = Secrets(frozenset[str]().union(*(root.secrets for root in roots)))
-    for told in (told for root in roots if found for told in root):
-        for data in (told.data, *(data for _, data in told.gives)):
-            found.learn(_as_json(data))
-        for step in told.attempts:
-            found.learn(step.inputs)
-            found.learn(step.outputs)
-    return found
-
-
-def masked(told: Happening, secrets: Secrets) -> Happening:
-    """What a run did without what is secret, as it is shown and exported; itself where nothing is."""
-    if not secrets:
-        return told
-    names = ("inputs", "outputs", "error", "exchanges")
-    steps = [replace(step, **{name: secrets.masked(getattr(step, name)) for name in names}) for step in told.attempts]
-    return replace(
-        told,
-        data=secrets.hide(_as_json(told.data)),
-        attempts=steps,
-        error=secrets.masked(told.error),
-        failures=[secrets.masked(one) for one in told.failures],
-        gives=[(outlet, secrets.hide(_as_json(data))) for outlet, data in told.gives],
-        note=secrets.text(told.note),
-        below=[masked(one, secrets) for one in told.below],
-    )
-
-
-def _as_json(data: Any) -> Any:
-    """Data as an event has it: an operator may give an object of a class of the user's."""
-    if data is None or isinstance(data, (str, bytes, int, float)) or is_columnar(data):
-        return data
-    try:
-        return codecs.decode(codecs.msgpack_bytes(data), codecs.MSGPACK)
-    except DataError:
-        return SECRET
 
 
 def paths(root: Happening) -> Iterable[tuple[Happening, int]]:

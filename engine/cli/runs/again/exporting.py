@@ -52,17 +52,19 @@ async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunI
     from dspex.engine.client.following.many import histories
     from dspex.engine.client.runs.export import RunFile, written
     from dspex.engine.client.runs.info import info_of
+    from dspex.engine.client.runs.then.builds import builds_of
     from dspex.engine.client.runs.then.state import state_before
     from dspex.engine.client.runs.tree import Tree
 
-    texts = dict[str, bytes]()
+    texts, claims = dict[str, bytes](), dict[int, dict[str, str]]()
     for one in some:
         if one.kept and (file := await c.run(one.id).kept()) is not None:
             texts[one.id] = file.text
     for run, past in (await histories(c.bus, c.app, applied, [one.id for one in some if not one.kept])).items():
         try:
             then = await state_before(c.bus, c.app, past, applied)
-            texts[run] = written(RunFile.of(info_of(past, c.app, applied), Tree(past, applied).root, past, then))
+            builds = await builds_of(c.bus, c.app, past, claims)
+            texts[run] = written(RunFile.of(info_of(past, c.app, applied), Tree(past, applied).root, past, then, builds))
         except RecordingIncomplete as why:
             found.left_out.append(why.message)
     return texts

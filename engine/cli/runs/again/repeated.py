@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from math import isinf
@@ -49,9 +49,14 @@ class RepeatedRuns(NamedTuple):
         said |= {"mode": mode, "diverged": vars(found.diverged) if found.diverged is not None else None, "what": self.name}
         said |= {"differences": len(diff.steps), "steps": [vars(step) for step in diff.steps], "without": found.without}
         said |= {"used": {"tokens": list(diff.tokens), "cost": list(diff.cost)}}
-        said |= {"builds": self.logs.builds if self.logs is not None else {}}
+        said |= {"builds": self.builds, "secrets": sorted(found.secrets)}
         said |= {"running": list(self.running)} if self.running else {}
         return said | ({"files" if self.what == "file" else "differing": self._rows()} if self.differ else {})
+
+    @property
+    def builds(self) -> dict[str, tuple[str, str]]:
+        """What is another one than when the runs were recorded."""
+        return {**self.found.builds, **(self.logs.builds if self.logs is not None else {})}
 
     def _rows(self) -> list[dict[str, Any]]:
         return [{self.what: name, **vars(first)} for name, first in self.differ]
@@ -66,7 +71,9 @@ class RepeatedRuns(NamedTuple):
     def lines(self) -> Iterator[str]:
         """As people read it."""
         yield self.head
-        yield from other_builds(self.logs) if self.logs is not None else ()
+        yield from other_builds(self.builds)
+        if self.found.secrets:
+            yield f"without the values of secret fields: {', '.join(sorted(self.found.secrets))}"
         yield from (
             f"differs {one}: at {step.step}{f' ({step.field})' if step.field else ''}" for one, step in self.differ[:MOST]
         )
@@ -202,7 +209,7 @@ def calls_made(t: Terminal, label: str, calls: int) -> Generator[Callable[[Calls
         yield told
 
 
-def other_builds(found: Replayed) -> list[str]:
-    """What is another one than when the logs were written."""
-    builds = sorted(found.builds.items())
-    return [f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now" for name, (then, now) in builds]
+def other_builds(builds: Mapping[str, tuple[str, str]]) -> list[str]:
+    """What is another one than when it was written."""
+    found = sorted(builds.items())
+    return [f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now" for name, (then, now) in found]

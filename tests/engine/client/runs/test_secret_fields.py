@@ -25,7 +25,8 @@ from dspex.engine.client.client import Client
 from dspex.engine.client.following import hidden
 from dspex.engine.client.letters import DeadLetter
 from dspex.engine.client.runs.export import load
-from dspex.engine.client.runs.tree import Happening, masked, secrets_of
+from dspex.engine.client.runs.then.masking import masked, secrets_of
+from dspex.engine.client.runs.tree import Happening
 from dspex.engine.client.status import approvals, state
 from dspex.engine.testing.driver import Driver
 from dspex.operators.native.signature import Signature
