@@ -205,6 +205,17 @@ class Changes(TypedDict, total=False):
     number: int
 
 
+_ROWS: Final = {"positions": Position, "calls": OpenCall, "timers": Timer, "splits": Split}
+
+
+def filled(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain changes as today's code writes them: rows of an earlier version lack fields, which then have their defaults."""
+    found = dict(changes)
+    for name, row in ((name, row) for name, row in _ROWS.items() if name in found):
+        found[name] = tuple((key, raw if raw is None else tuple(row(*raw))) for key, raw in found[name])
+    return found
+
+
 def are_changes(raw: object) -> bool:
     """Whether plain data are changes of the tables: what lies in a log may be anybody's."""
     try:

@@ -22,7 +22,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position
+from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay.ahead import inputs_of
 from dspex.engine.replay.marks import marked, run_of
@@ -168,6 +168,7 @@ class PartitionReplay:
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
         mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
+        changed = filled(changed)
         stored, gave = StoredCommit(self.bus, self._address.app, sequence, entry), self._batch.messages
         if sequence >= self.first:
             await self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
