@@ -33,6 +33,9 @@ VARIES = {
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "RUN",
     r"\b[0-9a-f]{12}(?=  \d+/\d+)|(?<=-)[0-9a-f]{12}\b": "POOL",
     r"\b[\w-]+-\d+-[0-9a-f]{4}\b": "ENGINE",
+    r"^began .*": "began TIME",
+    r"(other build: \w+): .*": r"\1: …",  # of code: another one with another Python
+    r"(?<=differs at s1\.0@)\d+": "N",
     r"(?:\d+ \w{3} )?\d\d:\d\d:\d\d": "TIME",
     r"\b\d[\d,.]*/s": "RATE",
     r"\b\d[\d,.]* ?(?:ms|s|m|h|d)\b(?: \d+ s)?(?! ago)": "SPAN",
