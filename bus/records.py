@@ -229,6 +229,7 @@ class CallRequest(_Packed):
         required: no other one may for as long as that lives, and then the call is told: AffinityLost.
         batch: seconds that it may wait for the answer of a provider's batch, counted as `left` is; 0: it is asked live.
         state: the version that the state of the spec meant in an execution before this one; "": none is known.
+        trace: the `traceparent` of who makes an interactive call; None: it has none. That of a durable one is its event's.
     """
 
     call: str
@@ -256,10 +257,14 @@ class CallRequest(_Packed):
     batch: float = 0.0
     kept: KeptInSession | None = None
     state: str = ""
+    trace: str | None = None
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
-        return codecs.msgpack_bytes(vars(self) | {"spec": self.spec.packed})
+        said = vars(self) | {"spec": self.spec.packed}
+        if self.trace is None:  # a durable request is as it was before there was such a field
+            del said["trace"]
+        return codecs.msgpack_bytes(said)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:

@@ -37,6 +37,8 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "room": ": the stream takes messages again",
     "call_started": "pool topology node call attempt: a worker runs a call",
     "call_ended": "pool topology node call attempt route lm seconds error usage routing: it has a record",
+    "answered": "pool work record: an interactive call has its answer",
+    "asked": "pool request above seconds error: who made an interactive call has its answer, or waits no longer",
     "request": "pool work kind name digest occurrence usage seconds: a request of a call is in its journal, with its answer",
     "breaker": "pool what state: the breaker of a profile or a program has opened, or closed",
     "worker_started": "pool worker: a worker process is ready",

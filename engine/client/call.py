@@ -15,6 +15,8 @@ from typing import Any, Generic, NamedTuple, cast
 
 from typing_extensions import TypeVar
 
+from dspex.bus import telemetry
+from dspex.bus.codecs import tracing
 from dspex.bus.codecs.plain import check_writable
 from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
@@ -205,15 +207,28 @@ async def ask(
         describe=describe,
         affinity=session if what.affinity != "none" else None,
         required=what.affinity == "require",
+        trace=_handed_on(app, id, above := tracing.current()),
     )
-    asking = Asking(bus, app, what.pool, request, told)
+    asking, failed = Asking(bus, app, what.pool, request, told), "Cancelled"
     try:
         async with asyncio.timeout(timeout):
             record = await asking.record()
+        failed = str((record.error or {}).get("type", ""))
     except TimeoutError:
+        failed = "CallTimeout"
         raise asking.gave_up(timeout) from None
     finally:
         asking.close()
+        if telemetry.listeners:
+            took = time.monotonic() - began
+            telemetry.emit("asked", pool=what.pool, request=request, above=above, seconds=took, error=failed)
     if record.error is not None:
         raise from_dict(record.error).of_call()
     return record, time.monotonic() - began
+
+
+def _handed_on(app: str, call: str, above: str | None) -> str | None:
+    """What a worker is told of the trace: where spans are made here, the one of the call is between it and who asked."""
+    if not telemetry.listeners:
+        return above
+    return tracing.traceparent(tracing.trace_of(above, call), tracing.span_of(app, call, "asked"))

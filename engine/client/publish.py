@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from dspex.bus import codecs, subjects
-from dspex.bus.codecs import times
+from dspex.bus.codecs import cloud_events, times, tracing
 from dspex.bus.errors import BusError, ConfigError, DecodeError, InvalidInput, NotStored, PayloadTooLarge
 from dspex.bus.message import INHERITED
 from dspex.bus.port import Ack, Bus, NewMessage
@@ -113,6 +113,9 @@ def headers_of(
     if ours:
         raise ConfigError(f"header {ours[0]!r} is set by dspex", code="DX105", fix="use publish's own options, or another name")
     headers = dict(more or {})
+    says = (subjects.TRACEPARENT, "ce-traceparent")  # a CloudEvent in one piece may say it, too, and that comes first
+    if not headers.keys() & set(says) and content_type != cloud_events.STRUCTURED and (trace := tracing.current()):
+        headers[subjects.TRACEPARENT] = trace
     if id is not None:
         headers[subjects.MESSAGE_ID] = id
     if key is not None:

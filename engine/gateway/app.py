@@ -11,11 +11,15 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dspex.bus.codecs import tracing
 from dspex.bus.errors import DspexError
 from dspex.bus.settings.model import Settings
 from dspex.engine.client.client import Client
@@ -71,9 +75,26 @@ def app(
         await entrance.close()
 
     handlers: dict[Any, Any] = {DspexError: problems.of_error, HTTPException: problems.of_refusal, 500: problems.of_bug}
-    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    traced = [Middleware(Traced)]
+    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=traced)
     made.state.entrance = entrance
     return made
+
+
+class Traced:
+    """What is asked for is of the trace that the request names in its `traceparent`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request within its trace."""
+        said = Headers(scope=scope).get("traceparent") if scope["type"] in ("http", "websocket") else None
+        if said is None:  # then that of a span that the program around it has open
+            await self._app(scope, receive, send)
+            return
+        with tracing.within(said):
+            await self._app(scope, receive, send)
 
 
 def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str, _Endpoint]]:

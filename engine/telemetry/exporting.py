@@ -62,7 +62,7 @@ class Exported:
 
 @contextmanager
 def exporting(
-    app: str, role: Literal["engine", "worker"], instance: str, serve: str | None, times: NodeTimes | None = None
+    app: str, role: Literal["engine", "worker", "gateway"], instance: str, serve: str | None, times: NodeTimes | None = None
 ) -> Generator[Exported]:
     """Export what happens in this process for as long as the block runs; nothing where nobody asks for it.
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from dspex.bus.codecs.tracing import TraceOf, span_of
+from dspex.bus.codecs.tracing import trace_of as trace_named
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest, NodeEvent, Origin, Usage, unpack_event
+from dspex.bus.serving.programs.exchanges import KeptExchanges, read_exchanges
 from dspex.engine.runtime.arrival import Answered, Due
 from dspex.engine.runtime.failure import Failure
-from dspex.engine.telemetry.ids import TraceOf, span_of, trace_of
 from dspex.engine.telemetry.taken import HandledArrival
 
 REUSED = ("cache", "record", "fallback")
 """Routes of answers for which no model was asked."""
 REQUESTS = {"made": "dspex.requests.made", "journal": "dspex.requests.reused", "missed": "dspex.requests.missed"}
+REQUEST_OF = {"model": ("chat", "gen_ai.request.model"), "tool": ("execute_tool", "gen_ai.tool.name")}
 _NS = 1_000_000_000
 
 
@@ -34,6 +37,11 @@ class SpanData(NamedTuple):
     end: int
     attributes: Mapping[str, Any]
     error: str = ""
+
+
+def trace_of(origin: Origin) -> TraceOf:
+    """The trace that an event belongs to."""
+    return trace_named(origin.trace, origin.run)
 
 
 def spans_of(app: str, taken: HandledArrival, until: float) -> Iterator[SpanData]:
@@ -81,37 +89,95 @@ def _call(app: str, taken: HandledArrival, event: NodeEvent, record: CallRecord 
     start, end, error = taken.at, until, "CallTimeout"
     if record is not None:
         start, end, error = record.started, record.started + record.elapsed, str((record.error or {}).get("type", ""))
-        attributes |= {
-            "dspex.route": record.route,
-            "dspex.reused": record.route in REUSED,
-            "dspex.worker": record.worker,
-            "dspex.attempts": record.attempt,
-            **{name: record.requests[what] for what, name in REQUESTS.items() if what in record.requests},
-            **_used(record.usage),
-        }
+        attributes |= _of_record(record)
     if "fallback" in effects.notes:
         attributes["dspex.fallback"], error = error, ""
     of, span, parent = trace_of(origin), span_of(app, call, topology), span_of(app, origin.id, topology)
     error = _class(effects.failure) or error
     yield SpanData(f"{name} {node}", "INTERNAL", of, span, parent, _ns(start), _ns(end), attributes, error)
     if record is not None and record.route not in REUSED and not (spec is not None and spec.journaled):
-        yield from _chats(of, span, record, origin)
+        yield from _chats(of, span, record, origin.session)
 
 
-def _chats(of: TraceOf, parent: int, record: CallRecord, origin: Origin) -> Iterator[SpanData]:
+def _chats(of: TraceOf, parent: int, record: CallRecord, session: str | None) -> Iterator[SpanData]:
     """The requests of a call of which the journal holds none: there was one for each model that was tried."""
     at, tried = record.started, [(one.lm, one.ms / 1000, one.why) for one in record.routing if one.ms and one.why != BEGAN]
     if not tried and record.lm:
         tried = [(record.lm, record.elapsed, ANSWERED)]
     for number, (lm, took, why) in enumerate(tried):
         attributes: dict[str, Any] = {"gen_ai.operation.name": "chat", "gen_ai.request.model": lm}
-        if origin.session:
-            attributes["gen_ai.conversation.id"] = origin.session
+        if session:
+            attributes["gen_ai.conversation.id"] = session
         if lm == record.lm:
             attributes |= _used(record.usage)
         span, error = span_of(record.call, "request", str(number)), "" if why == ANSWERED else why
         yield SpanData(f"chat {lm}", "CLIENT", of, span, parent, _ns(at), _ns(at + took), attributes, error)
         at += took
+
+
+def asked_span(app: str, facts: Mapping[str, Any], at: float) -> SpanData:
+    """The span of an interactive call at who made it, until `at`: those of the worker are below it."""
+    work: CallRequest = facts["request"]
+    of = trace_named(facts["above"], work.run)
+    attributes = {**_of_work(app, work), "gen_ai.operation.name": "call", "dspex.pool": facts["pool"]}
+    name, start = f"ask {work.node or facts['pool']}", _ns(at - facts["seconds"])
+    return SpanData(name, "CLIENT", of, span_of(app, work.call, "asked"), of.parent, start, _ns(at), attributes, facts["error"])
+
+
+def answered_spans(app: str, facts: Mapping[str, Any]) -> Iterator[SpanData]:
+    """The spans of an interactive call in its pool: its own, and those of its requests."""
+    work: CallRequest = facts["work"]
+    record: CallRecord = facts["record"]
+    of, span = trace_named(work.trace, work.run), span_of(app, work.call, work.topology)
+    name = "invoke_agent" if work.spec.kind == "react" else "call"
+    attributes = {**_of_work(app, work), "gen_ai.operation.name": name, **_of_record(record)}
+    start, error = record.started, str((record.error or {}).get("type", ""))
+    end = start + record.elapsed
+    what = f"{name} {work.node or facts['pool']}"
+    yield SpanData(what, "INTERNAL", of, span, of.parent, _ns(start), _ns(end), attributes, error)
+    if record.route not in REUSED:
+        yield from _exchanged(of, span, record, work.session)
+
+
+def _exchanged(of: TraceOf, parent: int, record: CallRecord, session: str | None) -> Iterator[SpanData]:
+    """The requests that a record has kept. When each began is not kept: they are shown one after the other, until the end."""
+    try:
+        kept = read_exchanges(record.exchanges)
+    except DecodeError:  # a worker wrote it
+        kept = KeptExchanges()
+    if kept.left_out or not kept.exchanges:
+        yield from _chats(of, parent, record, session)
+        return
+    at = record.started + record.elapsed - sum(one.seconds for one in kept.exchanges)
+    for number, one in enumerate(kept.exchanges):
+        what, about = REQUEST_OF[one.kind]
+        name = one.name or record.lm or ""
+        attributes = {"gen_ai.operation.name": what, about: name, "dspex.call": record.call, **_used(one.usage)}
+        if session:
+            attributes["gen_ai.conversation.id"] = session
+        kind: Literal["INTERNAL", "CLIENT"] = "INTERNAL" if one.kind == "tool" else "CLIENT"
+        span = span_of(record.call, "request", str(number))
+        yield SpanData(f"{what} {name}", kind, of, span, parent, _ns(at), _ns(at + one.seconds), attributes)
+        at += one.seconds
+
+
+def _of_work(app: str, work: CallRequest) -> dict[str, Any]:
+    found = {"dspex.app": app, "dspex.topology": work.topology, "dspex.node": work.node, "dspex.run": work.run}
+    found["dspex.call"] = work.call
+    if work.session:
+        found["gen_ai.conversation.id"] = work.session
+    return found
+
+
+def _of_record(record: CallRecord) -> dict[str, Any]:
+    return {
+        "dspex.route": record.route,
+        "dspex.reused": record.route in REUSED,
+        "dspex.worker": record.worker,
+        "dspex.attempts": record.attempt,
+        **{name: record.requests[what] for what, name in REQUESTS.items() if what in record.requests},
+        **_used(record.usage),
+    }
 
 
 def request_span(app: str, facts: Mapping[str, Any], at: float) -> SpanData | None:
@@ -122,7 +188,7 @@ def request_span(app: str, facts: Mapping[str, Any], at: float) -> SpanData | No
     except DecodeError:
         return None
     tool, name = facts["kind"] == "tool", str(facts["name"])
-    what, about = ("execute_tool", "gen_ai.tool.name") if tool else ("chat", "gen_ai.request.model")
+    what, about = REQUEST_OF["tool" if tool else "model"]
     attributes = {"gen_ai.operation.name": what, about: name, "dspex.call": work.call, "dspex.node": work.node}
     if work.session:
         attributes["gen_ai.conversation.id"] = work.session

@@ -13,7 +13,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from dspex.engine.telemetry.spans import SpanData, request_span, spans_of
+from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, request_span, spans_of
 from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
 
 _KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
@@ -39,6 +39,11 @@ class Traces:
         self._arrivals(name, facts)
         if name == "request" and (span := request_span(self._app, facts, time.time())) is not None:
             self._give(span)
+        elif name == "answered":
+            for one in answered_spans(self._app, facts):
+                self._give(one)
+        elif name == "asked":
+            self._give(asked_span(self._app, facts, time.time()))
 
     def _durable(self, taken: HandledArrival) -> None:
         for span in spans_of(self._app, taken, time.time()):

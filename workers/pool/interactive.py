@@ -265,7 +265,7 @@ class Interactive:
         packed = self._reply(asker.reply, record, asker, plain=asker.plain)
         if not asker.work.describe:
             self._pool.records.put(record, asker.work, packed)
-            self._pool.service.heard(record)
+            self._pool.service.heard(asker.work, record)
 
     def _reply(self, reply: str, record: CallRecord, asker: Asker | None = None, *, plain: bool = False) -> bytes:
         """Send the result, and give it as it is sent; one that no message holds by its hash."""

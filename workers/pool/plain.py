@@ -47,7 +47,9 @@ async def request_of(message: Message, deployed: Deployed) -> CallRequest:
     if not isinstance(inputs, dict):
         raise InvalidInput("a call takes fields: a JSON object")
     call = new_id()
-    return CallRequest(call, 1, 1, node.topology, node.node, node.spec, inputs, call, timeout=TIMEOUT, left=TIMEOUT)
+    node_of = (node.topology, node.node, node.spec)
+    trace = message.headers.get(subjects.TRACEPARENT)
+    return CallRequest(call, 1, 1, *node_of, inputs, call, timeout=TIMEOUT, left=TIMEOUT, trace=trace)
 
 
 def answer_to(reply: str, record: CallRecord, most: int) -> NewMessage:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from dspex.bus import subjects
+from dspex.bus import subjects, telemetry
 from dspex.bus.message import Message
 from dspex.bus.port import Subscription
-from dspex.bus.records import CallRecord
+from dspex.bus.records import CallRecord, CallRequest
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
@@ -45,8 +45,10 @@ class PoolService:
         for subscription in self._subscriptions:
             await subscription.close()
 
-    def heard(self, record: CallRecord) -> None:
-        """Count an interactive call."""
+    def heard(self, work: CallRequest, record: CallRecord) -> None:
+        """Count an interactive call, and say that it is answered."""
+        if telemetry.listeners:
+            telemetry.emit("answered", pool=self._pool.config.name, work=work, record=record)
         self._requests += 1
         self._nanoseconds += int(record.elapsed * 1e9)
         if record.error is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +13,7 @@ import typer
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
+from dspex.engine.telemetry.exporting import exporting
 
 if TYPE_CHECKING:
     from dspex.engine.client.client import Client
@@ -63,8 +66,9 @@ async def _served(t: Terminal, bind: str, subjects: list[str], calls: dict[str, 
 
     lean_nats()
     stopped = stop_on_signals()
-    async with offered(t, bind, subjects, calls):
-        return await stopped
+    with exporting(t.settings().app, "gateway", f"{socket.gethostname()}-{os.getpid()}", None):
+        async with offered(t, bind, subjects, calls):
+            return await stopped
 
 
 @asynccontextmanager

@@ -102,6 +102,17 @@ def test_who_goes_away_ends_the_request_to_the_model(project: Project, model: St
     eventually(lambda: model.running == 0)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_chat_front_end_that_goes_away_ends_the_request_to_the_model(
+    project: Project, model: StandIn, streamed: bool
+) -> None:
+    said = [{"role": "user", "content": f"standin:hang completions {streamed}"}]
+    body = {"model": "chat", "messages": said, "stream": streamed}
+    with httpx.Client(base_url=project.env["GATEWAY"]) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=body, headers=as_("site"), timeout=1.0)
+    eventually(lambda: model.running == 0)
+
+
 def test_an_idempotency_key_makes_the_same_call_again_one_call(http: httpx.Client, model: StandIn) -> None:
     headers = {**as_("site"), "Idempotency-Key": "order 7"}
     before = model.stats()["requests"]
