@@ -18,7 +18,7 @@ import orjson
 from typing_extensions import TypedDict  # pydantic checks it, and takes no other one before Python 3.12
 
 from dspex.bus import codecs, subjects
-from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.checking import checked, made
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.names import is_version, may_mean
@@ -73,7 +73,7 @@ class _Packed:
     def _read(cls, raw: object) -> Self:
         known = checked(cls, f"a {cls.__name__}", raw)
         try:
-            return cls(**known)
+            return made(cls, known)
         except TypeError as e:
             raise DecodeError(f"not a {cls.__name__} of dspex: {e}") from None
 

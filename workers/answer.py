@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.checking import checked, made
 from dspex.bus.errors import DecodeError, DspexError, is_seconds
 from dspex.bus.records import CallRecord, CallRequest, Outputs, Tried, Usage
 
@@ -68,7 +68,7 @@ class Answer:
         """
         if raw["usage"] is not None:
             raw["usage"] = Usage.read(raw["usage"])
-        found = cls(**checked(cls, "an answer", raw))
+        found = made(cls, checked(cls, "an answer", raw))
         times = [found.started, found.elapsed, *(time for tried in found.routing for time in (tried.ms, tried.wait))]
         if not all(map(is_seconds, times)):
             raise DecodeError("an answer whose times are no numbers of seconds")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from dspex.bus import codecs
-from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.checking import checked, made
 from dspex.bus.errors import DecodeError
 from dspex.bus.serving import payloads
 from dspex.workers.answer import Answer, ErrorMap
@@ -240,6 +240,6 @@ def unpack(body: bytes) -> Frame:
             return StartFrame(raw["parent"], PoolConfig.from_plain(raw["pool"]), raw["index"])
         if kind is DoneFrame:
             raw["answer"] = Answer.read(raw["answer"])
-        return kind(**checked(kind, "a frame", raw))
+        return made(kind, checked(kind, "a frame", raw))
     except (KeyError, TypeError) as e:
         raise DecodeError(f"not a frame of dspex: {e!r}") from None

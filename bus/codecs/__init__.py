@@ -137,6 +137,8 @@ def decode(data: bytes, content_type: str | None = None) -> Any:
     """
     if not content_type or content_type == JSON:
         return load_json(data)
+    if content_type == MSGPACK:
+        return load_msgpack(data)
     if (event := cloud_events.read(content_type, {}, data)) is not None:
         return decode(event.data, event.content_type)
     name = read_as(media_type(content_type))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import lru_cache
 from typing import TypeAlias
 
 from dspex.bus.errors import ConfigError
@@ -35,14 +36,22 @@ def seconds(value: Duration) -> float:
         result = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         result = float(value)
-    elif isinstance(value, str) and value and _PART.sub("", value) == "":
-        result = sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
+    elif isinstance(value, str) and (of_text := _of_text(value)) is not None:
+        result = of_text
     else:
         raise ConfigError(f"{value!r} is not a duration", code="DX102", fix='write "10s", "1m", "1h30m", "7d" or seconds')
     if not 0 <= result <= LONGEST:  # NaN fails both comparisons
         fix = "a duration is zero seconds or more, and at most 36500d"
         raise ConfigError(f"{value!r} is negative, or no time that anybody waits", code="DX102", fix=fix)
     return result
+
+
+@lru_cache(1024)
+def _of_text(value: str) -> float | None:
+    """None: it is no duration. Kept, because each call of a client has one, and most have the same."""
+    if not value or _PART.sub("", value):
+        return None
+    return sum(float(n) * _UNITS[u] for n, u in _PART.findall(value))
 
 
 def size(value: str | int) -> int:

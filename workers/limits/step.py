@@ -101,7 +101,7 @@ class Limits:
         else:
             asked = not granted.batch or (record.error or {}).get("type") not in UNASKED
             used = used_by(usage, granted.estimate, execution.inherited, granted.settled, least=float(asked))
-        if usage is not None and record.error is None:
+        if usage is not None and record.error is None and any(account.limited for account, _ in granted.leases):
             self._estimates.measured(work, granted.profile, usage)
         self._settle(granted, used)
         if not granted.batch:

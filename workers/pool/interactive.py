@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
-ACCEPT_AFTER = 0.005  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
+ACCEPT_AFTER = 0.05  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
 PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have room; after 2 s its caller asks again in any case
 LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
