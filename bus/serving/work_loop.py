@@ -120,6 +120,12 @@ class WorkLoop:
         await self.answers.stop()
         await self.records.drain(0)
 
+    def freed(self) -> None:
+        """There is room for more: have it asked for now, and not when a record is stored and its work acked."""
+        for queue in self._queues.values():
+            if not queue.dry:
+                queue.ask_for_more()
+
     # -- taking work -----------------------------------------------------------------------------------------------
     async def _take(self, band: int) -> None:
         """Take work of a band for ever. Its consumer may not be there yet: engines make it, and it is waited for."""

@@ -50,7 +50,6 @@ class Interactive:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._changed = asyncio.Event()
-        pool.children.slots.freed = self._look
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._subscription: Subscription | None = None
         self._sent_away = 0
@@ -84,7 +83,7 @@ class Interactive:
         await self._large.finish(seconds)
         await self._large.stop()
 
-    def _look(self) -> None:  # at each call, so `run` is woken only where it has something to do
+    def look(self) -> None:  # at each call, so `run` is woken only where it has something to do
         if (self._pool.free() > 0) != (self._subscription is not None):
             self._changed.set()
 
@@ -235,7 +234,7 @@ class Interactive:
             if not self._to_accept:
                 asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
             self._to_accept.append(asker)
-        self._look()
+        self.look()
 
     def _accept_all(self) -> None:
         to_accept, self._to_accept = self._to_accept, []

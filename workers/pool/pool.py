@@ -109,6 +109,7 @@ class Pool:
         # behind the saved states: which one a program has is a part of what is equal
         self.steps[1:1] = SecretFields(bus), self.cache
         self.interactive = Interactive(self)
+        self.children.slots.freed = self._freed
         self.status = PoolStatus(self)
         self.service = PoolService(self)
         self.scaling = Scaling(bus, config, self.id, self.children.resize, self._load, self._fail)
@@ -216,6 +217,10 @@ class Pool:
         if self.draining or self.records.pending > slots.total:
             return 0
         return max(0, slots.free - self.executions.preparing)
+
+    def _freed(self) -> None:
+        self.interactive.look()
+        self.work.freed()
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:
         if self.handing.decides(work):
