@@ -46,7 +46,8 @@ def made(kind: type[T], given: Mapping[str, Any]) -> T:
     """The dataclass with these fields, as its own `__init__` makes it: that of a frozen one sets each field by a call, which
     for a request is as much as all that is done with it. Raises TypeError where one without a default is missing.
     """
-    needed, defaults, factories = _fields(kind)
+    of: Any = kind
+    needed, defaults, factories = _fields(of)
     if not needed <= given.keys():
         raise TypeError(f"{', '.join(sorted(needed - given.keys()))} is missing")
     one = object.__new__(kind)

@@ -76,7 +76,9 @@ class WorkLoop:
         self._sign_of_life = sign_of_life
         self.served = self.refused = 0
         self.clock = ServerClock(bus, subjects.stream(app))
-        self.calls = Tasks(f"calls of {pool}", lambda name, error: self._not_served(error))
+        self.calls = Tasks(
+            f"calls of {pool}", lambda name, error: log.error("a call was not served", pool=pool, exc_info=error)
+        )
         self._loops = Tasks(f"work of {pool}", lambda name, error: failed(error))
         self._taking: list[asyncio.Task[None]] = []
         self._queues: dict[int, WorkQueue] = {}  # band → what is open of it
@@ -122,9 +124,8 @@ class WorkLoop:
 
     def freed(self) -> None:
         """There is room for more: have it asked for now, and not when a record is stored and its work acked."""
-        for queue in self._queues.values():
-            if not queue.dry:
-                queue.ask_for_more()
+        for queue in (queue for queue in self._queues.values() if not queue.dry):
+            queue.ask_for_more()
 
     # -- taking work -----------------------------------------------------------------------------------------------
     async def _take(self, band: int) -> None:
@@ -292,9 +293,6 @@ class WorkLoop:
             await delivery.nak()
         except BusError as error:
             log.warning("work not handed back; it will come again", pool=self.pool, error=error.message)
-
-    def _not_served(self, error: BaseException) -> None:
-        log.error("a call was not served", pool=self.pool, exc_info=error)
 
 
 def _without_payload(request: CallRequest, delivery: Delivery) -> Job:
