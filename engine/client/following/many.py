@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final, TypeAlias, TypeVar
 
@@ -14,14 +15,18 @@ from dspex.engine.client.following.commit import Commit, commit_of
 from dspex.engine.client.following.once import reading_once
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
-from dspex.engine.client.runs.history import BEFORE, History, HistoryReader, history
+from dspex.engine.client.runs.history import BEFORE, History, HistoryReader
+from dspex.engine.client.runs.leap import Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import sequence_before
+from dspex.engine.log.tables import Tables
 
 T = TypeVar("T")
 _APART: Final = 10.0  # seconds between two runs, from which on what lies between them is not read
-_FAR: Final = 16 << 10  # sequences without an end of a run, behind which each that is left is read by itself
-_PIECE: Final = 4096  # sequences that are looked through at a time
+_FEW, _PIECE = 256, 4096  # sequences that are looked through at a time: most runs are short
+_SOON: Final = 4096  # sequences behind which it is worth to ask snapshots what happened to those that are left
+_LONG: Final = 8 * _PIECE  # sequences of the stream that must be left for that
+_NOTHING: Final[Mapping[PartitionId, Tables]] = {}
 
 _Mark: TypeAlias = tuple[PartitionId, str, int]
 """What a run waits for in a partition: an input and the sequence in it; of a row that is open, "" and its number."""
@@ -33,19 +38,31 @@ async def histories(
     manifests: Mapping[str, Manifest],
     runs: Sequence[str],
     told: Callable[[int], None] = lambda more: None,
+    *,
+    now: Mapping[PartitionId, Tables] = _NOTHING,
+    gone: bool = False,
 ) -> dict[str, History]:
-    """The histories of runs as they are now, by their full ids. `told`: how many more are known. Raises RunNotFound."""
+    """The histories of runs as they are now, by their full ids.
+
+    Args:
+        told: how many more are known. now: tables of just now: of what they have as it was nothing is to be read further.
+        gone: leave out runs whose source events are not there any more. Raises RunNotFound otherwise.
+    """
     found, once = dict[str, History](), reading_once(bus)
     for some in _near(runs):
-        readers = {run: HistoryReader(once, app, run) for _, run in some}
+        reads, readers = once if len(some) > 1 else bus, dict[str, HistoryReader]()
         for began, run in some:
-            await readers[run].begin(manifests, began)
-        await _read(once, app, readers, some[0][0])
+            reader = HistoryReader(reads, app, run)
+            with suppress(*((RunNotFound,) if gone else ())):
+                await reader.begin(manifests, began)
+                readers[run] = reader
+        if readers:
+            await _read(reads, app, readers, some[0][0], now)
         for run, reader in readers.items():
             reader.ends()
-            found[run] = reader.found if reader.idle else await history(bus, app, manifests, run)
+            found[run] = reader.found
         told(len(some))
-    return {run: found[run] for run in runs}
+    return {run: found[run] for run in runs if run in found}
 
 
 def _near(runs: Iterable[str]) -> Iterator[list[tuple[float, str]]]:
@@ -64,20 +81,24 @@ def _near(runs: Iterable[str]) -> Iterator[list[tuple[float, str]]]:
         yield some
 
 
-async def _read(bus: Bus, app: str, readers: Mapping[str, HistoryReader], began: float) -> None:
-    """Read the logs until nothing of the runs is open, or nothing comes to its end for long."""
+async def _read(
+    bus: Bus, app: str, readers: Mapping[str, HistoryReader], began: float, now: Mapping[PartitionId, Tables]
+) -> None:
+    """Read the logs until nothing of the runs is open. Where nothing happens to any of them for long, snapshots tell that."""
     info = await bus.stream(subjects.stream(app))
     if info is None:
         return
     start, waits = await sequence_before(bus, info, began - BEFORE) + 1, _Waits(readers)
-    ended, logs = start, [subjects.log(app, "*", "*", "*")]
-    while start <= info.last and waits.left and start - ended < _FAR:
-        stop = min(info.last, start + _PIECE - 1)
+    logs, size, patience, ask = [subjects.log(app, "*", "*", "*")], _FEW, _SOON, start + _SOON
+    while start <= info.last and waits.left_as_of(now):
+        if start >= ask and info.last - start > _LONG:
+            there = await leap(bus, app, waits.outstanding(), start, info.last, near=_SOON)
+            patience = _SOON if there > start else 2 * patience
+            start, ask = there, there + patience
+        stop = min(info.last, start + size - 1)
         for message in await bus.scan(info.name, logs, start=start, stop=stop):
-            before = len(waits.left)
             await waits.entry(bus, app, message)
-            ended = message.sequence if len(waits.left) < before else ended
-        start = stop + 1
+        start, size = stop + 1, min(2 * size, _PIECE)
 
 
 class _Waits:
@@ -105,6 +126,24 @@ class _Waits:
         self._marks[run] = now
         if not now:
             self.left.discard(run)
+
+    def outstanding(self) -> Outstanding:
+        """What is outstanding of all that are left."""
+        found = Outstanding()
+        for left in (self._readers[run].left for run in self.left):
+            for key, sequences in left.waiting.items():
+                found.waiting.setdefault(key, {}).update(sequences)
+            for key, rows in left.open.items():
+                found.open.setdefault(key, {}).update(rows)
+        return found
+
+    def left_as_of(self, now: Mapping[PartitionId, Tables]) -> set[str]:
+        """Those for which more is to be read: not those to which nothing happened any more until now."""
+        for run in [*self.left]:
+            left = self._readers[run].left
+            if all(where in now and left.is_untouched(where, now[where]) for where in left.partitions):
+                self.left.discard(run)
+        return self.left
 
     async def entry(self, bus: Bus, app: str, m: Message) -> None:
         """Have an entry of a log taken by the runs that it concerns."""

@@ -27,13 +27,20 @@ _Runs: TypeAlias = AsyncIterator[tuple[float, str]]
 """Runs, each with a time at which it had begun; the latest time first."""
 
 
-async def open_runs(bus: Bus, app: str, manifests: Mapping[str, Manifest], since: float) -> AsyncIterator[str]:
-    """The ids of runs of which anything was open just now, the latest first. `since`: of those that began then or later."""
+async def tables_now(bus: Bus, app: str, manifests: Mapping[str, Manifest]) -> dict[PartitionId, Tables]:
+    """The tables of all partitions as of just now."""
     tables = dict[PartitionId, Tables]()
     for topology, applied in manifests.items():
         for stage, count in applied.partitions.items():
             found = await look_at_many(bus, app, topology, stage, range(count))
             tables |= {(topology, stage, index): one for index, one in enumerate(found)}
+    return tables
+
+
+async def open_runs(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], since: float, tables: Mapping[PartitionId, Tables]
+) -> AsyncIterator[str]:
+    """The ids of runs of which anything is open in tables, the latest first. `since`: of those that began then or later."""
     rows = {row.run for one in tables.values() for row in one.calls.rows.values()}
     rows |= {row.run for one in tables.values() for row in one.timers.rows.values()}
     ways = [_in_order(rows, since)]

@@ -16,8 +16,9 @@ from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.backwards import backwards, by_begin
 from dspex.engine.client.following.follower import Follower
+from dspex.engine.client.following.many import histories
 from dspex.engine.client.following.progress import RunInfo
-from dspex.engine.client.following.running import open_runs
+from dspex.engine.client.following.running import open_runs, tables_now
 from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.info import info_of
@@ -26,6 +27,7 @@ from dspex.engine.log.positions import pages, sequence_before
 
 RunStatus = Literal["running", "done", "failed", "cancelled"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
+_OPEN: Final = 1000  # the same of runs that are not done: of those little is read
 _LAST: Final = "@last"
 
 
@@ -47,7 +49,7 @@ async def listed(
     if status in ("failed", "cancelled"):
         ways = _failed(bus, app, manifests, topology, since)
     elif status == "running":
-        ways = _running(bus, app, manifests, topology, since)
+        ways = _running(bus, app, manifests, topology, since, limit)
     else:
         ways = _all(bus, app, manifests, topology, since, limit)
     async for info in _merged(ways, [info for info in beside if topology in (None, info.topology)]):
@@ -103,12 +105,25 @@ async def _failed(
 
 
 async def _running(
-    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float, limit: int
 ) -> AsyncIterator[RunInfo]:
-    """The runs of which anything is open, whatever others there are."""
-    async for run in open_runs(bus, app, manifests, since):
-        if (told := await _told(bus, app, manifests, topology, run)) is not None:
-            yield told
+    """The runs of which anything is open, whatever others there are. Of what the tables have the begin alone is read."""
+    tables, some = await tables_now(bus, app, manifests), list[str]()
+
+    async def told() -> AsyncIterator[RunInfo]:
+        found = await histories(bus, app, manifests, some, now=tables, gone=True)
+        for run in some:
+            if (past := found.get(run)) is not None and topology in (None, *past.topologies):
+                yield info_of(past, app, manifests)
+        some.clear()
+
+    async for run in open_runs(bus, app, manifests, since, tables):
+        some.append(run)
+        if len(some) == min(limit, _OPEN):
+            async for info in told():
+                yield info
+    async for info in told():
+        yield info
 
 
 async def _told(bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, run: str) -> RunInfo | None:
