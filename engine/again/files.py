@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from dspex.bus.errors import DecodeError
 from dspex.engine.again.answering import Mode
 from dspex.engine.again.code import of_run
-from dspex.engine.again.replays import NO_DIFFERENCE, builds_now, of_file, together
+from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, builds_now, of_file, together
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
@@ -27,7 +27,7 @@ def files_at(path: str | PathLike[str]) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    if not (found := sorted(path.rglob(f"*{ENDS}"))):
+    if not (found := sorted(path.rglob(f"*{ENDS}"), key=str)):
         raise DecodeError(f"{path} has no file of a run, *{ENDS}", fix=MAKE)
     return found
 
@@ -38,11 +38,13 @@ async def of_files(
     graphs: Sequence[Graph],
     mode: Mode,
     told: Callable[[Replay, Replay, GivenFile], None] = lambda so_far, last, file: None,
+    *,
+    whole: bool = True,
     **options: Any,
 ) -> Replay:
     """The replay of several files, one after the other, each with state that begins empty.
 
-    `told`: after each, of all so far, of that one, and which it was. `options`: of `of_file`.
+    `told`: after each, of all so far, of that one, and which it was. `whole`: see `repeat`. `options`: of `of_file`.
     """
     now = builds_now(graphs)
     found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
@@ -51,7 +53,8 @@ async def of_files(
         name = file.info.topology
         if name not in known:
             known[name] = Unchanged(of_run(graphs, name, file.root.data))
-        last = await of_file(client, file, graphs, mode, unchanged=known[name], now=now, **options)
+        last = as_it_was(file, known[name], now, whole=whole) if mode == "strict" and client is None else None
+        last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
         found = together(found, last)
         told(found, last, one)
     return found

@@ -89,7 +89,6 @@ async def repeat(
     states: Collection[str] = (),
     told: Callable[[CallsSoFar], None] | None = None,
     whole: bool = True,
-    unchanged: Unchanged | None = None,
 ) -> Repeated:
     """Do a run again with these graphs. Several may be done at once, each in a thread of its own.
 
@@ -107,8 +106,7 @@ async def repeat(
         make: makes calls in the place of the client.
         alter: which outputs a fork changes. states: names of saved states that its calls have.
         told: hears of the calls so far, now and then, in a thread of its own.
-        whole: calls are compared by all that is asked, see RecordedCalls. unchanged: of the graphs, made by who does many runs
-            again with them.
+        whole: calls are compared by all that is asked, see RecordedCalls.
 
     Raises:
         TopologyError: DX235, the topology of the run is not among the graphs. Divergence. Saturated: a pool has no worker.
@@ -116,12 +114,12 @@ async def repeat(
     """
     if make is None and client is not None:
         make = partial(made, client.bus, client.app)
-    _check(file, graphs, mode, make)
+    check(file, graphs, mode, make)
     meant = await _states(client, graphs, states) if client is not None else None
     calls = [call for call in file.calls if mode == "strict" or not any(step.wrong for step in call.attempts)]
     recorded = partial(RecordedCalls, calls, meant, whole=whole)
-    if mode == "strict" and alter is None and (unchanged or Unchanged(graphs)).is_same(file, recorded()):
-        return Repeated(file, len(calls), 0, Usage(), _no_difference(file))
+    if mode == "strict" and alter is None and Unchanged(graphs).is_same(file, recorded()):
+        return Repeated(file, len(calls), 0, Usage(), no_difference(file))
     app = client.app if client is not None else "again"
     again = _Again(app, file, graphs, mode, make, alter, recorded(), told, OutsideLoop(asyncio.get_running_loop()))
     done = asyncio.get_running_loop().run_in_executor(None, again.do)
@@ -143,7 +141,7 @@ async def _states(client: Client, graphs: Sequence[Graph], more: Collection[str]
     return {name: (await saved.find(StateName.read(name))).name for name in names}
 
 
-def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None) -> None:
+def check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None) -> None:
     """Raise TopologyError, ConfigError, RecordingIncomplete where it cannot be done."""
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait; a file is made again: dspex runs export"
@@ -158,7 +156,7 @@ def _check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None
         raise ConfigError(f"in mode {mode} calls are made, and there is no server", code="DX105", fix='mode="strict"')
 
 
-def _no_difference(file: RunFile) -> Diff:
+def no_difference(file: RunFile) -> Diff:
     """What `compare` says of a run and itself."""
     used = file.info.usage
     tokens, cost = used.input_tokens + used.output_tokens, used.cost or 0.0

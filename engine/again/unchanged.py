@@ -9,8 +9,8 @@ other run it says nothing, and the engine does that again (`repeat`): so differe
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from heapq import heappop, heappush
 
 from dspex.bus import subjects
@@ -41,14 +41,16 @@ _USUAL = {("event",), ("record",)}  # what `handle` notes where nothing failed, 
 
 
 class Unchanged:
-    """Looks at runs of topologies. `graphs`: that all of them are done again with."""
+    """Looks at runs of topologies. `graphs`: that all of them are done again with, without the changes of forks."""
 
     def __init__(self, graphs: Sequence[Graph]) -> None:
+        self.graphs = graphs
         nodes = [node for graph in graphs for node in graph.nodes.values()]
         calls = [node.call for graph in graphs for node in graph.calls]
         plain = all(node.role in _PLAIN for node in nodes) and not any(graph.lanes for graph in graphs)
         self._plain = plain and all(call.order == "any" and call.of is None for call in calls)
         self._sources = [(graph, source) for graph in graphs for source in graph.sources]
+        self._readers = lru_cache(1024)(self._find_readers)  # subjects repeat from run to run
         self._ways = dict[tuple[str, str, str, float], _Way]()
 
     def is_same(self, file: RunFile, recorded: RecordedCalls) -> bool:
@@ -64,7 +66,7 @@ class Unchanged:
         stage = next((one.where.rpartition(".")[0] for one in below), "")
         return _Run(self._way(*read[0], stage, file.place), recorded).is_same(file, below, file.place)
 
-    def _readers(self, subject: str) -> list[tuple[Graph, SourceNode]]:
+    def _find_readers(self, subject: str) -> list[tuple[Graph, SourceNode]]:
         return [one for one in self._sources if subjects.matches(one[1].source.subject, subject)]
 
     def _way(self, graph: Graph, source: SourceNode, stage: str, place: SourcePlace) -> _Way:
@@ -92,7 +94,7 @@ class _Run:
     def __init__(self, way: _Way, recorded: RecordedCalls) -> None:
         self._way, self._recorded, self._tables = way, recorded, Tables()
         self._coming: list[tuple[float, int, Arrival]] = []  # records, by their times
-        self._asked, self._sent = Counter[str](), dict[str, tuple[str, bytes]]()
+        self._asked, self._sent = dict[str, int](), dict[str, tuple[str, bytes]]()
 
     def is_same(self, file: RunFile, below: Sequence[Happening], place: SourcePlace) -> bool:
         """Whether all comes again that lies below its source event, and nothing else."""
@@ -128,14 +130,14 @@ class _Run:
     def _answered(self, ask: Ask, clock: float) -> bool:
         """Have the recorded answer come; whether the call was asked this, in its place, and has one."""
         request = ask.asked
-        label = f"{request.node}#{self._asked[request.node]}"
+        ordinal = self._asked.get(request.node, 0)
         found = self._recorded.answer(request.call, request.node, request.spec, request.inputs)
-        if found is None or found.step.outputs is None or found.step.wrong or found.step.id != label:
+        if found is None or found.step.outputs is None or found.step.wrong or found.step.id != f"{request.node}#{ordinal}":
             return False
         at = clock + found.step.elapsed.total_seconds()
         if request.record is None or at >= ask.timer.due:
             return False
-        self._asked[request.node] += 1
+        self._asked[request.node] = ordinal + 1
         self._tables.change((("calls", ask.number, ask.call), ("timers", ask.number, ask.timer)))
         record = CallRecord(
             *(request.call, request.try_number, request.attempt, request.topology, request.node),

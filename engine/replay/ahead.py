@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
@@ -17,16 +17,19 @@ from dspex.bus.port import PAGE_MESSAGES, Bus
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import Address
 
-_FEW: Final = 32  # messages that are read at first
+_FEW: Final = 32  # messages that are read at first, where not all that lie there are taken
+HowMany: TypeAlias = Literal["all", "many", "few"]
+"""How many of the messages of a log are taken."""
 _sequence = attrgetter("sequence")
 
 
 class Ahead:
-    """The messages of some subjects. `whole`: all of them will be asked for, about in order."""
+    """The messages of some subjects. `reads`: all of them will be asked for, about in order, or many, or few."""
 
-    def __init__(self, bus: Bus, stream: str, filters: Sequence[str], *, whole: bool) -> None:
-        self._bus, self._stream, self._filters, self._whole = bus, stream, filters, whole
-        self._found, self._first, self._last, self._size = list[Message](), 1, 0, _FEW  # what is read, from where to where
+    def __init__(self, bus: Bus, stream: str, filters: Sequence[str], reads: HowMany) -> None:
+        self._bus, self._stream, self._filters, self._whole = bus, stream, filters, reads != "few"
+        self._found, self._first, self._last = list[Message](), 1, 0  # what is read, from where to where
+        self._size = PAGE_MESSAGES if reads == "all" else _FEW  # of the next page
 
     async def between(self, first: int, last: int) -> list[Message]:
         """Those that lie from one sequence to another. Raises BusError."""
@@ -44,13 +47,13 @@ class Ahead:
         return self._found[: bisect_right(self._found, last, key=_sequence)]
 
 
-def inputs_of(bus: Bus, a: Address, stage: Stage, source_stream: str, *, whole: bool) -> dict[str, Ahead]:
+def inputs_of(bus: Bus, a: Address, stage: Stage, source_stream: str, reads: HowMany) -> dict[str, Ahead]:
     """The logs of the inputs of a partition, by input; but for timers, which have none."""
     stream, where = subjects.stream(a.app), (a.app, a.topology, a.stage, a.partition)
     found = {
-        "events": Ahead(bus, stream, [subjects.edge(*where), subjects.decision(*where)], whole=whole),
-        "records": Ahead(bus, stream, [subjects.record(a.app, "*", a.topology, a.stage, a.partition)], whole=whole),
+        "events": Ahead(bus, stream, [subjects.edge(*where), subjects.decision(*where)], reads),
+        "records": Ahead(bus, stream, [subjects.record(a.app, "*", a.topology, a.stage, a.partition)], reads),
     }
     if stage.source is not None:
-        found["source"] = Ahead(bus, source_stream, [stage.source.subject], whole=whole)
+        found["source"] = Ahead(bus, source_stream, [stage.source.subject], reads)
     return found

@@ -24,7 +24,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
 from dspex.engine.log.tables import Tables
-from dspex.engine.replay.ahead import inputs_of
+from dspex.engine.replay.ahead import HowMany, inputs_of
 from dspex.engine.replay.marks import marked, run_of
 from dspex.engine.replay.stored import StoredCommit
 from dspex.engine.replay.told import ToldTables
@@ -86,7 +86,8 @@ class PartitionReplay:
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.excused, self._fails = False, set[str]()  # of what failed now, the runs; "" of what is not known
         self._runs: Collection[str] | None = None
-        self.watcher, self.first, self.differing, self._at = Watcher(), 0, tuple[str, ...](), 0
+        self.watcher, self.first, self.differing = Watcher(), 0, tuple[str, ...]()
+        self._where = ReplayPlace(stage.id, index, 0)  # the entry
         self.taken, self.builds, self._build = Counter[str](), list[dict[str, str]](), dict[str, str]()
 
     async def differences(
@@ -101,8 +102,8 @@ class PartitionReplay:
             runs: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
         self._runs = runs
-        whole = only is None or len(only) > _MANY
-        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, whole=whole)
+        reads: HowMany = "all" if only is None else "many" if len(only) > _MANY else "few"
+        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, reads)
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
@@ -153,7 +154,8 @@ class PartitionReplay:
             self._build = dict(said.get("build", {}))
         if sequence >= self.first and self._build not in self.builds:
             self.builds.append(self._build)
-        self._batch, self._fails, self._at = Batch(self.bus.sealing is not None), set(), sequence
+        self._batch, self._fails = Batch(self.bus.sealing is not None), set()
+        self._where = ReplayPlace(self._stage.id, self._p.index, sequence)
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = 0
@@ -167,11 +169,13 @@ class PartitionReplay:
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
-        mine, same = plain(packed(self._changes("asks" in entry))), digest(self._batch.messages) == entry["digest"]
-        changed = filled(changed)
+        mine: Mapping[str, Any] = self._changes("asks" in entry)
+        same = digest(self._batch.messages) == entry["digest"]
+        if mine != changed:
+            mine, changed = plain(packed(mine)), filled(changed)  # as the log has them
         stored, gave = StoredCommit(self.bus, self._address.app, sequence, entry), self._batch.messages
         if sequence >= self.first:
-            await self.watcher.gave(ReplayPlace(self._stage.id, self._p.index, sequence), gave)
+            await self.watcher.gave(self._where, gave)
         if self._runs is not None and not (same and mine == changed):
             mine, same = changed, await stored.same_of(self._runs, gave)
         same = same or await stored.same_but_for_lines(gave)
@@ -205,21 +209,21 @@ class PartitionReplay:
         for message in [timer] if input == "timers" else await self._logs[input].between(first, last):
             if reader.owner(message) != self._p.index:
                 continue
-            if is_damaged(message) and not (mark and mark[0] == "record_gone"):  # it was not when it was taken
-                raise _damaged(message)
-            for arrival in await reader.arrivals(self._p, message, clock):
+            at_once = reader.at_once(self._p, message, clock)  # which takes no damaged record
+            if at_once is None and is_damaged(message) and not (mark and mark[0] == "record_gone"):
+                raise _damaged(message)  # it was not when it was taken
+            for arrival in (at_once,) if at_once is not None else await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
-                    yield marked(arrival, mark or ())
+                    yield marked(arrival, mark) if mark else arrival
 
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:
         tables, place = self._p.tables, arrival.place
         if (split := tables.splits.rows.get(place)) is not None:
             arrival = arrival._replace(clock=split.clock)
-        where = ReplayPlace(self._stage.id, self._p.index, self._at)
-        arrival = self.watcher.arrives(where, arrival, again=split is not None)
-        self.watcher.takes(where, arrival, tables)
+        arrival = self.watcher.arrives(self._where, arrival, again=split is not None)
+        self.watcher.takes(self._where, arrival, tables)
         effects = self._p.process.handle(arrival, tables)
         if effects.failure is not None or "put_off" in effects.notes:
             self._fails.add(run_of(arrival))
@@ -235,7 +239,8 @@ class PartitionReplay:
         tables.splits.drop(place)
         if arrival.position is not None:
             position = arrival.position
-            if place.input == "source" and not (mark and mark[0] in ("gap", "moved")):
+            own = place.input != "source" or (mark and mark[0] in ("gap", "moved"))
+            if not own and position.mark != self._mark:
                 position = position._replace(mark=self._mark)  # how far ahead of the clock an event was, only the runtime knew
             tables.positions.put(place.input, position)
 
@@ -252,7 +257,7 @@ class PartitionReplay:
             if row is not None and number in self._batch.asked:
                 place = WITHIN if within else self._batch.asked[number] - count
                 changes["calls"][i] = (number, row._replace(work=place))
-        return changes
+        return {name: tuple(rows) if isinstance(rows, list) else rows for name, rows in changes.items()}  # sequences are tuples
 
     def _landed(self, sequence: int, *, within: bool) -> None:
         calls, first = self._p.tables.calls, sequence - len(self._batch.messages)

@@ -16,8 +16,8 @@ import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from os import PathLike
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from dspex.bus import codecs, subjects
@@ -28,7 +28,7 @@ from dspex.bus.message import Event, plain
 from dspex.bus.records import Usage
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.history import History
-from dspex.engine.client.runs.steps import Step
+from dspex.engine.client.runs.steps import Step, frozen
 from dspex.engine.client.runs.then.builds import Builds
 from dspex.engine.client.runs.then.chain import HashChain, chained
 from dspex.engine.client.runs.then.changes import KeptChange
@@ -197,12 +197,13 @@ def _attempt(step: Step, error: Mapping[str, Any] | None) -> dict[str, Any]:
 def load(path: str | PathLike[str]) -> RunFile:
     """Read the file of a run. Raises DecodeError where it is none, or was changed."""
     try:
-        return read((path if isinstance(path, Path) else Path(path)).read_bytes(), str(path))
+        with FileIO(path) as file:
+            return read(file.readall(), path)
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}", fix=MAKE) from None
 
 
-def read(text: bytes, name: str) -> RunFile:
+def read(text: bytes, name: str | PathLike[str]) -> RunFile:
     """The file of a run. `name`: of it, for errors. Raises DecodeError where it is none, or was changed."""
     known: dict[str, Happening] = {}
     head, info = dict[str, Any](), None
@@ -235,8 +236,8 @@ def read(text: bytes, name: str) -> RunFile:
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
     then = then if head.get("state") else NOT_THERE
     changes = tuple(checked(list[KeptChange], "what a fork has changed", head["changes"])) if "changes" in head else ()
-    gone = tuple(checked(list[str], "names of fields", head.get("lost", [])))
-    builds = checked(dict[str, list[dict[str, str]]], "builds", head.get("builds", {}))
+    gone = tuple(checked(list[str], "names of fields", head["lost"])) if "lost" in head else ()
+    builds = checked(dict[str, list[dict[str, str]]], "builds", head["builds"]) if "builds" in head else {}
     more = (text, then, changes, gone, builds)
     return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, *more)
 
@@ -262,8 +263,9 @@ def read_info(row: Mapping[str, Any]) -> RunInfo:
     if not all(isinstance(made[name], str) for name in ("id", "topology", "digest", "status")):
         raise TypeError("its id, its topology, the digest of that and its status are no texts")
     finished = _time(made["finished"]) if made["finished"] is not None else None
-    read: dict[str, Any] = {"started": _time(made["started"]), "finished": finished, "usage": Usage(**made["usage"])}
-    return RunInfo(**(made | read))
+    used = frozen(Usage, made["usage"])
+    read: dict[str, Any] = {"started": _time(made["started"]), "finished": finished, "usage": used}
+    return frozen(RunInfo, made | read | {"kept": ""})
 
 
 def _happening(row: Mapping[str, Any]) -> Happening:
@@ -276,9 +278,10 @@ def _happening(row: Mapping[str, Any]) -> Happening:
 
 
 def _step(row: Mapping[str, Any]) -> Step:
-    plain = {name: value for name, value in row.items() if name != "failure"}
-    plain |= {"usage": Usage(**row["usage"]), "elapsed": timedelta(seconds=row["elapsed"]), "started": _time(row["started"])}
-    return Step(**plain)
+    elapsed, used = timedelta(seconds=row["elapsed"]), frozen(Usage, row["usage"])
+    made = {**row, "usage": used, "elapsed": elapsed, "started": _time(row["started"])}
+    del made["failure"]
+    return frozen(Step, made)
 
 
 def _time(text: str) -> datetime:

@@ -69,9 +69,10 @@ class Happening:
 
     def __iter__(self) -> Iterator[Happening]:
         """It, and all below it."""
-        yield self
-        for one in self.below:
-            yield from one
+        left = [self]
+        while left:
+            yield (one := left.pop())
+            left += reversed(one.below)
 
 
 class StepLabels:

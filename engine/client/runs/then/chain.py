@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from hashlib import sha256
 from typing import Final
 
 from dspex.bus.errors import DecodeError
 
-_HASH: Final = re.compile(rb',"hash":"([0-9a-f]{32})"}')  # how a line ends
+_HASH: Final = b',"hash":"'  # before the digits of a line's hash, with which and `"}` it ends
+_DIGITS: Final = 32
+_END: Final = len(_HASH) + _DIGITS + 2
 
 
 def chained(before: bytes, text: bytes) -> bytes:
     """The hash of a line behind another hash."""
-    return sha256(before + text).hexdigest()[:32].encode()
+    return sha256(before + text).hexdigest()[:_DIGITS].encode()
 
 
 class HashChain:
@@ -24,12 +25,13 @@ class HashChain:
 
     def checked(self, line: bytes) -> bytes:
         """A line without its hash. Raises DecodeError where it is not as it was written."""
-        found = _HASH.search(line, max(0, len(line) - 44))
-        if self._before is None or (self._before == b"" and found is None):
+        text, hash = line[:-_END], line[-_DIGITS - 2 : -2]
+        has_one = line[-_END : -_DIGITS - 2] == _HASH and line[-2:] == b'"}'
+        if self._before is None or (self._before == b"" and not has_one):
             self._before = None
             return line
-        text = line[: found.start()] + b"}" if found is not None else b""
-        if found is None or chained(self._before, text) != found[1]:
+        text += b"}"
+        if not has_one or chained(self._before, text) != hash:
             raise DecodeError("it was changed, or a line before it is missing")
-        self._before = found[1]
+        self._before = hash
         return text

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+import orjson
+
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step, what_is_asked
@@ -35,7 +37,7 @@ class RecordedCalls:
     """
 
     def __init__(self, calls: Iterable[Happening], states: Mapping[str, str] | None = None, *, whole: bool = True) -> None:
-        self._left: dict[tuple[str, str], list[Happening]] = {}
+        self._left: dict[tuple[str, bytes | str], list[Happening]] = {}
         for call in calls:
             self._left.setdefault((call.node, _canonical(call.data)), []).append(call)
         self.nodes = {node for node, _ in self._left}
@@ -87,4 +89,16 @@ def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict
     return found
 
 
-_canonical: Final = json.JSONEncoder(sort_keys=True, default=repr).encode  # `json.dumps` makes an encoder each time
+_OPTIONS: Final = (
+    orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+)
+_any: Final = json.JSONEncoder(sort_keys=True, default=repr).encode  # `json.dumps` makes an encoder each time
+
+
+def _canonical(data: object) -> bytes | str:
+    """Data as text by which they are compared."""
+    try:
+        found = orjson.dumps(data, repr, _OPTIONS)
+    except TypeError:  # it has integers of more than 64 bits
+        return _any(data)
+    return found if b"null" not in found else _any(data)  # which it writes for NaN, too

@@ -29,6 +29,7 @@ from dspex.bus.errors import (
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.run import Run
+from dspex.engine.client.runs.export import load
 from dspex.engine.client.runs.tree import FORGOTTEN
 from dspex.engine.log.housekeeping import forget_kept
 from dspex.operators.topology import Topology
@@ -150,6 +151,19 @@ def test_a_file_that_was_changed_is_refused_with_its_line(lab: MakeLab, tmp_path
     for nothing in (bad.parent / "none.jsonl", bad.parent):
         with pytest.raises(DecodeError, match="cannot be read"):
             one.run(one.client.import_run(nothing))
+
+
+def test_whatever_byte_at_the_end_of_a_line_is_another_one_the_file_is_refused(lab: MakeLab, tmp_path: Path) -> None:
+    file, bad = tmp_path / "run.jsonl", tmp_path / "bad.jsonl"
+    exported(working(lab), file)
+    first, second, rest = file.read_bytes().split(b"\n", 2)
+    assert load(file)
+    for at in range(1, 50):  # its hash, and what stands around that
+        other = bytearray(second)
+        other[-at] ^= 1
+        bad.write_bytes(b"\n".join((first, other, rest)))
+        with pytest.raises(DecodeError, match=r"line 2: .*was changed"):
+            load(bad)
 
 
 def test_a_file_of_before_there_were_hashes_is_taken(lab: MakeLab, tmp_path: Path) -> None:
