@@ -309,16 +309,26 @@ class Client:
         status: Literal["running", "done", "failed", "cancelled"] | None = None,
         since: Duration | datetime | None = None,
         limit: int = 100,
+        before: str | None = None,
     ) -> AsyncIterator[RunInfo]:
-        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied.
+        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied; RunNotFound for a `before`
+        that is no full id.
 
         Args:
             topology: only its runs. status: only those that are so now.
             since: only those that began then or later: a time, or how long ago.
             limit: so many at most.
+            before: only those that began before this run, by its full id: the last of a list, for more of them.
         """
         async for info in runs_of(
-            self.bus, self.app, await self.manifests(), topology=topology, status=status, since=moment_of(since), limit=limit
+            self.bus,
+            self.app,
+            await self.manifests(),
+            topology=topology,
+            status=status,
+            since=moment_of(since),
+            limit=limit,
+            before=before,
         ):
             yield info
 

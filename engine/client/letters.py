@@ -185,6 +185,10 @@ async def _shown(bus: Bus, app: str, message: Message) -> DeadLetter:
         return _unreadable(message, e)
 
 
+Changed = Callable[[DeadLetter], Any]
+"""Gives data instead of what a letter holds, or None."""
+
+
 async def redrive(
     bus: Bus, app: str, letters: Iterable[DeadLetter], *, data: Any = None, time: datetime | Literal["now"] | None = None
 ) -> int:
@@ -195,17 +199,26 @@ async def redrive(
     What somebody else has redriven or dropped meanwhile is passed over. One that cannot be redriven holds up no other: why is
     raised at the end, see `again`.
     """
-    redrives, done, refused, at = Redrives(bus, app), 0, list[DspexError](), await seconds_of(bus, app, time)
-    for dead in letters:
-        if not dead.sequence:
-            raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
-        try:
-            done += await again(redrives, dead.sequence, lambda _: data, at)
-        except REFUSED as e:
-            refused.append(e)
+    sequences = [dead.sequence for dead in letters]
+    if not all(sequences):
+        raise RunError("only dead letters that came from dead_letters() can be redriven", fix="list them anew")
+    done, refused = await each_again(bus, app, sequences, lambda _: data, await seconds_of(bus, app, time))
     if refused:
-        raise refused[0]
+        raise next(iter(refused.values()))
     return done
+
+
+async def each_again(
+    bus: Bus, app: str, sequences: Iterable[int], changed: Changed = lambda _: None, time: float | None = None
+) -> tuple[int, dict[int, DspexError]]:
+    """Run the events of letters again, see `again`: how many, and why others were not, by their sequences."""
+    redrives, done, refused = Redrives(bus, app), 0, dict[int, DspexError]()
+    for sequence in sequences:
+        try:
+            done += await again(redrives, sequence, changed, time)
+        except REFUSED as e:
+            refused[sequence] = e
+    return done, refused
 
 
 async def seconds_of(bus: Bus, app: str, time: datetime | Literal["now"] | None) -> float | None:
@@ -217,12 +230,7 @@ async def seconds_of(bus: Bus, app: str, time: datetime | Literal["now"] | None)
     return None if time is None else in_a_zone("time", time).timestamp()
 
 
-async def again(
-    redrives: Redrives,
-    sequence: int,
-    changed: Callable[[DeadLetter], Any] = lambda _: None,
-    time: float | None = None,
-) -> bool:
+async def again(redrives: Redrives, sequence: int, changed: Changed = lambda _: None, time: float | None = None) -> bool:
     """Run the event of one letter again; see `redrive`. `changed`: gives data instead of what it holds, or None.
 
     `time`: its event time from now on. False: it was redriven or dropped meanwhile. Raises TopologyError (DX232) where no

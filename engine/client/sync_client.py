@@ -471,15 +471,18 @@ class Client:
         status: Literal["running", "done", "failed", "cancelled"] | None = None,
         since: Duration | datetime | None = None,
         limit: int = 100,
+        before: str | None = None,
     ) -> Iterator[RunInfo]:
-        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied.
+        """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied; RunNotFound for a `before`
+        that is no full id.
 
         Args:
             topology: only its runs. status: only those that are so now.
             since: only those that began then or later: a time, or how long ago.
             limit: so many at most.
+            before: only those that began before this run, by its full id: the last of a list, for more of them.
         """
-        return background.each(self._of.runs(topology, status=status, since=since, limit=limit))
+        return background.each(self._of.runs(topology, status=status, since=since, limit=limit, before=before))
 
     def import_run(self, path: str | PathLike[str]) -> Run:
         """Keep a run that was exported (`Run.export`), here or elsewhere: it is then found as those in the logs are, and is

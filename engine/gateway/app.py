@@ -1,6 +1,6 @@
 """The gateway: an application over HTTP, to be mounted in FastAPI or Starlette, or served by `dspex gateway`.
 
-What a request does is in one file each: publishing.py, calling.py, looking.py, health.py. Who may is access.py, and what went
+What a request does is in one file each: publishing.py, calling.py, looking/, health.py. Who may is access.py, and what went
 wrong is problems.py. The page for people is in web/.
 """
 
@@ -28,7 +28,10 @@ from dspex.engine.gateway.calling import Calling
 from dspex.engine.gateway.described import Descriptions
 from dspex.engine.gateway.entrance import Called, Entrance
 from dspex.engine.gateway.health import Health
-from dspex.engine.gateway.looking import Looking
+from dspex.engine.gateway.looking.again import AgainOffered
+from dspex.engine.gateway.looking.letters import LettersOffered
+from dspex.engine.gateway.looking.runs import Looking
+from dspex.engine.gateway.looking.state import Overview
 from dspex.engine.gateway.publishing import Publishing
 from dspex.engine.gateway.web import page
 
@@ -100,6 +103,7 @@ class Traced:
 def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str, _Endpoint]]:
     """Every path but those that describe the others: path, method, and what answers."""
     publishing, calling, looking, health = Publishing(entrance), Calling(entrance), Looking(entrance), Health(entrance, works)
+    again, letters, overview = AgainOffered(entrance), LettersOffered(entrance), Overview(entrance)
     return [
         ("/v1/publish/{subject}", "post", publishing.publish),
         ("/v1/hooks/{name}", "post", publishing.hook),
@@ -109,15 +113,25 @@ def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str,
         ("/v1/chat/completions", "post", calling.completions),
         ("/v1/models", "get", calling.models),
         ("/v1/runs", "get", looking.runs),
+        ("/v1/runs/events", "get", looking.listing),
         ("/v1/runs/{id:path}/events", "get", looking.events),
         ("/v1/runs/{id:path}/cancel", "post", looking.cancel),
         ("/v1/runs/{id:path}/scores", "post", looking.score),
+        ("/v1/runs/{id:path}/replay", "post", again.replay),
+        ("/v1/runs/{id:path}/fork", "post", again.fork),
+        ("/v1/runs/{id:path}/diff", "get", again.diff),
         ("/v1/runs/{id:path}", "get", looking.run),
-        ("/v1/approvals", "get", looking.approvals),
-        ("/v1/approvals/{id}", "post", looking.decide),
-        ("/v1/letters", "get", looking.letters),
-        ("/v1/topologies", "get", looking.topologies),
-        ("/v1/status", "get", looking.status),
+        ("/v1/approvals", "get", overview.approvals),
+        ("/v1/approvals/{id}", "post", overview.decide),
+        ("/v1/letters", "get", letters.letters),
+        ("/v1/letters/groups", "get", letters.groups),
+        ("/v1/letters/redrive", "post", letters.redrive),
+        ("/v1/letters/drop", "post", letters.drop),
+        ("/v1/topologies", "get", overview.topologies),
+        ("/v1/sessions", "get", overview.sessions),
+        ("/v1/sessions/{id}", "get", overview.session),
+        ("/v1/windows", "get", overview.windows),
+        ("/v1/status", "get", overview.status),
         ("/livez", "get", health.live),
         ("/readyz", "get", health.ready),
         ("/metrics", "get", health.metrics),

@@ -13,6 +13,7 @@ TIME: Final[BodySchema] = {"type": "string", "format": "date-time"}
 SESSION: Final[BodySchema] = {"type": "string", "pattern": "^[A-Za-z0-9]{1,64}$"}
 KEY: Final[BodySchema] = {"type": "string", "pattern": "^[A-Za-z0-9 _.:-]{1,200}$"}
 _FLAG: Final[BodySchema] = {"type": "boolean"}
+_LIMIT: Final[BodySchema] = {"type": "integer", "minimum": 1, "maximum": 1000}
 _ONE: Final[BodySchema] = {
     "type": "object",
     "required": ["type", "text"],
@@ -61,6 +62,17 @@ CLOUD_EVENT: Final[BodySchema] = {
 """Without attributes of one's own, which it may have."""
 EVENTS: Final[Mapping[str, BodySchema]] = {"application/json": {}, "application/cloudevents+json": CLOUD_EVENT}
 _ASKED: Final[BodySchema] = {"type": "object", "required": ["messages"], "properties": {"messages": MESSAGES, "inputs": OBJECT}}
+_COUNT: Final[BodySchema] = {"type": "integer", "minimum": 0, "maximum": 2**53}
+_LETTERS: Final[BodySchema] = {
+    "type": "object",
+    "anyOf": [{"required": [name]} for name in ("topology", "node", "reason", "fingerprint", "sequence")],
+    "properties": {
+        **dict.fromkeys(("topology", "node", "reason", "fingerprint"), TEXT),
+        **dict.fromkeys(("sequence", "limit"), _COUNT),
+        "dry_run": _FLAG,
+    },
+    "additionalProperties": False,
+}
 BODIES: Final[Mapping[str, BodySchema]] = {
     "/v1/ag-ui/{name}": {
         "type": "object",
@@ -83,6 +95,16 @@ BODIES: Final[Mapping[str, BodySchema]] = {
         },
         "additionalProperties": False,
     },
+    "/v1/runs/{id}/replay": {"type": "object", "maxProperties": 0},
+    "/v1/runs/{id}/fork": {
+        "type": "object",
+        "required": ["at"],
+        "properties": {"at": TEXT, "inputs": OBJECT, "outputs": OBJECT, "lm": TEXT, "program": TEXT, "deliver": _FLAG},
+        "oneOf": [{"required": [name]} for name in ("inputs", "outputs", "lm", "program")],
+        "additionalProperties": False,
+    },
+    "/v1/letters/redrive": {**_LETTERS, "properties": {**_LETTERS["properties"], "after": _COUNT}},
+    "/v1/letters/drop": _LETTERS,
     "/v1/approvals/{id}": {
         "type": "object",
         "required": ["decision"],
@@ -91,26 +113,31 @@ BODIES: Final[Mapping[str, BodySchema]] = {
     },
 }
 """Of paths whose body is not that of a call or an event."""
+_LISTED: Final[Mapping[str, BodySchema]] = {
+    "topology": TEXT,
+    "status": {"enum": ["running", "done", "failed", "cancelled"]},
+    "since": DURATION,
+    "limit": _LIMIT,
+}
 QUERIES: Final[Mapping[str, Mapping[str, BodySchema]]] = {
-    "/v1/runs": {
-        "topology": TEXT,
-        "status": {"enum": ["running", "done", "failed", "cancelled"]},
-        "since": DURATION,
-        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
-    },
+    "/v1/runs": {**_LISTED, "before": TEXT},
+    "/v1/runs/events": _LISTED,
     "/v1/runs/{id}": {"wait": DURATION, "tree": _FLAG, "outputs": _FLAG},
     "/v1/approvals": {"topology": TEXT},
-    "/v1/letters": {
-        "topology": TEXT,
-        "node": TEXT,
-        "reason": TEXT,
-        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
-    },
+    "/v1/runs/{id}/diff": {"with": {"type": "string", "minLength": 1}},
+    "/v1/letters": {"topology": TEXT, "node": TEXT, "reason": TEXT, "fingerprint": TEXT, "limit": _LIMIT},
+    "/v1/letters/groups": {"topology": TEXT, "node": TEXT, "reason": TEXT},
+    "/v1/sessions": {"limit": _LIMIT},
+    "/v1/windows": {"topology": TEXT, "limit": _LIMIT},
 }
+
+
+_NEEDED: Final = ("with",)
 
 
 def parameters(path: str) -> list[dict[str, Any]]:
     """Those of a path, and of its query."""
     names = [piece[1:-1] for piece in path.split("/") if piece.startswith("{")]
     found: list[dict[str, Any]] = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
-    return found + [{"name": name, "in": "query", "schema": schema} for name, schema in QUERIES.get(path, {}).items()]
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in QUERIES.get(path, {}).items()]
+    return found + [{**one, "required": True} if one["name"] in _NEEDED else one for one in query]

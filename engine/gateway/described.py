@@ -32,7 +32,8 @@ _STREAM: Final = "text/event-stream"
 _ABOUT: Final = "Events and calls of an application."
 _AFTER: Final = "How long it waits. Instead of it: time, or at, as an RFC 3339 time."  # no schema says that one excludes others
 _REF: Final = "#/components/schemas/Problem"
-_STREAMED: Final = ("/v1/ag-ui/{name}", "/v1/ai-sdk/{name}", "/v1/chat/completions", "/v1/runs/{id}/events")
+_MADE: Final = ("/scores", "/fork")
+_STREAMED: Final = ("/v1/ag-ui/{name}", "/v1/ai-sdk/{name}", "/v1/chat/completions", "/v1/runs/{id}/events", "/v1/runs/events")
 
 
 class Descriptions:
@@ -100,7 +101,7 @@ def _operation(path: str, method: str, about: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": about.partition("\n")[0].rstrip("."),
         "parameters": parameters(path),
-        "responses": {"201" if path.endswith("/scores") else "200": done, **dict(_refusals(()))},
+        "responses": {"201" if path.endswith(_MADE) else "200": done, **dict(_refusals(()))},
     }
     if path in ("/livez", "/readyz"):
         found["security"] = []  # probes have no token

@@ -80,7 +80,7 @@ async def beside(t: Terminal, engine: Engine, bind: str | None) -> AsyncGenerato
     from dspex.engine.client.client import Client
 
     host = engine.running.host
-    client = Client(bus=engine.running.bus, app=host.app)
+    client = Client(t.settings(), bus=engine.running.bus, app=host.app)
     async with client, offered(t, bind, [], {}, client, lambda: str(host.describe()["health"])):
         yield
 

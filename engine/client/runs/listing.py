@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
+from math import inf
 from typing import Final, Literal
 
 from dspex.bus import subjects
@@ -17,17 +18,19 @@ from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.backwards import backwards, by_begin
 from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.following.many import histories
-from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.following.progress import PartitionId, RunInfo
 from dspex.engine.client.following.running import open_runs, tables_now
 from dspex.engine.client.runs import kept
 from dspex.engine.client.runs.history import history
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.positions import pages, sequence_before
+from dspex.engine.log.tables import Tables
 
 RunStatus = Literal["running", "done", "failed", "cancelled"]
 TOGETHER: Final = 100  # runs that are looked at in one pass through the logs
 _OPEN: Final = 1000  # the same of runs that are not done: of those little is read
+_GRAIN: Final = 0.002  # seconds: ids tell milliseconds
 _LAST: Final = "@last"
 
 
@@ -40,18 +43,32 @@ async def listed(
     status: RunStatus | None = None,
     since: float = 0.0,
     limit: int = 100,
+    before: str | None = None,
 ) -> AsyncIterator[RunInfo]:
-    """Runs, the latest first. `since`: seconds since the epoch. Raises TopologyError (DX235) for one that is not applied."""
-    beside = [info for info in (await kept.infos(bus, app)).values() if info.started.timestamp() >= since]
+    """Runs, the latest first. `since`: seconds since the epoch. `before`: a full id; only those that began before that run.
+
+    Raises TopologyError (DX235) for one that is not applied, RunNotFound.
+    """
+    until = _begin_of(before)
+    beside = [info for info in (await kept.infos(bus, app)).values() if since <= info.started.timestamp() < until]
     if topology is not None and topology not in {*manifests, *(info.topology for info in beside)}:
         fix = did_you_mean(topology, sorted(manifests), "none is applied")
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix=fix)
-    if status in ("failed", "cancelled"):
-        ways = _failed(bus, app, manifests, topology, since)
-    elif status == "running":
-        ways = _running(bus, app, manifests, topology, since, limit)
+    tables = await tables_now(bus, app, manifests) if status == "running" else {}
+    if status == "running":
+        ids = open_runs(bus, app, manifests, since, tables)
+    elif status in ("failed", "cancelled"):
+        ids = _failed(bus, app, since)
     else:
-        ways = _all(bus, app, manifests, topology, since, limit)
+        ids = latest(bus, manifests, topology, since, until=until if topology is None else inf)
+    if before is not None:
+        ids = _behind(ids, before, until)
+    if status == "running":
+        ways = _running(bus, app, manifests, topology, ids, limit, tables)
+    elif status in ("failed", "cancelled"):
+        ways = _each(bus, app, manifests, topology, ids)
+    else:
+        ways = _all(bus, app, manifests, ids, limit)
     async for info in _merged(ways, [info for info in beside if topology in (None, info.topology)]):
         if limit and status in (None, info.status):
             yield info
@@ -72,12 +89,31 @@ async def _merged(ways: AsyncIterator[RunInfo], beside: Sequence[RunInfo]) -> As
         yield info
 
 
+def _begin_of(before: str | None) -> float:
+    """When a run began; never, for None. Raises RunNotFound for what is no full id."""
+    if before is None:
+        return inf
+    if (began := id_time(before)) is None:
+        raise RunNotFound(f"{before!r} is no full id of a run", run=before, fix="dspex runs ls --json prints full ids")
+    return began.timestamp()
+
+
+async def _behind(ids: AsyncIterator[str], before: str, until: float) -> AsyncIterator[str]:
+    """Of runs in the order of `latest` those behind one of them, which may be gone."""
+    there = False
+    async for run in ids:
+        began = id_time(run)
+        if there or (began is not None and began.timestamp() < until):
+            yield run
+        there = there or run == before
+
+
 async def _all(
-    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float, limit: int
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], ids: AsyncIterator[str], limit: int
 ) -> AsyncIterator[RunInfo]:
     """All runs, some at a time."""
     some: list[str] = []
-    async for run in latest(bus, manifests, topology, since):
+    async for run in ids:
         some.append(run)
         if len(some) == min(limit, TOGETHER):
             async for info in _looked_at(bus, app, manifests, some):
@@ -87,9 +123,7 @@ async def _all(
         yield info
 
 
-async def _failed(
-    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float
-) -> AsyncIterator[RunInfo]:
+async def _failed(bus: Bus, app: str, since: float) -> AsyncIterator[str]:
     """The runs that have dead letters, whatever others there are."""
     if (info := await bus.stream(subjects.stream(app))) is None:
         return
@@ -100,15 +134,29 @@ async def _failed(
     for run in sorted(began, key=lambda run: (began[run], run), reverse=True):
         if began[run] < since:
             return
+        yield run
+
+
+async def _each(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, ids: AsyncIterator[str]
+) -> AsyncIterator[RunInfo]:
+    """Runs of a topology, one by one."""
+    async for run in ids:
         if (told := await _told(bus, app, manifests, topology, run)) is not None:
             yield told
 
 
 async def _running(
-    bus: Bus, app: str, manifests: Mapping[str, Manifest], topology: str | None, since: float, limit: int
+    bus: Bus,
+    app: str,
+    manifests: Mapping[str, Manifest],
+    topology: str | None,
+    ids: AsyncIterator[str],
+    limit: int,
+    tables: Mapping[PartitionId, Tables],
 ) -> AsyncIterator[RunInfo]:
     """The runs of which anything is open, whatever others there are. Of what the tables have the begin alone is read."""
-    tables, some = await tables_now(bus, app, manifests), list[str]()
+    some = list[str]()
 
     async def told() -> AsyncIterator[RunInfo]:
         found = await histories(bus, app, manifests, some, now=tables, gone=True)
@@ -117,7 +165,7 @@ async def _running(
                 yield info_of(past, app, manifests)
         some.clear()
 
-    async for run in open_runs(bus, app, manifests, since, tables):
+    async for run in ids:
         some.append(run)
         if len(some) == min(limit, _OPEN):
             async for info in told():
@@ -150,8 +198,10 @@ async def latest(
     topology: str | None = None,
     since: float = 0.0,
     beside: Iterable[RunInfo] = (),
+    until: float = inf,
 ) -> AsyncIterator[str]:
     """The ids of runs, the latest first: of what the sources of a topology have, or of all. `beside`: runs in no log.
+    `until`: only of events that were stored by then.
 
     A source that takes outputs has events of runs that began earlier: each is named where it began.
     """
@@ -161,7 +211,7 @@ async def latest(
         for source, stream in applied.streams.items()
         if topology in (None, name)
     )
-    ways = [*(_events(bus, stream, subject, since) for stream, subject in where), _in_order(beside)]
+    ways = [*(_events(bus, stream, subject, since, until) for stream, subject in where), _in_order(beside)]
     async for run in by_begin(ways, since):
         yield run
 
@@ -171,10 +221,11 @@ async def _in_order(infos: Iterable[RunInfo]) -> AsyncIterator[tuple[float, str]
         yield info.started.timestamp(), info.id
 
 
-async def _events(bus: Bus, stream: str, subject: str, since: float) -> AsyncIterator[tuple[float, str]]:
+async def _events(bus: Bus, stream: str, subject: str, since: float, until: float) -> AsyncIterator[tuple[float, str]]:
     """When each message of a subject was stored, and its run; the latest first."""
     if (info := await bus.stream(stream)) is not None:
-        async for message in backwards(bus, info, subject, since=since):
+        last = await sequence_before(bus, info, until + _GRAIN) if until < inf else None
+        async for message in backwards(bus, info, subject, since=since, last=last):
             yield message.time, run_of(stream, info.created, message)
 
 

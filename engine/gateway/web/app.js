@@ -1,6 +1,14 @@
-// Moving between the views, looking again at what changes, and the keyboard. What each view shows is in views.js.
+// Moving between the views, looking again at what changes, and the keyboard. What each view shows is in a file of its own.
 import { Problem, entered, go, h, show, trouble } from "./base.js";
-import { VIEWS } from "./views.js";
+import { letters } from "./letters.js";
+import { approvals, sessions } from "./people.js";
+import { run } from "./run.js";
+import { runs } from "./runs.js";
+import { pools, topology, windows } from "./state.js";
+
+// Each is a function of the place (id and query of the address) that makes its frame, so that what somebody types or has opened
+// stays, and gives what is done at every look; that gives whether to look again. In the order of their keys.
+const VIEWS = { runs: (at) => (at.id ? run(at) : runs(at)), letters, approvals, topology, sessions, windows, pools };
 
 const main = document.getElementById("main");
 const live = document.getElementById("live");
@@ -27,6 +35,7 @@ async function enter() {
     else link.removeAttribute("aria-current");
   }
   main.replaceChildren(h("p", { class: "quiet" }, "…"));
+  window.scrollTo(0, 0);
   const update = VIEWS[here.name](here);  // gives true while there may be something new
   let again = true, shown = false;
   while (again && !signal.aborted) {
@@ -50,7 +59,9 @@ async function enter() {
 function move(by) {
   const rows = [...main.querySelectorAll("[data-row]")];
   const at = rows.indexOf(document.activeElement);
-  rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
+  const next = rows[at < 0 ? (by > 0 ? 0 : rows.length - 1) : Math.min(rows.length - 1, Math.max(0, at + by))];
+  next?.focus();
+  next?.scrollIntoView({ block: "nearest" });
 }
 
 document.addEventListener("keydown", (event) => {

@@ -1,16 +1,17 @@
 // A topology as a drawing: operators in columns, each right of all that it reads.
 const SVG = "http://www.w3.org/2000/svg";
-const WIDE = 190, HIGH = 58, GAP = 40, BETWEEN = 18, EDGE = 12;
+const WIDE = 150, HIGH = 58, GAP = 92, BETWEEN = 24, EDGE = 12;
 
-function s(tag, attributes, ...children) {
+export function s(tag, attributes, ...children) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
 }
 
-// nodes: name → {op, from: [names], lines: [texts], calls, failing}
-export function drawing(nodes) {
+// nodes: name → {op, from: [names], lines: [texts], calls, failing}. ways: what is written on edges, {behind: of what leaves a
+// node, into: of what goes into one}.
+export function drawing(nodes, ways) {
   const column = new Map();
   const depth = (name, above = new Set()) => {
     if (column.has(name)) return column.get(name);
@@ -28,12 +29,15 @@ export function drawing(nodes) {
   }));
   const width = 2 * EDGE + columns.length * (WIDE + GAP) - GAP;
   const height = 2 * EDGE + Math.max(...columns.map((names) => names.length)) * (HIGH + BETWEEN) - BETWEEN;
-  const made = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "The topology" });
+  const made = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "graph", role: "img", "aria-label": "The topology" });
   for (const [name, node] of Object.entries(nodes)) {
     for (const from of node.from.filter((one) => one in at)) {
       const [a, b] = [at[from], at[name]];
       const [x1, y1, x2, y2] = [a.x + WIDE, a.y + HIGH / 2, b.x, b.y + HIGH / 2];
       made.append(s("path", { d: `M${x1} ${y1} C${x1 + GAP / 2} ${y1} ${x2 - GAP / 2} ${y2} ${x2} ${y2}` }));
+      const said = [...(ways.behind[from] ?? []), ways.into[name]].filter(Boolean), rows = said.length > 1 ? Math.ceil(said.length / 2) : 1;
+      said.forEach((text, row) => made.append(s("text", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 5 + 13 * (row - rows + 1) + (row >= rows ? 4 : 0),
+        class: "way" }, text)));
     }
   }
   for (const [name, node] of Object.entries(nodes)) {
@@ -46,4 +50,4 @@ export function drawing(nodes) {
   return made;
 }
 
-const cut = (text) => (text.length > 28 ? `${text.slice(0, 27)}…` : text);
+const cut = (text) => (text.length > 22 ? `${text.slice(0, 21)}…` : text);

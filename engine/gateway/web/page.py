@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-_SCRIPTS: Final = ("app.js", "base.js", "views.js", "graph.js")
-_KINDS: Final = {"index.html": "text/html", "style.css": "text/css"} | dict.fromkeys(_SCRIPTS, "text/javascript")
+_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_FOLDER: Final = files("dspex.engine.gateway.web")
+_KINDS: Final = {one.name: _TYPES[end] for one in _FOLDER.iterdir() if (end := one.name.rpartition(".")[2]) in _TYPES}
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",  # nothing of other sites, and nothing inline: what an event holds can then not become a script
@@ -43,4 +44,4 @@ async def _file(request: Request) -> Response:
     name = request.path_params.get("name", "index.html")
     if name not in _KINDS:
         raise HTTPException(404, f"the page has no file {name!r}")
-    return Response((files("dspex.engine.gateway.web") / name).read_bytes(), 200, HEADERS, _KINDS[name])
+    return Response((_FOLDER / name).read_bytes(), 200, HEADERS, _KINDS[name])

@@ -23,13 +23,26 @@ nodes:
 sinks:
   {u}.out: {{ from: draft }}
 """
+COUNTS = """
+dspex: 1
+topology: counts
+sources: {{ {u}.ticks: {{ time: at }} }}
+nodes:
+  by_customer: {{ from: {u}.ticks, key_by: customer }}
+  minutes: {{ from: by_customer, window: 1m, count: {{}} }}
+sinks: {{ {u}.counts: {{ from: minutes }} }}
+"""
 SETTINGS = """
-topologies = ["support.yaml"]
+topologies = ["support.yaml", "counts.yaml"]
 engine.submit = true
 pools.lightweight = {{ size = 1, slots = 4 }}
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
+[budgets.day]
+profile = "main"
+cost = 50.0
+per = "day"
 [http]
-subjects = ["{u}.in", "{u}.hooks.*"]
+subjects = ["{u}.in", "{u}.hooks.*", "{u}.ticks"]
 calls = {{ classify = "support/classify", draft = "support/draft", chat = "question, history: dspy.History -> answer" }}
 max_body = "64KiB"
 [http.hooks]
@@ -76,6 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str, model: Stan
         env = {**TOKENS, "HOOK_SECRET": "of the hook", "NATS_URL": nats_url, "GATEWAY": f"http://127.0.0.1:{port}"}
         made = Project(tmp_path_factory.mktemp("gateway"), u, SETTINGS.format(url=url, u=u), **env)
         made.write("support.yaml", TOPOLOGY.format(u=u))
+        made.write("counts.yaml", COUNTS.format(u=u))
         with made.start("run", "--http", f"127.0.0.1:{port}") as run:
             run.until("ready in")
             yield made

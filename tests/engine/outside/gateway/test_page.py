@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from cli_bench import Project
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from gateway_bench import TOKENS, as_
+from page_bench import is_there, published
 from waiting import eventually
 
 import dspex
@@ -23,46 +22,6 @@ from dspex.engine.gateway.web import page as served
 
 MARKUP = "<img src=x onerror=document.title='broken'>"
 FILES = sorted(f.name for f in Path(served.__file__).parent.iterdir() if f.suffix in (".html", ".css", ".js"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium of this machine, without a window."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="scripts/setup dev installs it")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def shown(browser: Any, project: Project, tmp_path: Path) -> Iterator[Any]:
-    """The page, for who has a token; its pictures are in the folder of the test. At the end nothing was wrong in it."""
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(20_000)
-    wrong = list[str]()
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
-    page.goto(f"{project.env['GATEWAY']}/ui")
-    page.fill("#token", "secret-operator")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("tbody, main .quiet:text('none')")
-    yield page
-    page.screenshot(path=tmp_path / "last.png", full_page=True)
-    page.close()
-    assert wrong == []
-
-
-def published(http: httpx.Client, project: Project, text: str) -> str:
-    said = http.post(f"/v1/publish/{project.input}", json={"text": text}, headers=as_("site")).json()
-    return str(http.get(f"/v1/runs/{said['run']}", headers=as_("looker")).json()["id"])
-
-
-def is_there(http: httpx.Client, path: str, what: str, run: str) -> Callable[[], bool]:
-    return lambda: any(one["run"] == run for one in http.get(path, headers=as_("looker")).json()[what])
 
 
 def test_a_run_is_found_and_read_without_a_mouse(shown: Any, http: httpx.Client, project: Project, tmp_path: Path) -> None:
@@ -78,12 +37,12 @@ def test_a_run_is_found_and_read_without_a_mouse(shown: Any, http: httpx.Client,
     shown.wait_for_selector(f"h2:has-text('{run}')")
     call = shown.locator("details", has_text="classify#0")
     call.locator("summary").press("Enter")
-    call.get_by_text("Attempt 1").wait_for()
+    call.get_by_text("Outputs").wait_for()
     assert MARKUP in call.inner_text()
-    assert '"urgency"' in call.inner_text()
+    assert "urgency" in call.inner_text()
     assert "[[ ## kind ## ]]" in call.locator(".turn.answer").inner_text(), "what the model said"
     assert shown.locator("main img").count() == 0
-    assert shown.title() == "dspex"
+    assert shown.title().startswith("dspex")
     shown.screenshot(path=tmp_path / "run.png", full_page=True)
     shown.keyboard.press("Escape")
     shown.wait_for_selector(f"[data-row='{run}']")
@@ -113,19 +72,7 @@ def test_dead_letters_open_by_group_and_lead_to_their_run(
     shown.screenshot(path=tmp_path / "letters.png", full_page=True)
     card.locator("a").click()
     shown.wait_for_selector(f"h2:has-text('{run}')")
-    assert shown.locator(".facts .failed").inner_text() == "failed"
-
-
-def test_the_topology_is_drawn_and_pools_are_listed(shown: Any, tmp_path: Path) -> None:
-    shown.keyboard.press("4")
-    shown.wait_for_selector("svg")
-    assert {"classify", "check", "draft"} <= set(shown.locator("svg text").all_text_contents())
-    assert shown.locator("svg path").count() >= 3
-    shown.screenshot(path=tmp_path / "topology.png")
-    shown.keyboard.press("5")
-    shown.get_by_role("cell", name="lightweight").first.wait_for()
-    shown.emulate_media(color_scheme="dark")
-    shown.screenshot(path=tmp_path / "pools.png", full_page=True)
+    assert shown.locator(".facts .failed").first.inner_text() == "failed"
 
 
 def test_a_token_that_is_not_valid_is_asked_for_again_and_one_that_may_not_read_is_told(browser: Any, project: Project) -> None:
@@ -175,7 +122,9 @@ def test_dead_letters_and_topologies_are_seen_by_who_may_read(http: httpx.Client
         assert (http.get(path, headers=as_("site")).status_code, http.get(path).status_code) == (403, 401), path
     assert http.get("/v1/letters?topology=*.>", headers=as_("looker")).status_code == 404
     assert http.get("/v1/letters?limit=x", headers=as_("looker")).status_code == 400
-    (found,) = http.get("/v1/topologies", headers=as_("looker")).json()["topologies"]
+    found = next(
+        one for one in http.get("/v1/topologies", headers=as_("looker")).json()["topologies"] if one["name"] == "support"
+    )
     assert found["nodes"]["check"] == {"op": "approve", "from": ["classify"]}
 
 

@@ -1,0 +1,90 @@
+// The list of runs: by status, topology and time, with filters that are kept; it changes as runs do.
+import { events, fill, get, go, h, show } from "./base.js";
+import { choice, money, opening, quiet, short, status, table, tokens, took, when } from "./values.js";
+
+const SAVED = "dspex.filters";  // in this browser: [{name, query}]
+const PAGE = 100;
+const COLUMNS = ["run", "status", "topology", ">started", ">took", "~>calls", "~>tokens", "~>cost"];
+
+const row = (run) => opening([h("code", { title: run.id }, short(run.id)), h("span", { class: run.status }, run.status),
+  run.parent ? [run.topology, h("span", { class: "quiet", title: run.parent }, " fork")] : run.topology,
+  when(run.started), took(run), run.calls, tokens(run.usage), money(run.usage.cost)], run.id, () => go("runs", run.id));
+
+export function runs({ query }) {
+  const said = Object.fromEntries(query);
+  const filter = (more) => go("runs", "", { ...said, ...more });
+  const body = h("div", {}, quiet("…")), byId = new Map();
+  let order = [], earlier = [], last = false;
+  const find = h("input", { "data-find": "", type: "search", placeholder: "id or topology", "aria-label": "Find a run",
+    oninput: () => draw(), onkeydown: (event) => { if (event.key === "Enter" && find.value.trim()) go("runs", find.value.trim()); } });
+  const more = h("button", { onclick: async () => {
+    more.disabled = true;
+    const after = [...order, ...earlier].at(-1);
+    const found = (await get(`runs?${new URLSearchParams({ ...said, limit: PAGE, before: after })}`)).runs;
+    for (const run of found) byId.set(run.id, run);
+    earlier = [...earlier, ...found.map((run) => run.id)];
+    last = found.length < PAGE;
+    draw();
+    more.disabled = false;
+  } }, "Earlier runs");
+  const draw = () => {
+    const wanted = find.value.trim(), ids = [...new Set([...order, ...earlier])];
+    const found = ids.map((id) => byId.get(id)).filter((run) => `${run.id} ${run.topology}`.includes(wanted));
+    const nothing = query.size ? "no run is like that" : "there is no run yet";
+    fill(body, found.length ? table(COLUMNS, found.map(row)) : quiet(nothing), !last && order.length >= PAGE ? h("p", {}, more) : null);
+  };
+  const topologies = choice("Topology", [["", "every topology"]], "", (topology) => filter({ topology }));
+  show(h("div", { class: "filters" }, find,
+    choice("Status", ["", "running", "done", "failed", "cancelled"].map((one) => [one, one || "every status"]), said.status || "",
+      (one) => filter({ status: one })),
+    topologies,
+    choice("Time", [["", "any time"], ["15m", "15 minutes"], ["1h", "an hour"], ["1d", "a day"], ["7d", "a week"]], said.since || "",
+      (since) => filter({ since })), kept(query)), body);
+  const around = async () => {  // after the runs, which people wait for
+    const [{ topologies: applied }] = [await get("topologies"), await status()];
+    topologies.append(...applied.map(({ name }) => h("option", { value: name, selected: name === said.topology }, name)));
+  };
+  let known = false;
+  return async (signal) => {
+    for await (const { event, data } of events(`runs/events?${new URLSearchParams({ limit: PAGE, ...said })}`)) {
+      if (signal.aborted) return false;
+      if (event !== "runs") continue;
+      for (const run of data.runs) byId.set(run.id, run);
+      order = data.order;
+      draw();
+      document.getElementById("live").textContent = "live";
+      if (!known) {
+        known = true;
+        await around();
+      }
+    }
+    return true;
+  };
+}
+
+// -- filters that are kept, by name
+const saved = () => JSON.parse(localStorage.getItem(SAVED) || "[]");
+const keep = (list) => localStorage.setItem(SAVED, JSON.stringify(list));
+
+function kept(query) {
+  const here = query.toString(), list = saved();
+  const chips = list.map(({ name, query: one }) => h("span", { class: "chip" },
+    h("a", { href: `#/runs?${one}`, "aria-current": one === here ? "true" : null }, name),
+    h("button", { "aria-label": `Forget ${name}`, title: "Forget it", onclick: (event) => {
+      keep(saved().filter((other) => other.query !== one));
+      event.target.closest(".chip").remove();
+    } }, "×")));
+  if (!here || list.some((one) => one.query === here)) return chips;
+  const name = h("input", { placeholder: "name", "aria-label": "Name of this filter", size: 10, hidden: true });
+  const done = () => {
+    if (!name.value.trim()) return;
+    keep([...saved(), { name: name.value.trim(), query: here }]);
+    box.replaceWith(...[kept(query)].flat());
+  };
+  name.onkeydown = (event) => { if (event.key === "Enter") done(); };
+  const box = h("span", { class: "chip" }, name, h("button", { onclick: () => {
+    if (name.hidden) { name.hidden = false; name.focus(); } else done();
+  } }, "Save filter"));
+  return [...chips, box];
+}
+
