@@ -128,13 +128,11 @@ class Routing:
         if not spending.priceless.isdisjoint(names):
             said, fix = without_price(next(name for name in names if name in spending.priceless))
             raise ConfigError(said, fix=fix, code="DX105", node=execution.work.node)
-        costs = spending.expected(program, names)
-        found = sorted(names, key=costs.__getitem__)  # as they are written where they cost the same
+        found, least, dearer = spending.by_cost(program, names)
         if next(self._choice) % LOOK_AGAIN == 0:  # nobody knows yet how much another one writes
-            least = costs[found[0]]
-            found.sort(key=lambda name: not spending.may_cost_less(program, name, least))
-        if found[0] != names[0]:
-            execution.routing += [Tried(name, "dearer") for name in names[: names.index(found[0])]]
+            found = sorted(found, key=lambda name: not spending.may_cost_less(program, name, least))
+            dearer = [Tried(name, "dearer") for name in names[: names.index(found[0])]]
+        execution.routing += dearer
         return found
 
     def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:

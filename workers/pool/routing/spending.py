@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from dspex.bus.records import Tried
 from dspex.workers.config import Profile
 
 ENOUGH: Final = 8  # calls, from which on what a program uses with a profile is believed; before, what it uses with all
 WEIGHS: Final = 64  # calls that a mean remembers, about
+KEPT: Final = 128  # calls for which an order is kept once the means are of WEIGHS: they hardly move in so many
+_LISTS: Final = 16  # of profiles whose order is kept
 PROGRAMS: Final = 256  # the latest: whoever may ask could name any number
 
 
@@ -33,13 +36,22 @@ class Tokens:
         self.written += (written - self.written) * part
 
 
+class ByCost(NamedTuple):
+    """The profiles of a list, the cheapest first; `least`: what a call costs with that. `dearer`: said of those that are
+    written before it.
+    """
+
+    names: Sequence[str]
+    least: float
+    dearer: Sequence[Tried]
+
+
 @dataclass(slots=True)
 class _OfProgram:
     in_all: Tokens = field(default_factory=Tokens)
     by: dict[str, Tokens] = field(default_factory=dict[str, Tokens])  # by profile
-
-
-NOTHING_KNOWN: Final = _OfProgram(Tokens(read=3.0, written=1.0))  # of a program that was not called: how prices compare
+    orders: dict[tuple[str, ...], ByCost] = field(default_factory=dict[tuple[str, ...], ByCost])
+    since: int = 0  # calls since they were made
 
 
 class Spending:
@@ -47,24 +59,33 @@ class Spending:
 
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self._programs: dict[str, _OfProgram] = {}
+        self._unknown = _OfProgram(Tokens(read=3.0, written=1.0))  # a program that was not called: how prices compare
         # USD of a token that is read, of one that the provider had in its cache, and of one that is written
         self._usd = {name: (p.cost_of(1, 0), p.cost_of(1, 0, 1), p.cost_of(0, 1)) for name, p in profiles.items()}
         self.priceless = frozenset(name for name, profile in profiles.items() if not profile.priced)
 
-    def expected(self, program: str, names: Sequence[str]) -> dict[str, float]:
-        """In USD, by profile; of one that is not there more than of any other."""
-        found = self._programs.get(program, NOTHING_KNOWN)
-        costs: dict[str, float] = {}
-        for name in names:
-            if name not in self._usd:
-                costs[name] = math.inf
-                continue
-            read, cached, written = self._usd[name]
-            of = found.by.get(name)
-            if of is None or of.calls < ENOUGH:
-                of = found.in_all
-            costs[name] = (of.read - of.cached) * read + of.cached * cached + of.written * written
-        return costs
+    def by_cost(self, program: str, names: Sequence[str]) -> ByCost:
+        """The order in which they are asked; as they are written where they cost the same, and last what is not there."""
+        found = self._programs.get(program, self._unknown)
+        key = tuple(names)
+        if (kept := found.orders.get(key)) is None:
+            costs = {name: self._cost(found, name) for name in names}
+            order = sorted(names, key=costs.__getitem__)
+            kept = ByCost(order, costs[order[0]], [Tried(name, "dearer") for name in names[: names.index(order[0])]])
+            if len(found.orders) >= _LISTS:
+                found.orders.clear()
+            found.orders[key] = kept
+        return kept
+
+    def _cost(self, found: _OfProgram, name: str) -> float:
+        """What a call is expected to cost, in USD; with a profile that is not there more than with any other."""
+        if name not in self._usd:
+            return math.inf
+        read, cached, written = self._usd[name]
+        of = found.by.get(name)
+        if of is None or of.calls < ENOUGH:
+            of = found.in_all
+        return (of.read - of.cached) * read + of.cached * cached + of.written * written
 
     def may_cost_less(self, program: str, name: str, than: float) -> bool:
         """Whether a profile that the program was hardly called with may cost less than that, if it writes little."""
@@ -89,3 +110,7 @@ class Spending:
         if own is None:
             own = found.by[lm] = Tokens()
         own.add(read, cached, written)
+        found.since += 1
+        if found.in_all.calls < WEIGHS or own.calls <= ENOUGH or found.since >= KEPT:
+            found.orders.clear()
+            found.since = 0
