@@ -41,7 +41,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
 
 VERBS = frozenset(
     {
-        "skills",
         *("bench call", "bench stream", "bench pipeline", "bench ingest", "bench runs", "bench keyed"),
     }
 )

@@ -91,7 +91,10 @@ MORE = {
     "DX134": ("The pool's Python cannot run DSPy programs.", "`pip install 'dspex[dspy]'` in that environment"),
     "DX135": ("No topology is named, and the settings name none.", "name one, or set `topologies` in dspex.toml"),
     "DX136": ("A verb of `dspex dlq` would take every dead letter.", "name some, or say `--all`"),
-    "DX137": ("`dspex init` would overwrite a file, or cannot write.", "name another folder"),
+    "DX137": (
+        "`dspex init` or `dspex skills install` would overwrite a file that is yours, or cannot write.",
+        "name another folder",
+    ),
     "DX138": (
         "A topology uses a program or a tool that the allow-list of its pool does not take.",
         'allow it: `pools.NAME.programs = ["module:*"]`',

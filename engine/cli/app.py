@@ -101,6 +101,7 @@ VERBS: Final[Mapping[str, Mapping[str, str | _Noun]]] = {
             "The local nats-server, and permissions on one of yours.",
             ("server.server:start", "server.server:stop", "server.server:status", "server.permissions:permissions"),
         ),
+        "skills": _Noun("What coding agents read.", ("server.agents.skills:install",)),
         "model": _Noun(
             "Language models that run on this machine.", ("workers.worker:install", "workers.worker:ls", "workers.worker:rm")
         ),

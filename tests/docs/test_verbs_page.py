@@ -1,4 +1,4 @@
-"""docs/start/verbs.md says what the command line says of itself."""
+"""docs/start/verbs.md says what the command line says of itself, and the guide for coding agents what the pages say."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def test_every_verb_and_every_option_of_the_page_says_what_it_is_for() -> None:
             assert line.split(" | ")[1].strip("| "), line
         if above.startswith("### "):
             assert line, above
+
+
+def test_the_guide_for_coding_agents_is_what_the_pages_give() -> None:
+    skill = runpy.run_path(str(ROOT / "docs/make/skill.py"))
+    assert skill["GUIDE"].read_text() == skill["guide"](), "run: python docs/make/skill.py"

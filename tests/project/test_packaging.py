@@ -66,6 +66,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> N
     expected |= {f"dspex/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "topologies").rglob("*.yaml")}
     expected |= {f"dspex/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "topologies").rglob("*.jsonl")}
     expected |= {f"dspex/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "engine/gateway/web").iterdir() if f.is_file()}
+    expected |= {"dspex/engine/cli/server/agents/SKILL.md"}
     expected |= {f"dspex/{name}" for name in ("__init__.py", "__main__.py", "py.typed", *(f"{face}.py" for face in FACES))}
     held = {name for name in wheel.namelist() if name.startswith("dspex/")}
     assert held == expected

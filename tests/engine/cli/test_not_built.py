@@ -14,7 +14,6 @@ from dspex.engine.cli.app import main
     [
         (["doctor", "--fix"], "DX108", "--fix of dspex doctor"),
         (["apply", "--backfil", "30d"], "DX100", "--backfil"),
-        (["skills"], "DX108", "dspex skills"),
         (["bench", "stream"], "DX108", "dspex bench stream"),
         (["show", "--as", "asynkapi"], "DX105", "asynkapi"),
         (["run", "--relaod"], "DX100", "--relaod"),
