@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from pathlib import Path
 
 import full
 import psutil
 import pytest
 import talking
+from processes import soaking
 
 pytestmark = [
     pytest.mark.no_cover,
@@ -38,6 +40,27 @@ def test_a_session_survives_the_death_of_its_worker_its_engine_and_its_server() 
     report = asyncio.run(talking.talk(3, 1, seed=1))
     assert report.good, str(report)
     assert {"worker", "engine", "server"} <= report.numbers["faults"].keys()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_nothing_grows_and_all_is_counted_while_calls_windows_and_sessions_go_on() -> None:
+    soak = soaking.Soak(soaking.parser().parse_args(["--minutes", "0.6", "--every", "4", "--kills-every", "12"]))
+    report = asyncio.run(soak.go())
+    assert report.good, str(report)
+    assert soak.faults.total() == 2
+    assert min(soak.sent, soak.turns, len(soak.windows), len(soak.measured)) > 0
+
+
+def test_a_soak_sees_what_grows_and_what_is_lost_or_doubled() -> None:
+    soak = soaking.Soak(soaking.parser().parse_args([]))
+    flat = {"rss": 300 << 20, "files": 80, "consumers": 10, "bytes": 20 << 20, "lag": 5}
+    soak.measured = [{**flat, "files": 80 + 30 * n} for n in range(12)]
+    assert [violation.promise for violation in soak.grown()] == ["files stay flat"]
+    soak.sent, soak.came, soak.windows = 3, Counter({0: 1, 1: 2}), {("a", 0): 2}
+    soak.judge()
+    promises = [violation.promise for violation in soak.found]
+    assert promises == ["nothing is lost", "nothing is doubled", "windows count each event once"]
 
 
 def test_the_documentation_lists_every_scenario() -> None:

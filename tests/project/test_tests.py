@@ -20,6 +20,7 @@ SLEEPS = {
     "bus/memory/test_order.py": "virtual time",
     "bus/memory/test_virtual.py": "virtual time",
     "bus/test_server_clock.py": "virtual time",
+    "chaos/processes/soaking.py": "a long run at an even pace",
     "chaos/processes/processes.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/process.py": "scripts/chaos: real faults at random moments",
     "chaos/processes/replaying.py": "scripts/chaos: real faults at random moments",
