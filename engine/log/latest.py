@@ -205,29 +205,31 @@ async def look(
     address, tables = LogAddress.of(app, topology, stage, partition), Tables(names=names)
     last = await bus.last(address.stream, address.subject)
     if last is not None and last.sequence > at:
-        return await _as_of(bus, address, at, names)
+        return (await as_of(bus, address, at, names))[0]
     end = await end_of(bus, address, last)
     if end.at:
         await read_back(bus, address, *bases(end.at, end.entry), end.at, tables)
     return tables
 
 
-async def _as_of(bus: Bus, address: LogAddress, at: int, names: Mapping[str, str] | None) -> Tables:
-    """The tables as of the last entry up to a sequence, from the snapshot that was the latest then and what follows it."""
+async def as_of(bus: Bus, address: LogAddress, at: int, names: Mapping[str, str] | None) -> tuple[Tables, Chain]:
+    """The tables as of the last entry up to a sequence, from the snapshot that was the latest then and what follows it; and
+    the entries up to it."""
     stop, width = at, WINDOW
     while stop > 0:
         start = max(1, stop - width + 1)
         for message in reversed(await bus.scan(address.stream, [address.subject], start=start, stop=stop)):
             if (entry := readable(message.data)) is None:
                 continue
-            tables = Tables(names=names)
-            found = await read_back(bus, address, *bases(message.sequence, entry), message.sequence, tables)
-            if found.commit == (entry["after"] if entry["kind"] == "claim" else message.sequence):
-                return tables
-            raise _not_kept(address)
+            tables, sequence = Tables(names=names), message.sequence
+            claims = entry["kind"] == "claim"
+            claim, commit = (sequence, entry["after"]) if claims else (entry["claim"], sequence)
+            if (await read_back(bus, address, *bases(sequence, entry), sequence, tables)).commit != commit:
+                raise _not_kept(address)
+            return tables, Chain(bus, address, claim, commit, (sequence, entry))
         stop, width = start - 1, width * 4
     if await _begins(bus, address):
-        return Tables()  # it had not begun
+        return Tables(names=names), Chain(bus, address)  # it had not begun
     raise _not_kept(address)
 
 

@@ -15,7 +15,9 @@ from dspex.engine.again.change import ForkChange
 from dspex.engine.again.fork import Forked, forked
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.replays import of_one
+from dspex.engine.client.following.many import histories
 from dspex.engine.client.runs.export import RunFile, load
+from dspex.engine.client.runs.then.state import StateThen, state_before, states_before
 from dspex.engine.graph.graph import HasGraph
 from dspex.operators.topology import Topology
 
@@ -149,3 +151,18 @@ def test_what_was_committed_together_with_it_before_it_counts(lab: MakeLab, tmp_
     assert (found.same, found.without) == (True, ""), str(found.diff)
     one.run(one.client.run(runs[4]).export(tmp_path / "run"))
     assert "committed with its own" in again(load(tmp_path / "run"), topology).without
+
+
+def test_of_many_runs_the_state_is_read_in_one_pass_and_is_that_of_each(past: tuple[Lab, list[str]]) -> None:
+    one, runs = past
+    bus, applied = one.client.bus, one.run(one.client.manifests())
+
+    async def states() -> tuple[dict[str, StateThen], dict[str, StateThen]]:
+        pasts = await histories(bus, APP, applied, runs)
+        keys = {run: (await one.client.run(run).file()).keys for run in runs}
+        apart = {run: (await state_before(bus, APP, pasts[run], applied)).of_keys(keys[run]) for run in runs}
+        return await states_before(bus, APP, pasts.values(), applied, keys), apart
+
+    together, apart = one.run(states())
+    assert {run: state.of_keys(["card", "rate"]) for run, state in together.items()} == apart
+    assert sum(len(state.partitions) for state in together.values()) > len(runs)

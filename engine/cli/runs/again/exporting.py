@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,18 +53,20 @@ async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunI
     from dspex.engine.client.runs.export import RunFile, written
     from dspex.engine.client.runs.info import info_of
     from dspex.engine.client.runs.then.builds import builds_of
-    from dspex.engine.client.runs.then.state import state_before
+    from dspex.engine.client.runs.then.state import states_before
     from dspex.engine.client.runs.tree import Tree
 
     texts, claims = dict[str, bytes](), dict[int, dict[str, str]]()
     for one in some:
         if one.kept and (file := await c.run(one.id).kept()) is not None:
             texts[one.id] = file.text
-    for run, past in (await histories(c.bus, c.app, applied, [one.id for one in some if not one.kept])).items():
+    pasts = await histories(c.bus, c.app, applied, [one.id for one in some if not one.kept])
+    files = {run: RunFile.of(info_of(past, c.app, applied), Tree(past, applied).root, past) for run, past in pasts.items()}
+    then = await states_before(c.bus, c.app, pasts.values(), applied, {run: file.keys for run, file in files.items()})
+    for run, past in pasts.items():
         try:
-            then = await state_before(c.bus, c.app, past, applied)
             builds = await builds_of(c.bus, c.app, past, claims)
-            texts[run] = written(RunFile.of(info_of(past, c.app, applied), Tree(past, applied).root, past, then, builds))
+            texts[run] = written(replace(files.pop(run), state=then.pop(run), builds=builds))
         except RecordingIncomplete as why:
             found.left_out.append(why.message)
     return texts

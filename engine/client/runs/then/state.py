@@ -21,6 +21,7 @@ from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.places import place
 from dspex.engine.client.runs.then.decisions import DecisionThen, decisions_of, read_decision
+from dspex.engine.client.runs.then.times import look_at_times
 from dspex.engine.client.status.state import kept_by
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, packed, plain
@@ -155,30 +156,90 @@ async def state_before(bus: Bus, app: str, past: History, applied: Mapping[str, 
     return StateThen(tuple(found), "", decisions)
 
 
+async def states_before(
+    bus: Bus, app: str, pasts: Collection[History], applied: Mapping[str, Manifest], keys: Mapping[str, Collection[str]]
+) -> dict[str, StateThen]:
+    """The same of many runs, each with what is of its keys alone, by their ids: each log is read once. Raises BusError."""
+    wanted, found, lacks = dict[PartitionId, list[_Wanted]](), dict[str, StateThen](), dict[str, str]()
+    layouts = {name: _Layout.of(name, applied[name]) for past in pasts for name in past.topologies if name in applied}
+    there = {name: await layout.there(bus, app) for name, layout in layouts.items()}
+    for past in pasts:
+        found[past.run] = StateThen(decisions=await decisions_of(bus, app, past, applied) if past.taken else ())
+        first = {taken.partition: taken for taken in reversed(past.taken)}
+        for where in (where for name in past.topologies if first for where in there.get(name, ())):
+            own, start = first.get(where), min(taken.sequence for taken in first.values())
+            wanted.setdefault(where, []).append(_Wanted(past.run, (own.sequence if own is not None else start) - 1, own))
+    for where, runs in wanted.items():
+        layout = layouts[where[0]]
+        async for at, tables in look_at_times(bus, app, *where, layout.known.renamed, [one.at for one in runs]):
+            for one in (one for one in runs if one.at == at):
+                if tables is None:
+                    lacks[one.run] = f"what {subjects.log(app, *where)} said then is not kept any more"
+                    continue
+                part = await layout.part(bus, app, where, one.own, tables, keys[one.run])
+                found[one.run] += StateThen((part,) if part.keeps else ())
+    return found | {run: StateThen((), why, found[run].decisions) for run, why in lacks.items()}
+
+
+class _Wanted(NamedTuple):
+    """What a run wants of a partition: its tables as of a sequence. `own`: what was first taken of the run there."""
+
+    run: str
+    at: int
+    own: Taken | None
+
+
+class _Layout(NamedTuple):
+    """Where operators of a topology keep things. `stages`: with their partitions. `nodes`: by stage, their forms by name."""
+
+    topology: str
+    known: Manifest
+    stages: dict[str, int]
+    nodes: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, topology: str, known: Manifest) -> _Layout:
+        """Without what belongs to single events."""
+        stages, nodes = dict[str, int](), dict[str, dict[str, str]]()
+        for node, form in known.states.items():
+            for stage, count in kept_by(topology, node, known).stages if form not in OF_ONE_EVENT else ():
+                stages[stage] = count
+                nodes.setdefault(stage, {})[node] = form
+        return cls(topology, known, stages, nodes)
+
+    async def there(self, bus: Bus, app: str) -> list[PartitionId]:
+        """The partitions that have a log."""
+        logs = {
+            subjects.log(app, self.topology, stage, i): (self.topology, stage, i)
+            for stage, count in self.stages.items()
+            for i in range(count)
+        }
+        return [logs[log] for log in sorted(await bus.multi_last(subjects.stream(app), list(logs)))] if logs else []
+
+    async def part(
+        self, bus: Bus, app: str, where: PartitionId, own: Taken | None, tables: Tables, keys: Collection[str] | None = None
+    ) -> PartitionState:
+        """What a partition kept, as its tables say. `keys`: of these alone; None: of all."""
+        _, stage, index = where
+        together = await _before(bus, app, own) if own is not None else 0
+        begins = tuple(sorted(name for name, (id, _) in {**self.known.stages, **self.known.hops}.items() if id == stage))
+        wanted = keys if keys is None else {*keys, ""} if own is not None else {*keys} - {""}
+        rows, forms = kept(tables, self.nodes[stage], wanted), self.nodes[stage]
+        return PartitionState(self.topology, begins, index, self.stages[stage], own is not None, together, forms, rows)
+
+
 async def _of_topology(
     bus: Bus, app: str, topology: str, known: Manifest, first: Mapping[PartitionId, Taken]
 ) -> list[PartitionState]:
-    forms = {node: form for node, form in known.states.items() if form not in OF_ONE_EVENT}
-    stages, nodes = dict[str, int](), dict[str, dict[str, str]]()
-    for node, form in forms.items():
-        for stage, count in kept_by(topology, node, known).stages:
-            stages[stage] = count
-            nodes.setdefault(stage, {})[node] = form
-    logs = {subjects.log(app, topology, stage, i): (stage, i) for stage, count in stages.items() for i in range(count)}
-    there = sorted(await bus.multi_last(subjects.stream(app), list(logs))) if logs else []
-    room, start = asyncio.Semaphore(_AT_ONCE), min(taken.sequence for taken in first.values())
+    layout, room, start = _Layout.of(topology, known), asyncio.Semaphore(_AT_ONCE), min(t.sequence for t in first.values())
 
-    async def one(stage: str, index: int) -> PartitionState:
-        where = (topology, stage, index)
+    async def one(where: PartitionId) -> PartitionState:
         own = first.get(where)
         async with room:
             tables = await look(bus, app, *where, known.renamed, at=(own.sequence if own is not None else start) - 1)
-            together = await _before(bus, app, own) if own is not None else 0
-        begins = tuple(sorted(name for name, (id, _) in {**known.stages, **known.hops}.items() if id == stage))
-        rows = kept(tables, nodes[stage])
-        return PartitionState(topology, begins, index, stages[stage], own is not None, together, nodes[stage], rows)
+            return await layout.part(bus, app, where, own, tables)
 
-    found = await asyncio.gather(*(one(*logs[log]) for log in there))
+    found = await asyncio.gather(*(one(where) for where in await layout.there(bus, app)))
     return [part for part in found if part.keeps]
 
 
@@ -194,10 +255,14 @@ async def _before(bus: Bus, app: str, first: Taken) -> int:
     return 0
 
 
-def kept(tables: Tables, forms: Collection[str]) -> dict[str, Any]:
-    """What is needed of tables, as plain data. Of positions the watermarks alone: what was read before is not there again."""
-    rows = [(at, row) for at, row in tables.keyed.snapshot() if at[0] in forms]
+def kept(tables: Tables, forms: Collection[str], keys: Collection[str] | None = None) -> dict[str, Any]:
+    """What is needed of tables, as plain data. Of positions the watermarks alone: what was read before is not there again.
+
+    `keys`: rows and timers of these alone; None: of all.
+    """
+    rows = [(at, row) for at, row in tables.keyed.snapshot() if at[0] in forms and (keys is None or at[1] in keys)]
     timers = [(number, row) for number, row in tables.timers.snapshot() if row.kind in _WOKEN and row.node in forms]
+    timers = timers if keys is None else [(number, row) for number, row in timers if row.key in keys]
     marks = [(name, Position(mark=at.mark)) for name, at in tables.positions.snapshot() if at.mark > NO_MARK]
     found: dict[str, Any] = plain(packed({"keyed": rows, "timers": timers, "positions": marks, "number": tables.number}))
     return found
