@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 from cli_bench import Project
 from gateway_bench import as_
-from page_bench import published
+from page_bench import is_there, published
 from waiting import eventually
 
 
@@ -67,10 +68,12 @@ def test_the_topology_is_drawn_with_rate_and_cost_on_its_edges(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
     published(http, project, "costs something")
+    eventually(is_there(http, "/v1/letters", "letters", published(http, project, "standin:400 is refused")))
     shown.keyboard.press("4")
     drawn = shown.locator("svg.graph[aria-label='The topology']", has_text="classify")
     drawn.locator("text.way", has_text="$0.0").first.wait_for()
     drawn.locator("text.way", has_text="/s").first.wait_for()
+    drawn.locator("text", has_text=re.compile(r"^predict, \d+ dead$")).first.wait_for()
     assert {"classify", "check", "draft"} <= set(drawn.locator("text").all_text_contents())
     shown.screenshot(path=tmp_path / "topology.png")
 
