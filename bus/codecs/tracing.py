@@ -55,6 +55,11 @@ def traceparent(of: TraceOf, span: int) -> str:
     return f"00-{of.trace:032x}-{span:016x}-{'00' if of.sampled is False else '01'}"
 
 
+def in_logs(of: TraceOf, span: int) -> dict[str, str]:
+    """What a line of a log says of the span that is open, by the names of OpenTelemetry."""
+    return {"trace_id": f"{of.trace:032x}", "span_id": f"{span:016x}"}
+
+
 @contextmanager
 def within(said: str | None) -> Generator[None]:
     """What is asked for in the block is of this trace; of none where it names none."""

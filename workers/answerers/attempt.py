@@ -231,6 +231,7 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
             opened=work.opened or attempt.started,
             requests=attempt.requests,
             kept=attempt.kept,
+            work=work,
         )
     )
 

@@ -13,7 +13,11 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from structlog.typing import EventDict, Processor
 
+from dspex.bus.codecs import tracing
+from dspex.bus.errors import DecodeError
+from dspex.bus.records import CallRequest, Origin, unpack_event
 from dspex.workers.answerers.kept import SessionData
 from dspex.workers.journal.requests import Requests, current, key_now
 
@@ -41,6 +45,7 @@ class CallContext:
     opened: float
     requests: Requests
     kept: SessionData | None = None
+    work: CallRequest | None = None
 
     @property
     def now(self) -> datetime:
@@ -119,6 +124,30 @@ def enter(call: CallContext) -> None:
     """Make `call` the context of the current task and of what it starts."""
     _current.set(call)
     call.requests.context = call
+
+
+def with_trace(app: str) -> Processor:
+    """What adds to a line of a log in which span it was written: that of the call which is served there."""
+
+    def add(_logger: object, _name: str, entry: EventDict) -> EventDict:
+        call = _current.get()
+        if call is not None and (work := call.work) is not None:
+            entry.update(in_logs(app, work))
+        return entry
+
+    return add
+
+
+def in_logs(app: str, work: CallRequest) -> dict[str, str]:
+    """The trace and the span of a call, for lines about it."""
+    try:
+        origin = (
+            Origin(work.run, "", work.run, trace=work.trace) if work.record is None else unpack_event(work.record.event).origin
+        )
+    except DecodeError:
+        return {}
+    of = tracing.trace_of(origin.trace, origin.run)
+    return tracing.in_logs(of, tracing.span_of(app, work.call, work.topology))
 
 
 def enter_again() -> None:

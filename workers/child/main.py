@@ -26,6 +26,7 @@ from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import DecodeError, DspexError
 from dspex.bus.tasks import Tasks
+from dspex.workers.answerers.context import with_trace
 from dspex.workers.child.receiving import receive
 from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import FatalFrame, Frame, HelloFrame, StartFrame
@@ -98,11 +99,12 @@ def limited(pool: PoolConfig) -> bool:
     return pool.memory is not None and limit_memory(int(pool.memory * OVER), most)
 
 
-def log_as_json() -> None:
+def log_as_json(app: str) -> None:
     """Have log lines go to stderr as JSON, which the parent reads."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            with_trace(app),
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
             _event_first,
@@ -119,7 +121,7 @@ def serve(sock: socket.socket) -> NoReturn:
         die_with(start.parent)
         set_title("child", f"{start.pool.name}/{start.index}")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        log_as_json()
+        log_as_json(start.pool.app)
         _run(_main(sock, start.pool, limited(start.pool)))
     sys.stdout.flush()
     sys.stderr.flush()

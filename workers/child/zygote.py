@@ -181,7 +181,7 @@ def _prepare(pool: PoolConfig, fork: bool) -> str | None:
     if not fork:
         return None
     limited(pool)
-    log_as_json()
+    log_as_json(pool.app)
     gc.disable()  # what is imported stays: looking for garbage in it takes an eighth of the time
     unfit = import_ahead(pool)
     gc.collect()

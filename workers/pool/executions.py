@@ -16,6 +16,7 @@ from dspex.bus.serving.keys.secret_fields import shown
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import error_map
+from dspex.workers.answerers.context import in_logs
 from dspex.workers.frames import FurtheredFrame, FurtherFrame
 from dspex.workers.journal.cancelled import job_cancelled
 from dspex.workers.journal.keeping import Journals, Outdone
@@ -69,11 +70,15 @@ class Executions:
     def status(self, execution: Execution, text: str) -> None:
         """What the program of a call says: to the log, to who waits for the call, and to who watches its operator."""
         work = execution.work
-        log.info("status", pool=self.pool, call=work.call, node=work.node, text=shown(work.spec, text))
+        log.info("status", pool=self.pool, call=work.call, node=work.node, text=shown(work.spec, text), **self.in_logs(work))
         if execution.telling is not None:
             execution.telling.status(text)
         if self.watchers is not None:
             self.watchers.said(work, shown(work.spec, text))
+
+    def in_logs(self, work: CallRequest) -> dict[str, str]:
+        """The span of a call, for lines about it, where spans are made."""
+        return in_logs(self.children.config.app, work) if telemetry.listeners else {}
 
     def watch(self, node: str, reply: str) -> None:
         """Somebody watches an operator, and is told at first what its programs have said last."""

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from structlog.typing import FilteringBoundLogger
+
+from dspex.bus import telemetry
+from dspex.bus.codecs import tracing
 from dspex.bus.errors import DataError
 from dspex.bus.message import derived_id
 from dspex.bus.records import Origin
@@ -102,6 +106,14 @@ class StateWalk(EventContext, ABC):
         self.tables = _NOWHERE
         self.clean()
         self.waking: float | None = None
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        plain, o = super().log, self.origin
+        if not telemetry.listeners:
+            return plain
+        span = tracing.span_of(self.address.app, o.id, self.address.topology)
+        return plain.bind(**tracing.in_logs(tracing.trace_of(o.trace, o.run), span))
 
     def begin(self, tables: Tables, number: int) -> None:
         """Forget what is staged. `number`: the first that a call or a timer may get."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_bench import CLASSIFY, Project, stand_in
 from collector import Collector, SpanSeen
 from standin import StandIn
+from structlog.testing import capture_logs
+
+from dspex import Context, Topology
+from dspex.bus import telemetry
+from dspex.engine.testing.driver import Driver
 
 TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # what an event comes with
 TOOL = {"next_thought": "I ask", "next_tool_name": "weather", "next_tool_args": {"city": "Bern"}}  # what an agent does next
@@ -40,6 +47,13 @@ nodes:
   helper: {{ from: {u}.ask, react: "question -> answer", tools: ["tools:weather"], max_iters: 2 }}
 sinks: {{ {u}.said: {{ from: helper }} }}
 """
+TOOLS = """
+import structlog
+
+def weather(city: str) -> str:
+    structlog.get_logger("tools").warning("a tool is used", city=city)
+    return f"sunny in {city}"
+"""
 
 
 @contextmanager
@@ -51,7 +65,7 @@ def collected(folder: Path) -> Iterator[tuple[Project, Collector]]:
         project = Project(folder, app, SETTINGS.format(url=url), **otel)
         project.write("triage.yaml", TWO_CALLS.format(u=app, signature=CLASSIFY))
         project.write("agents.yaml", AGENT.format(u=app))
-        project.write("tools.py", "def weather(city: str) -> str:\n    return f'sunny in {city}'\n")
+        project.write("tools.py", TOOLS)
         yield project, collector
 
 
@@ -63,7 +77,13 @@ def published(project: Project, subject: str, *args: str, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[SpanSeen]]:
+def logged() -> list[dict[str, Any]]:
+    """What the tool has logged, once `traces` is there."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory, logged: list[dict[str, Any]]) -> Mapping[str, list[SpanSeen]]:
     """All that four runs have told when the one process that ran them has ended: it costs three seconds of a core."""
     with collected(tmp_path_factory.mktemp("project")) as (project, collector):
         with project.start("run") as run:
@@ -78,6 +98,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[SpanSe
             collector.until(5, "call ")
             collector.until(1, "invoke_agent helper")
             assert run.end(signal.SIGTERM) == 0
+            logged.extend(json.loads(line) for line in run.errors().splitlines() if "a tool is used" in line)
         found = defaultdict[str, list[SpanSeen]](list)
         names = {trace: name for name, trace in traces.items()}
         for span in collector.spans:
@@ -134,6 +155,29 @@ def test_each_request_of_an_agent_has_a_span_and_each_use_of_a_tool(traces: Mapp
     assert {span.parent for span in asked} == {agent.span}
     assert {span.service for span in asked} == {"dspex-worker"}
     assert (len(named(spans, "chat ")), len(named(spans, "execute_tool weather"))) == (3, 2)
+
+
+def test_what_a_tool_logs_says_in_which_span(traces: Mapping[str, list[SpanSeen]], logged: list[dict[str, Any]]) -> None:
+    (agent,) = named(traces["agent"], "invoke_agent helper")
+    assert {(line["trace_id"], line["span_id"]) for line in logged} == {(agent.trace, agent.span)}
+
+
+def test_what_a_function_logs_says_in_which_span_where_somebody_listens() -> None:
+    def seen(data: dict[str, Any], ctx: Context) -> dict[str, Any]:
+        ctx.log.info("a function is called")
+        return data
+
+    topology = Topology("t")
+    topology.source("in").map(seen).sink("out")
+    for listens in (True, False):
+        stop = telemetry.subscribe(lambda name, facts: None) if listens else lambda: None
+        with Driver(topology) as driver:
+            with capture_logs() as logs:
+                run = driver.publish("in", {"n": 1})
+            stop()
+        (line,) = [line for line in logs if line["event"] == "a function is called"]
+        assert line.get("trace_id") == (run.replace("-", "") if listens else None)
+        assert len(line.get("span_id", "")) == (16 if listens else 0)
 
 
 def test_a_call_that_fails_says_so_in_its_span(traces: Mapping[str, list[SpanSeen]]) -> None:
