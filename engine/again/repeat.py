@@ -36,6 +36,7 @@ from dspex.engine.client.runs.diff import Diff, by_step, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.then.recorded import RecordedCalls
+from dspex.engine.client.runs.tree import changed
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.engines import Engines
 from dspex.engine.testing.places import InMemory
@@ -146,6 +147,8 @@ def check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None)
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait; a file is made again: dspex runs export"
         raise RecordingIncomplete(f"run {file.info.id} was not over when this was recorded", run=file.info.id, fix=fix)
+    if file.root.changed:
+        raise changed(file.root)
     if file.lost:
         why = f"{', '.join(file.lost)}: secret, and no text, so the file of run {file.info.id} has nothing that fits there"
         raise RecordingIncomplete(why, run=file.info.id, fix=f"from the server, which has it: dspex replay {file.info.id}")

@@ -13,13 +13,15 @@ Whoever may publish to the log can store anything there. What is not an entry is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgpack
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError
+from dspex.bus.message import Message
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
 
 VERSION = 3
@@ -118,6 +120,53 @@ def requests_in(entry: Mapping[str, Any]) -> dict[int, NewMessage]:
             if is_request(request):
                 found[ask[0]] = request
     return found
+
+
+class _Written(Protocol):
+    @property
+    def subject(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str] | None: ...
+    @property
+    def data(self) -> bytes: ...
+
+
+def digest_of(messages: Iterable[_Written]) -> bytes:
+    """The digest that an entry has of the messages of its commit. Each is hashed at once with the others: one by one costs
+    twice as much.
+    """
+    heads: list[str] = []
+    bodies: list[bytes] = []
+    for message in messages:
+        heads.append(message.subject)
+        if message.headers:
+            heads += message.headers
+            heads += message.headers.values()
+        heads.append(str(len(message.data)))
+        bodies.append(message.data)
+    h = blake2b("\n".join(heads).encode(), digest_size=16)
+    h.update(b"".join(bodies))
+    return h.digest()
+
+
+def is_changed(entry: Mapping[str, Any], stored: Sequence[Message]) -> bool:
+    """Whether the messages of a commit are not what it stored, as its entry says. `stored`: they, with their bodies, as far as
+    they are there. Of which one is gone, or was sealed, nothing is told: what is sealed opens only as it was.
+    """
+    if "asks" in entry:
+        return bool(digest_of(requests_in(entry).values()) != entry["digest"])
+    if len(stored) < entry["covers"] - entry.get("pieces", 0) or any(map(_is_elsewhere, stored)):
+        return False
+    return bool(digest_of(m._replace(headers=_own(m.headers)) for m in stored) != entry["digest"])
+
+
+def _is_elsewhere(message: Message) -> bool:
+    return subjects.SEALED in message.headers or (subjects.CLAIM_CHECK in message.headers and not message.data)
+
+
+def _own(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers as they were before the body was put into the object store."""
+    return {name: value for name, value in headers.items() if name != subjects.CLAIM_CHECK}
 
 
 def is_request(message: NewMessage) -> bool:

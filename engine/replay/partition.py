@@ -179,6 +179,8 @@ class PartitionReplay:
         if self._runs is not None and not (same and mine == changed):
             mine, same = changed, await stored.same_of(self._runs, gave)
         same = same or await stored.same_but_for_lines(gave)
+        if not same:
+            await stored.need_unchanged()
         if not same or mine != changed:
             self.differing = among = await stored.differing(gave, self._runs)
             fails = any(not run or not among or run in among for run in self._fails)

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from dspex.bus import subjects
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import payloads
-from dspex.engine.log.entries import requests_in
+from dspex.engine.log.entries import is_changed, requests_in
 from dspex.engine.log.rows import Timer
 from dspex.engine.replay.marks import of_runs, outcome, runs_in, same_bytes, summary
 
@@ -37,6 +38,13 @@ class StoredCommit:
         stream = subjects.stream(self._app)
         found = [await self._bus.get(stream, at) for at in range(self._sequence - count, self._sequence)]
         return [m and (await payloads.checked_out(self._bus, self._app, m) or m) for m in found]
+
+    async def need_unchanged(self) -> None:
+        """Raise RecordingIncomplete where what is there is not what was stored, as the entry says."""
+        stored = [] if "asks" in self._entry else await self.messages()
+        if None not in stored and is_changed(self._entry, stored):
+            why = f"what was committed at {self._sequence} is damaged: its messages are not what the log says of them"
+            raise RecordingIncomplete(why)
 
     async def failed(self, changed: Mapping[str, Any], runs: Collection[str]) -> bool:
         """Whether something of these runs failed then, or asked for more time; of any, where these are none. A letter that was

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Literal, NamedTuple, TypeAlias
 
 from dspex.bus.records import CallRecord, NodeEvent, StoredAt
+from dspex.engine.log.entries import digest_of
 from dspex.engine.log.rows import Place, Position, Timer
 from dspex.engine.log.tables import Change
 from dspex.engine.runtime.failure import Failure
@@ -136,17 +136,5 @@ def about(what: What) -> tuple[str, str]:
 
 
 def digest(outputs: Iterable[Output]) -> bytes:
-    """What tells two sequences of outputs apart. Each is hashed at once with the others: one by one costs twice as much."""
-    heads: list[str] = []
-    bodies: list[bytes] = []
-    for output in outputs:
-        message = output.message if isinstance(output, Ask) else output
-        heads.append(message.subject)
-        if message.headers:
-            heads += message.headers
-            heads += message.headers.values()
-        heads.append(str(len(message.data)))
-        bodies.append(message.data)
-    h = blake2b("\n".join(heads).encode(), digest_size=16)
-    h.update(b"".join(bodies))
-    return h.digest()
+    """What tells two sequences of outputs apart."""
+    return digest_of([output.message if isinstance(output, Ask) else output for output in outputs])

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import typer
 
-from dspex.bus.errors import ConfigError, ExpressionError
+from dspex.bus.errors import ConfigError, ExpressionError, NotAllowed
 from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
     from dspex.bus.message import Event
+    from dspex.bus.serving.keys.secret_fields import Secrets
     from dspex.engine.client.client import Client
 
 
@@ -106,7 +107,7 @@ async def _watch(
     ):
         if "/" not in what and await c.bus.stream_of(what) is None:
             t.note(f"nothing stores {what} now: what is published there is shown as it comes, and --start means nothing")
-        secrets = await hidden.secrets_of(c)
+        secrets = await _secrets(t, c)
         async for watched in cast("AsyncIterator[Event[Any]]", events):
             event = await hidden.event(c, secrets, watched)
             if test is not None and not test(event):
@@ -115,6 +116,18 @@ async def _watch(
             seen += 1
             if seen == number:
                 return
+
+
+async def _secrets(t: Terminal, c: Client) -> Secrets:
+    """What is not shown. Who may read a sink, and not what is applied, cannot know it, and is told that."""
+    from dspex.bus.serving.keys.secret_fields import Secrets
+    from dspex.engine.client.following import hidden
+
+    try:
+        return await hidden.secrets_of(c)
+    except NotAllowed:
+        t.note("this user may not read what is applied, so fields that are secret are shown as they are")
+        return Secrets(())
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dspex.bus.errors import BusError, DspexError
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.then.masking import masked, secrets_of
-from dspex.engine.client.runs.tree import Happening, StepLabels, Tree
+from dspex.engine.client.runs.tree import Happening, StepLabels, Tree, changed
 
 if TYPE_CHECKING:
     from dspex.bus.serving.keys.secret_fields import Secrets
@@ -57,7 +57,9 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
         return ShownRun.of(file.root, file.info, {}, "values between are not shown: the run is in no log")
     past, applied = await named.history()
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
-    for topology, entries in taken_by([past]).items():
+    if root.changed:
+        missing = changed(root).message
+    for topology, entries in taken_by([past]).items() if not root.changed else ():
         try:
             graph, values, found = await _values(t, c, past, applied, topology, entries, target)
         except DspexError as error:

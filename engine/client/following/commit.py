@@ -7,9 +7,10 @@ from typing import Any
 
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.serving.payloads import checked_out, is_whole
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow
-from dspex.engine.log.entries import LogAddress, readable, requests_in
+from dspex.engine.log.entries import LogAddress, is_changed, readable, requests_in
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -34,6 +35,7 @@ class Commit:
             for ask in requests_in(entry).values()
         ]
         self._before: list[Message] | None = None
+        self._changed: bool | None = None
 
     async def before(self, stream: str) -> list[Message]:
         """The messages right before it that it covers, as far as they are still there."""
@@ -41,6 +43,16 @@ class Commit:
             at, count = self.message.sequence, 0 if "asks" in self.entry else self.entry["covers"]
             self._before = await self._bus.scan(stream, [">"], start=at - count, stop=at - 1) if count else []
         return self._before
+
+    async def is_changed(self, app: str, stream: str) -> bool:
+        """Whether what it covers is there, and is not what was stored: somebody changed it, or it is damaged."""
+        if self._changed is None:
+            before = await self.before(stream)
+            if len(before) == self.entry["covers"]:
+                before = before[self.entry.get("pieces", 0) :]  # which lie before its messages
+            whole = [m if is_whole(m.headers) else await checked_out(self._bus, app, m) for m in before]
+            self._changed = None not in whole and is_changed(self.entry, [m for m in whole if m is not None])
+        return self._changed
 
 
 async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:

@@ -18,7 +18,7 @@ from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
 from dspex.engine.client.runs.then.masking import secrets_of
-from dspex.engine.client.runs.tree import Happening
+from dspex.engine.client.runs.tree import Happening, changed
 
 
 class NamedRun(Protocol):
@@ -149,6 +149,8 @@ def _without(secrets: Secrets, one: StepDiff) -> StepDiff:
 
 def need_records(root: Happening) -> None:
     """Raise RecordingIncomplete where a record of a run is damaged or missing: what its call was answered is not known."""
+    if root.changed:
+        raise changed(root)
     for step in (step for told in root for step in told.attempts if step.wrong):
         raise RecordingIncomplete(f"the record of {step.id} of run {step.run} is {step.wrong}", run=step.run, node=step.node)
 

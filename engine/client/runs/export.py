@@ -34,7 +34,7 @@ from dspex.engine.client.runs.then.chain import HashChain, chained
 from dspex.engine.client.runs.then.changes import KeptChange
 from dspex.engine.client.runs.then.masking import lost, masked, secrets_of
 from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
-from dspex.engine.client.runs.tree import FORGOTTEN, Happening
+from dspex.engine.client.runs.tree import FORGOTTEN, Happening, changed
 
 VERSION: Final = 1
 MAKE: Final = "make one: dspex runs export RUN -o FILE"
@@ -169,6 +169,8 @@ def _unpacked(data: Any) -> Any:
 
 
 def _rows(info: RunInfo, root: Happening, file: RunFile) -> Iterator[dict[str, Any]]:
+    if root.changed:
+        raise changed(root)
     for one in root:
         if one.data == FORGOTTEN:
             why = f"of run {info.id}, {one.label} cannot be read here: its session was forgotten, or there is no key"

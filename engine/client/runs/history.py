@@ -61,7 +61,8 @@ class History:
         run: its id. stream, source: its source event, and where that lies. created: when the stream was made.
         taken: the commits, in their order. records: of its calls, as they were taken.
         done: nothing of it is open. open: ids of calls that are, also where their last attempt has ended.
-        missing: attempts at calls whose records were taken and are not there any more.
+        missing: attempts at calls whose records were taken and are not there any more. changed: sequences of entries whose
+            commits are not what was stored.
     """
 
     run: str
@@ -71,6 +72,7 @@ class History:
     taken: list[Taken] = field(default_factory=list)
     records: list[Message] = field(default_factory=list)
     missing: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    changed: list[int] = field(default_factory=list[int])
     done: bool = False
     open: frozenset[str] = frozenset()
     created: float = 0.0
@@ -182,6 +184,8 @@ class HistoryReader:
         if not inputs and not opened and not closed:
             return
         messages = await self._messages(commit)
+        if await commit.is_changed(self._app, self._stream):
+            self.found.changed.append(m.sequence)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
         told = (tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
         self.found.taken.append(Taken(where, m.sequence, m.time, clock, *told, entry["claim"]))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import DataError
+from dspex.bus.errors import DataError, RecordingIncomplete
 from dspex.bus.message import Message, cause_of, content_type, plain
 from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage, unpack_event, unpack_frame
 from dspex.bus.serving import payloads
@@ -36,6 +36,7 @@ class Happening:
         recorded: that it is, and below what it stands, lies in a stream. Else it is inferred, or made again: of a native one.
         executions: of a call, for each attempt its pool, what was asked, and the record.
         waits: of a call, that it is open: another attempt follows. secrets: of a source event, fields that are not shown.
+        changed: of a source event, the entries of the run's commits that are not what was stored.
         gives, note: of a native operator: what it handed on, each with its outlet; and what it did, in words.
     """
 
@@ -56,13 +57,14 @@ class Happening:
     note: str = ""
     executions: list[tuple[str, CallRequest, CallRecord | None]] = field(default_factory=list, compare=False)
     secrets: frozenset[str] = field(default=frozenset(), compare=False)
+    changed: tuple[int, ...] = field(default=(), compare=False)
     below: list[Happening] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it, without what is below."""
         kept = ("kind", "id", "cause", "node", "label", "time", "where", "data", "error", *(("waits",) if self.waits else ()))
         found = {name: getattr(self, name) for name in kept} | {"attempts": [vars(step) for step in self.attempts]}
-        found["recorded"] = self.recorded
+        found |= {"recorded": self.recorded} | ({"changed": list(self.changed)} if self.changed else {})
         if self.kind == "native":
             found |= {"note": self.note, "gives": [{"outlet": outlet, "data": data} for outlet, data in self.gives]}
         return found
@@ -108,6 +110,7 @@ class Tree:
         self.root = self._add(
             Happening("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source))
         )
+        self.root.changed = tuple(of.changed)
         for taken in of.taken:
             for message in taken.messages:
                 self._take(taken, message, records)
@@ -242,6 +245,13 @@ def _decoded(data: bytes, media: str) -> Any:
         return codecs.decode(data, media)
     except DataError:
         return data
+
+
+def changed(root: Happening) -> RecordingIncomplete:
+    """The error of a run of which something is not what was stored."""
+    where = ", ".join(map(str, root.changed))
+    why = f"of run {root.id}, what was committed at {where} is damaged: its messages are not what the log says of them"
+    return RecordingIncomplete(why, run=root.id, fix=f"it is shown as it is now: dspex runs show {root.id}")
 
 
 def paths(root: Happening) -> Iterable[tuple[Happening, int]]:

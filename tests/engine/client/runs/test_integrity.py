@@ -53,13 +53,13 @@ def damage(one: Lab) -> None:
     stored[record.sequence] = stored[record.sequence]._replace(data=record.data.replace(b"GOOD", b"FOOD"))
 
 
-def replayed(one: Lab, run: Run) -> Replayed:
+def replayed(one: Lab, run: Run, code: Topology | None = None) -> Replayed:
     async def go() -> Replayed:
         past, applied = await run.history()
         taken: dict[tuple[str, int], set[int]] = {}
         for commit in past.taken:
             taken.setdefault(commit.partition[1:], set()).add(commit.sequence)
-        return await replayed_run(one.client.bus, APP, words().graph, applied["words"], {}, taken, {past.run})
+        return await replayed_run(one.client.bus, APP, (code or words()).graph, applied["words"], {}, taken, {past.run})
 
     found: Replayed = one.run(go())
     return found
@@ -157,6 +157,69 @@ def test_a_record_of_before_there_were_hashes_is_taken_as_it_is(one: Lab) -> Non
     one.advance(1)
     assert not any(subjects.HASH in message.headers for message in one.messages(RECORDS))
     assert [output["label"] for output in one.outputs("out")] == ["GOOD"]
+
+
+def kinds() -> Topology:
+    """What is stored of each kind by its commits: requests beside a hop, frames, outputs, large ones too, and letters."""
+    topology = Topology("words")
+    source = topology.source("in")
+    source.predict("text -> label", name="ask").sink("out")
+    source.map(lambda d: {"long": d["text"] * 100_000}, name="repeat").sink("large")
+    source.key_by("text").validate({"type": "object", "required": ["more"]}, name="refuse").sink("never")
+    return topology
+
+
+@pytest.mark.parametrize(
+    ("subject", "was"),
+    [
+        ("out", b"GOOD"),
+        ("large", b"good"),
+        (f"dspex.{APP}.work.>", b"good"),
+        (subjects.edge(APP, "*", "*", "*"), b"good"),
+        (subjects.dead_pattern(APP), b"good"),
+    ],
+    ids=["output", "large output", "request", "frame", "letter"],
+)
+def test_what_a_commit_stored_and_is_changed_is_told_as_that(lab: MakeLab, tmp_path: Path, subject: str, was: bytes) -> None:
+    """Whoever may write to the server's disk can change it so that the server does not notice."""
+    one = lab(kinds())
+    one.answers["ask"] = lambda inputs, work: {"label": str(inputs["text"]).upper()}
+    one.start()
+    run = ran(one)
+    root = one.run(run.tree())
+    assert root.changed == ()
+    stored = one.server.streams[STREAM].messages
+    message = stored[one.messages(subject)[0].sequence]
+    data = message.data.replace(was, b"food") if message.data else b""
+    headers = message.headers if message.data else {**message.headers, subjects.RUN: message.headers[subjects.RUN][:-1] + "9"}
+    stored[message.sequence] = message._replace(data=data, headers=headers)
+    root = one.run(run.tree())
+    assert len(root.changed) == 1
+    where = rf"of run {run.id}, what was committed at {root.changed[0]} is damaged"
+    assert root.as_dict()["changed"] == [*root.changed]
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(run.export(tmp_path / "run.jsonl"))
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(one.client.diff(run, run))
+    file = one.run(run.file())
+    with pytest.raises(RecordingIncomplete, match=where):
+        asyncio.run(repeat(None, file, [kinds().graph]))
+
+
+def test_a_replay_of_logs_tells_damage_from_a_difference(one: Lab) -> None:
+    run = ran(one)
+    (out,) = one.messages("out")
+    stored = one.server.streams[STREAM].messages
+    stored[out.sequence] = out._replace(data=out.data.replace(b"GOOD", b"FOOD"))
+    assert replayed(one, run).same, "the log says what was stored, and it is what comes again"
+
+    def changed() -> Topology:
+        topology = Topology("words")
+        topology.source("in").predict("text -> label", name="ask").filter("label == 'x'", name="none").sink("out")
+        return topology
+
+    with pytest.raises(RecordingIncomplete, match=r"what was committed at \d+ is damaged"):
+        replayed(one, run, changed())
 
 
 @pytest.mark.parametrize("header", [subjects.SEALED, subjects.CLAIM_CHECK])
