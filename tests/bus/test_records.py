@@ -259,3 +259,18 @@ def test_the_record_of_an_earlier_answer_is_found_though_the_leader_was_away_for
     found, lost = loop.run(twice(), advance=True)
     loop.close()
     assert (found.outputs if found else None, lost) == ({"b": 1}, 0)
+
+
+@given(requests | records)
+def test_what_is_made_at_once_is_what_the_constructor_makes_to_the_byte(made: CallRequest | CallRecord) -> None:
+    said = dict(reversed(vars(made).items()))  # the order of fields, and not of arguments
+    again: Any = type(made).at_once(**said)
+    assert (again, again.pack()) == (made, made.pack())
+
+
+@pytest.mark.parametrize("more", [{}, {"call": "c", "other": 1}], ids=["less", "more"])
+def test_what_has_not_the_fields_of_a_record_is_not_made_at_once_either(more: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        CallRecord.at_once(try_number=1, attempt=1, topology="t", node="n", **more)
+    whole = {"call": "c", "try_number": 1, "attempt": 1, "topology": "t", "node": "n"}
+    assert CallRecord.at_once(**whole).usage is not CallRecord.at_once(**whole).usage

@@ -202,7 +202,7 @@ def without_payload(answered: Answered) -> Answered:
 def _record(data: bytes) -> CallRecord:
     """`CallRecord.unpack`, written out for the usual case, in which nothing is wrong. Raises DecodeError."""
     try:
-        return CallRecord(**checker(CallRecord).validate_python(unpacked(data), strict=True))
+        return CallRecord.at_once(**checker(CallRecord).validate_python(unpacked(data), strict=True))
     except (ValueError, TypeError, OverflowError, UnpackException):
         return CallRecord.unpack(data)  # says what is wrong
 

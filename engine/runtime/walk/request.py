@@ -96,7 +96,7 @@ def request(
         number=number,
         event=packed,
     )
-    body = CallRequest(
+    body = CallRequest.at_once(
         call=row.id,
         try_number=row.try_number,
         attempt=event.attempts + row.attempts,
