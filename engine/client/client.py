@@ -465,12 +465,14 @@ class Client:
         Args:
             run: that is over. at: an operator, for all of its steps, or one step: `classify#0`.
             lm: the profile that its calls ask. program: the saved state that they have. spec: what is called instead.
-            inputs: of its calls, or fields of the data of a native operator or a source. outputs: what it gives instead.
+            inputs: of its calls, or fields of the data that come to an operator or a source. outputs: what it gives instead, of
+                an operator with state what it gives in this run.
             topology: other code, for the whole run.
             deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
 
         Raises:
-            ConfigError: DX105, not one change, or none that the operator can have. RunNotFound: the run has no such step.
+            ConfigError: DX105, not one change, or none that the operator can have, or a value that does not fit its field.
+            RunNotFound: the run has no such step, or nothing there that could be changed.
             Saturated: a pool has no worker. As `replay`.
         """
         from dspex.engine.again import door
