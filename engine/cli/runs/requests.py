@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +12,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.programs.exchanges import read_exchanges
 from dspex.engine.cli.runs.drawing import short
 from dspex.engine.client.runs.steps import exchanges_of
-from dspex.operators.native.lm.native_support import REASONING
-from dspex.operators.native.lm.predict import KINDS, ChainOfThought
-from dspex.operators.native.signature import Signature
+from dspex.engine.gateway.looking.prompts import prompt_of
 from dspex.workers.journal.entries import JournalEntry, JournalPart
 
 if TYPE_CHECKING:
@@ -42,28 +39,11 @@ def _attempt(asked: CallRequest, record: CallRecord | None, journal: list[Journa
         said |= {"started": record.started, "usage": dict(record.usage), "requests": dict(record.requests)}
         said["routing"] = [list(tried) for tried in record.routing]
         said["exchanges"], said["left_out"] = exchanges_of(record, asked.spec), _left_out(record)
-    said["prompt"] = _prompt(asked)
+    said["prompt"] = prompt_of(asked)
     said["journal"] = [
         {name: getattr(entry, name) for name in ("kind", "name", "asked", "begun", "answer", "usage")} for entry in journal
     ]
     return said
-
-
-def _prompt(asked: CallRequest) -> list[Any] | None:
-    """The messages that a model gets, made again; None where its program makes them, or a saved state has a part in them."""
-    spec = asked.spec
-    if spec.kind not in KINDS or spec.state:
-        return None
-    try:
-        signature = Signature.from_plain(json.loads(spec.signature_json))
-        signature = signature.prepend(REASONING, "output") if spec.kind == ChainOfThought.kind else signature
-        return [dict(one) for one in signature.messages(asked.inputs, adapter=_adapter(spec.adapter))]
-    except DspexError:
-        return None
-
-
-def _adapter(name: str | None) -> Any:
-    return name or "chat"
 
 
 async def _journal(c: Client, pool: str, call: str) -> list[JournalEntry]:

@@ -24,6 +24,7 @@ from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.then.masking import masked, secrets_of
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
+from dspex.engine.gateway.looking.prompts import prompts_of
 from dspex.engine.gateway.looking.said import MOST, as_object, dumped, flag_of, json, number_of, run_of
 from dspex.engine.gateway.problems import problem_of
 
@@ -91,6 +92,7 @@ class Looking:
         if flag_of(query.get("tree")):
             root = await run.tree()
             found["tree"] = nested(masked(root, secrets_of(root)))
+            found["prompts"] = [{"step": step, "attempt": at, "messages": m} for (step, at), m in prompts_of(root).items()]
         if flag_of(query.get("outputs")):
             secrets, sent = await hidden.secrets_of(client), await run.outputs()
             shown = [await hidden.event(client, secrets, one) for one in sent]

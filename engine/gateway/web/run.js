@@ -15,6 +15,7 @@ export function run({ id, query }) {
       status: h("span", { class: found.status }, found.status), topology: found.topology, started: when(found.started), took: took(found),
       calls: many(found.calls), tokens: `${many(asked.input_tokens)} in, ${many(asked.output_tokens)} out`, cost: money(asked.cost),
       "dead letters": found.dead_letters ? many(found.dead_letters) : "", "fork of": found.parent ? runLink(found.parent) : "" }));
+    for (const one of flat(found.tree)) one.one.attempts.forEach((step) => { step.prompt = prompt(found.prompts, step); });
     const all = flat(found.tree), scale = scaled(all.map(({ one }) => one));
     fill(tree, all.map(({ one, depth }) => happening(one, depth, scale, opened)));
     fill(results, found.outputs.length ? [h("h2", {}, "Outputs"), found.outputs.map((one) => [h("h3", {}, one.subject), data(one.data)])]
@@ -40,6 +41,7 @@ export function run({ id, query }) {
     return true;
   };
 }
+const prompt = (prompts, step) => prompts.find((one) => one.step === step.id && one.attempt === step.attempt)?.messages;
 const time = (stamp) => new Date(stamp).getTime();
 const end = (step) => time(step.started) + step.elapsed * 1000;
 const flat = (one, depth = 0) => [{ one, depth }, ...one.below.flatMap((below) => flat(below, depth + 1))];
@@ -127,7 +129,7 @@ function attempt(step, several) {
     facts({ took: seconds(step.elapsed), model: step.lm || "", cost: money(step.usage.cost),
       tokens: step.usage.input_tokens ? `${many(step.usage.input_tokens)} in, ${many(step.usage.output_tokens)} out` : "",
       route: step.route || "", program: step.program || "", state: step.state || "", worker: step.worker || "" }),
-    step.exchanges.map(exchange)];
+    step.exchanges.map((one, at) => exchange(at === 0 && one.kind !== "tool" && !one.asked ? { ...one, asked: { messages: step.prompt } } : one))];
 }
 
 function exchange(one) {

@@ -41,6 +41,7 @@ def test_a_run_is_found_and_read_without_a_mouse(shown: Any, http: httpx.Client,
     assert MARKUP in call.inner_text()
     assert "urgency" in call.inner_text()
     assert "[[ ## kind ## ]]" in call.locator(".turn.answer").inner_text(), "what the model said"
+    assert "Your input fields are:" in call.locator(".turn").first.inner_text(), "what it was asked"
     assert shown.locator("main img").count() == 0
     assert shown.title().startswith("dspex")
     shown.screenshot(path=tmp_path / "run.png", full_page=True)
