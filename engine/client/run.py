@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from dspex.bus import subjects
@@ -31,6 +30,7 @@ from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.then.builds import builds_of
 from dspex.engine.client.runs.then.state import NOT_READ, state_before
+from dspex.engine.client.runs.then.whole_file import write
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest
@@ -179,7 +179,7 @@ class Run:
     async def export(self, path: str | PathLike[str]) -> None:
         """Write it to a file, for `Driver.replay`. Raises RunNotFound; RecordingIncomplete where a call has no record."""
         file = await self.file(state=True)
-        await asyncio.to_thread(Path(path).write_bytes, file.text or written(file))
+        await asyncio.to_thread(write, path, file.text or written(file))
 
     async def file(self, *, state: bool = False) -> RunFile:
         """What its file would say, also where a call has no record. `state`: with what operators kept when it began: to do it

@@ -73,5 +73,7 @@ async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunI
 
 
 def _written(folder: Path, texts: Mapping[str, bytes]) -> None:
+    from dspex.engine.client.runs.then.whole_file import write
+
     for run, text in texts.items():
-        (folder / f"{run}.jsonl").write_bytes(text)
+        write(folder / f"{run}.jsonl", text)
