@@ -283,7 +283,7 @@ class CallRequest(_Packed):
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
-        said = vars(self) | {"spec": self.spec.packed}
+        said: dict[str, Any] = vars(self) | {"spec": self.spec.packed}
         if self.trace is None:  # a durable request is as it was before there was such a field
             del said["trace"]
         for name in _TUPLES:  # become maps here, and not one by one in the encoder, as in NodeEvent.pack

@@ -71,7 +71,7 @@ class Happening:
 
     def __iter__(self) -> Iterator[Happening]:
         """It, and all below it."""
-        left = [self]
+        left: list[Happening] = [self]
         while left:
             yield (one := left.pop())
             left += reversed(one.below)
