@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import orjson
@@ -60,24 +59,11 @@ DEFAULT_POOL = "lightweight"
 """The pool of a call that names none."""
 
 
-@lru_cache(64)
-def _fields_of(cls: Any) -> tuple[Mapping[str, Any], frozenset[str]]:
-    """The fields of a dataclass in their order, in which they are packed, with their defaults; and which have none."""
-    blank = {f.name: f.default for f in fields(cls)}
-    return blank, frozenset(name for name, default in blank.items() if default is MISSING)
-
-
 class _Packed:
     @classmethod
     def at_once(cls, **said: Any) -> Self:
-        """`cls(**said)`, for what is made for each event: field by field, as frozen ones are, takes four times as long."""
-        kind: Any = cls
-        blank, needed = _fields_of(kind)
-        if not needed <= said.keys() <= blank.keys():
-            return cls(**said)  # which makes a default, or says what is wrong
-        made = object.__new__(cls)
-        vars(made).update(blank, **said)
-        return made
+        """`cls(**said)`, for what is made for each event: see `made`."""
+        return made(cls, said)
 
     def pack(self) -> bytes:
         """The object as MessagePack; values are converted as in any event. Raises InvalidInput for what cannot be."""
