@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from msgpack.exceptions import UnpackException
 
 from dspex.bus import subjects
-from dspex.bus.codecs.checking import checker
+from dspex.bus.codecs.checking import checker, made
 from dspex.bus.codecs.msgpack import unpacked
 from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.message import Message
@@ -202,7 +202,7 @@ def without_payload(answered: Answered) -> Answered:
 def _record(data: bytes) -> CallRecord:
     """`CallRecord.unpack`, written out for the usual case, in which nothing is wrong. Raises DecodeError."""
     try:
-        return CallRecord.at_once(**checker(CallRecord).validate_python(unpacked(data), strict=True))
+        return made(CallRecord, checker(CallRecord).validate_python(unpacked(data), strict=True))
     except (ValueError, TypeError, OverflowError, UnpackException):
         return CallRecord.unpack(data)  # says what is wrong
 

@@ -144,7 +144,7 @@ async def test_a_model_that_hangs_leaves_the_next_one_its_part_of_the_time(many:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_profile_that_is_much_slower_is_asked_behind_the_others_and_looked_at_now_and_then(many: Bench) -> None:
-    await many.ask(*(call(f"standin:slow=0.5 {n}", "slow") for n in range(12)))
+    await many.ask(*(call(f"standin:slow=3 {n}", "slow") for n in range(12)))
     await many.ask(*(call(f"quick {n}", "fast") for n in range(12)))
     records = await many.ask(*(call(f"either {n}", "slow", "fast") for n in range(20)))
     assert {r.lm for r in records} == {"fast", "slow"}

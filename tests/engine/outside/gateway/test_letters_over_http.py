@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def test_a_group_is_redriven_in_the_page_after_a_count_and_another_is_dropped(
     shown.get_by_label("Letters a second").fill("1000")
     shown.screenshot(path=tmp_path / "redrive.png", full_page=True)
     shown.get_by_role("button", name="Redrive").click()
+    shown.get_by_text(re.compile(r"\d+ of \d+ run again")).wait_for()  # and not by HTTP: its question is only answered here
     eventually(lambda: not is_there(http, "/v1/letters", "letters", run)())
     eventually(is_there(http, "/v1/approvals", "approvals", run))  # it went on where it had failed
     failed(http, project, "standin:nonsense drop me", "InvalidOutput")
