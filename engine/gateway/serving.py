@@ -31,7 +31,7 @@ async def serving(app: Any, bind: str) -> AsyncGenerator[str]:
 
     Raises ConfigError (DX105) where nothing can listen there.
     """
-    listening = _listening(bind)
+    listening = listening_on(bind)
     host, port = listening.getsockname()[:2]
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(GRACE), server_header=False)
     server, tasks = _Server(config), Tasks("gateway")
@@ -45,10 +45,15 @@ async def serving(app: Any, bind: str) -> AsyncGenerator[str]:
         listening.close()
 
 
-def _listening(bind: str) -> socket.socket:
+def listening_on(bind: str) -> socket.socket:
+    """A socket whose connections send at once. asyncio sees to that only where it makes the socket itself; else an answer in
+    two pieces waits 40 ms, until the other side acknowledges the first. Raises ConfigError where nothing can listen.
+    """
     host, port = host_port(bind)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those that it accepts have it from here
+        return made
     except OSError as e:
         fix = "another port, or end what listens there"
         raise ConfigError(f"nothing can listen on {bind}: {e.strerror}", code="DX105", fix=fix) from e
