@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 import structlog
 from standin import StandIn
+from waiting import eventually
 
 from dspex import __main__ as cli
 
@@ -253,8 +254,15 @@ class Seen:
         os.close(terminal)
 
     def type(self, text: str) -> None:
-        """Type it on the keyboard."""
+        """Type it on the keyboard, once the command waits for keys.
+
+        Python's prompt loses a ^C that comes between what it prints and its wait for keys, until the next key comes.
+        """
+        eventually(self._sleeps)
         os.write(self._master, text.encode())
+
+    def _sleeps(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
     def modes(self) -> list[Any]:
         """How the terminal is set."""

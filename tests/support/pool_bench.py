@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from waiting import until
+
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallError, DecodeError, DspexError, WorkerLost
 from dspex.bus.memory.server import MemoryBus, MemoryServer
@@ -81,6 +83,11 @@ class Bench:
     def joined(self) -> bool:
         """Whether the pool is in the queue group of interactive calls, so that it may get some."""
         return self.pool.interactive._subscription is not None  # pyright: ignore[reportPrivateUsage]
+
+    async def send(self, item: CallRequest, reply: str = "", subject: str = "") -> None:
+        """Ask for an interactive call as soon as somebody hears it: while its slots are full, a pool is not in the group."""
+        await until(lambda: self.joined)
+        await self.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=reply)
 
     async def put(self, *items: CallRequest) -> None:
         for item in items:

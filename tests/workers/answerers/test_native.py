@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 import pytest
 import pytest_asyncio
-from pool_bench import POOL, SIGNATURE, Bench, config, program, running, work
+from pool_bench import SIGNATURE, Bench, config, program, running, work
 from waiting import until
 
 from dspex.bus import codecs, subjects
@@ -264,8 +264,7 @@ async def interactive(bench: Bench, item: CallRequest) -> CallRecord:
     """Ask as the engine's client does."""
     frames: asyncio.Queue[Message] = asyncio.Queue()
     inbox = bench.bus.inbox(frames.put_nowait)
-    await until(lambda: bench.joined)
-    await bench.bus.send(item.called_on("test", POOL), item.pack(), reply=inbox.subject)
+    await bench.send(item, inbox.subject)
     async with asyncio.timeout(30):
         while (message := await frames.get()).headers[subjects.KIND] == ACCEPTED:
             pass

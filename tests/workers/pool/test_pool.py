@@ -291,7 +291,7 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
 async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], subject: str = "") -> list[tuple[str, Message]]:
     """Ask as the engine's client does; the frames up to the last, by kind."""
     inbox = bench.bus.inbox(frames.put_nowait)
-    await bench.bus.send(subject or item.called_on(APP, POOL), item.pack(), reply=inbox.subject)
+    await bench.send(item, inbox.subject, subject)
     found: list[tuple[str, Message]] = []
     async with asyncio.timeout(30):
         while not found or found[-1][0] == ACCEPTED:

@@ -28,7 +28,7 @@ async def call(bench: Bench, name: str) -> None:
     done = asyncio.Event()
     inbox = bench.bus.inbox(lambda m: done.set() if m.headers.get(subjects.KIND) == RESULT else None)
     item = work(spec=program(name), record=None)
-    await bench.bus.send(item.called_on(APP, POOL), item.pack(), reply=inbox.subject)
+    await bench.send(item, inbox.subject)
     async with asyncio.timeout(30):
         await done.wait()
     inbox.close()

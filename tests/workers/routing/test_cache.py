@@ -107,7 +107,7 @@ async def test_what_ends_the_call_that_others_wait_for_does_not_end_them(one: Be
     text = "standin:slow=0.2 given up"
     first = call(text, record=None)
     inbox = one.bus.inbox(lambda message: None)
-    await one.bus.send(first.called_on(APP, POOL), first.pack(), reply=inbox.subject)
+    await one.send(first, inbox.subject)
     await until(lambda: shared_model.texts[text] == 1)
     async with asyncio.TaskGroup() as group:
         others = group.create_task(one.ask(*(call(text) for _ in range(3))))
