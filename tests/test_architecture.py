@@ -59,6 +59,13 @@ STARTS_TASKS = {
     "engine/testing/wired.py": "likewise",
     "engine/cli/events/sending.py": "a task group of one block: one row that cannot be sent stops the others",
 }
+WRITES_FILES = {
+    "bus/local/whole_file.py": "the one place that writes files whole",
+    "bus/local/login.py": "a new password, which is linked to its name: who comes second takes that of the first",
+    "engine/cli/events/dlq.py": "a file for an editor, in a folder that goes with it",
+    "workers/models/weights.py": "weights, which get their name when their hash is right",
+    "workers/processes/cgroups.py": "files of the kernel",
+}
 SAME_NAME = {
     "Client": "dspex.Client and dspex.sync.Client: the same client, for code without an event loop",
     "Run": "dspex.Run and dspex.sync.Run, likewise",
@@ -183,6 +190,21 @@ def test_only_the_terminal_writes_to_the_terminal() -> None:
                 yield node.lineno
 
     assert found_in_files(prints, WRITES_TO_STDOUT) == {}
+
+
+def test_only_the_named_places_write_files() -> None:
+    """Who is killed in the middle of writing leaves half a file: see bus/local/whole_file.py."""
+
+    def writes(name: str) -> Iterator[int]:
+        for node in nodes(name):
+            if isinstance(node, ast.Call):
+                said = {str(a.value) for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)}
+                opens = ast.unparse(node.func).rpartition(".")[2] == "open" and any(re.fullmatch("[wx]b?[+]?", s) for s in said)
+                if opens or ast.unparse(node.func).endswith((".write_text", ".write_bytes")):
+                    yield node.lineno
+
+    assert found_in_files(writes, WRITES_FILES) == {}
+    assert [name for name in WRITES_FILES if not list(writes(name))] == []
 
 
 def test_every_room_is_whole_under_a_contract_of_directions() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Literal, Self
 
 from dspex.bus.errors import BusError
-from dspex.bus.local import launch, probe, state
+from dspex.bus.local import launch, probe, state, whole_file
 from dspex.bus.settings.duration import Duration
 
 READY_TIMEOUT = 20.0  # seconds; recovering a large store takes some
@@ -151,11 +151,10 @@ class LocalServer:
         state.forget(self.store, pid)
 
     def _launch(self, binary: str, port: int, lock: IO[str]) -> subprocess.Popen[bytes]:
-        self._config.touch(mode=0o600)  # there may be a password in it
         text = launch.configuration(
             self.store, port, sync_interval=self._sync, max_file=self._max_file, login=self._login, extra=self._extra
         )
-        self._config.write_text(text)
+        whole_file.write(self._config, text.encode(), mode=0o600)  # there may be a password in it
         for left in self.store.parent.glob("nats-server_*.ports"):  # by a server that was killed
             left.unlink()
         if self._port is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.local import whole_file
 from dspex.bus.local.login import check_folder
 
 HOME = ".dspex"
@@ -58,10 +59,7 @@ async def stop_running(home: Path) -> bool:
 def write(store: Path, *, url: str, pid: int, version: str, detached: bool) -> None:
     """Tell other processes of the server that has started on `store`. `detached`: it outlives the process that started it."""
     found = {"url": url, "pid": pid, "version": version, "store": str(store), "detached": detached}
-    file = _state_file(store.parent)
-    file.touch()
-    file.chmod(0o600)
-    file.write_text(json.dumps(found))
+    whole_file.write(_state_file(store.parent), json.dumps(found).encode(), mode=0o600)
 
 
 def forget(store: Path, pid: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import CallTimeout, RunFailed, RunNotFound
+from dspex.bus.local.whole_file import write
 from dspex.bus.message import Event, new_id
 from dspex.bus.port import Bus, Reader
 from dspex.bus.settings.duration import Duration, human, seconds
@@ -30,7 +31,6 @@ from dspex.engine.client.runs.outputs import outputs
 from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.then.builds import builds_of
 from dspex.engine.client.runs.then.state import NOT_READ, state_before
-from dspex.engine.client.runs.then.whole_file import write
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.graph import manifest
 from dspex.engine.graph.manifest import Manifest

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dspex.bus.errors import ConfigError, TopologyError
+from dspex.bus.local.whole_file import write
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -136,7 +137,7 @@ def candidate(t: Terminal, target: str | None, topology: str | None) -> tuple[li
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        write(file, text.encode())
     except OSError as error:
         fix = "name a file in a folder that is there"
         raise ConfigError(f"{file} cannot be written: {error.strerror}", code="DX105", fix=fix) from None

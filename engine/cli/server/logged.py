@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.local import whole_file
 from dspex.engine.cli.terminal.terminal import Terminal, to_json
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def profile_file(path: Path | None, processes: int) -> Path | None:
         why = "--profile measures one process"
         raise ConfigError(why, code="DX105", node="--profile", fix="leave out --processes; dspex status shows the times of all")
     try:
-        path.write_text("")
+        whole_file.check(path)
     except OSError as e:
         message = f"{path} cannot be written: {e.strerror}"
         raise ConfigError(message, code="DX105", node="--profile", fix="name another file: --profile profile.json") from e
@@ -69,7 +70,7 @@ def show_profile(t: Terminal, path: Path, operators: list[OperatorRow]) -> None:
         for o in measured
         for seconds in [o.get("seconds", 0.0)]
     ]
-    path.write_text("".join(f"{to_json(row)}\n" for row in rows), encoding="utf-8")
+    whole_file.write(path, "".join(f"{to_json(row)}\n" for row in rows).encode())
     if t.json:
         t.emit({"event": "profile", "file": str(path), "operators": rows})
     else:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.local.whole_file import write
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 _IGNORED = ".gitignore"
@@ -106,7 +107,7 @@ def init(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (folder / name).write_text(content)
+            write(folder / name, content.encode())
     except OSError as e:
         raise ConfigError(f"cannot write to {folder}: {e.strerror}", code="DX137", fix="name another folder") from e
     _print(t, folder, list(files), no_key)

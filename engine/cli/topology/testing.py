@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspex.bus.errors import ConfigError
+from dspex.bus.local.whole_file import write
 from dspex.engine.cli.terminal.client import count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import load_one, search
@@ -199,7 +200,7 @@ def _run(
         t.emit({**found, "failures": failures}, f"{case.id} {said.upper()}")
         yield outcome
     if renewals:
-        file.path.write_text(rewritten(file.text, renewals), encoding="utf-8")
+        write(file.path, rewritten(file.text, renewals).encode())
 
 
 def _tell(t: Terminal, outcome: Outcome) -> None:

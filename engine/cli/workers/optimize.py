@@ -14,6 +14,7 @@ import orjson
 import typer
 
 from dspex.bus.errors import ConfigError, Saturated
+from dspex.bus.local.whole_file import write
 from dspex.engine.cli.events.call import spec_of
 from dspex.engine.cli.terminal.client import client, count, spent
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -197,7 +198,7 @@ async def _optimized(asked: _Asked, c: Client) -> None:
 def _write(file: Path, state: Mapping[str, Any]) -> None:
     """As DSPy's own `save` does it. Raises ConfigError (DX120)."""
     try:
-        file.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+        write(file, orjson.dumps(state, option=orjson.OPT_INDENT_2))
     except OSError as e:
         raise ConfigError(f"{file} cannot be written: {e.strerror}", code="DX120", fix="-o FILE in a folder of yours") from e
 

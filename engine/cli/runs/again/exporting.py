@@ -73,7 +73,6 @@ async def _texts(c: Client, applied: Mapping[str, Manifest], some: Sequence[RunI
 
 
 def _written(folder: Path, texts: Mapping[str, bytes]) -> None:
-    from dspex.engine.client.runs.then.whole_file import write
+    from dspex.bus.local.whole_file import write_all
 
-    for run, text in texts.items():
-        write(folder / f"{run}.jsonl", text)
+    write_all({folder / f"{run}.jsonl": text for run, text in texts.items()})

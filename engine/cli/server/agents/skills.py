@@ -11,6 +11,7 @@ import typer
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError
+from dspex.bus.local.whole_file import write
 from dspex.engine.cli.terminal.client import shown
 from dspex.engine.cli.terminal.terminal import terminal
 
@@ -34,7 +35,7 @@ def install(
             raise ConfigError(why, code="DX137", fix="--force writes over it; or name another folder: --to DIR")
         if before != text:
             to.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write(file, text.encode())
     except (OSError, UnicodeDecodeError) as error:
         fix = "name another folder: --to DIR"
         raise ConfigError(f"{shown(file)} cannot be written: {error}", code="DX137", fix=fix) from None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from engine_lab import Lab
 
 from dspex.bus.errors import CallTimeout, DecodeError, Divergence, RecordingIncomplete, TopologyError
 from dspex.engine.client.runs.export import load
-from dspex.engine.client.runs.then.whole_file import write
 from dspex.engine.graph.nodes import Retry
 from dspex.engine.testing.driver import Driver
 from dspex.operators.topology import Topology
@@ -123,19 +121,3 @@ def test_a_file_of_a_run_that_was_not_over_says_so_and_is_not_compared(file: Pat
     with Driver(words()) as d, pytest.raises(RecordingIncomplete, match="was not over when this was recorded") as refused:
         d.replay(replace(then, info=replace(then.info, status="running", finished=None)))
     assert refused.value.run == then.info.id
-
-
-def test_a_file_that_cannot_be_written_whole_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
-    write(path, b"before")
-    with pytest.raises(TypeError):
-        write(path, cast(bytes, None))
-    assert ([one.name for one in tmp_path.iterdir()], path.read_bytes()) == (["run.jsonl"], b"before")
-    link, pipe = tmp_path / "link", tmp_path / "pipe"
-    link.symlink_to(path)
-    write(link, b"after")
-    assert (link.is_symlink(), path.read_bytes()) == (True, b"after")
-    os.mkfifo(pipe)
-    with open(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), "rb", buffering=0) as reader:
-        write(pipe, b"read")
-        assert reader.read(4) == b"read"
