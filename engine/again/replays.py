@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from math import inf
@@ -115,7 +115,7 @@ async def of_topology(
     if applied is None:
         raise TopologyError(f"there is no topology {topology!r}", code="DX235", fix="dspex status shows those there are")
     if mode != "strict":
-        return await of_many(client, [run async for run in ended(client, topology, since, until)], graphs, mode)
+        return await of_many(client, *await by_end(client, topology, since, until), graphs, mode)
     graph = next(one for one in of_run(graphs, topology, None) if one.name == topology)
     of, end = build(graph.digest, graph.functions), until.timestamp() if until is not None else inf
     logs = await replayed(client.bus, client.app, graph, applied, of, span=(since, end))
@@ -125,12 +125,15 @@ async def of_topology(
 async def of_many(
     client: Client,
     runs: Sequence[str],
+    running: Sequence[str],
     graphs: Sequence[Graph],
     mode: Mode,
     told: Callable[[Replay, Replay, str], None] = lambda so_far, last, run: None,
 ) -> Replay:
-    """The replay of several runs, one after the other. `told`: after each, of all so far, of that one, and which it was."""
-    found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE)
+    """The replay of several runs, one after the other. `running`: those that are not over, which are named and left out.
+    `told`: after each, of all so far, of that one, and which it was.
+    """
+    found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE, running=tuple(running))
     for run in runs:
         last = (await of_one(client, client.run(run), graphs, mode))[0]
         found = together(found, last)
@@ -138,12 +141,14 @@ async def of_many(
     return found
 
 
-async def ended(client: Client, topology: str, since: float, until: datetime | None) -> AsyncGenerator[str]:
-    """Runs that are over, the latest first."""
+async def by_end(client: Client, topology: str, since: float, until: datetime | None) -> tuple[list[str], list[str]]:
+    """Runs of a topology that are over, and those that are not; the latest first."""
     begin = datetime.fromtimestamp(since).astimezone() if since else None
+    over, running = list[str](), list[str]()
     async for info in client.runs(topology, since=begin, limit=MANY):
-        if info.status != "running" and (until is None or info.started < until):
-            yield info.id
+        if until is None or info.started < until:
+            (running if info.status == "running" else over).append(info.id)
+    return over, running
 
 
 def together(a: Replay, b: Replay) -> Replay:
@@ -162,4 +167,5 @@ def together(a: Replay, b: Replay) -> Replay:
         cost=a.cost + b.cost,
         builds={**a.builds, **b.builds},
         secrets=a.secrets | b.secrets,
+        running=a.running + b.running,
     )

@@ -474,7 +474,7 @@ class Client:
         before: str | None = None,
     ) -> Iterator[RunInfo]:
         """Runs, the latest first. Raises TopologyError (DX235) for a topology that is not applied; RunNotFound for a `before`
-        that is no full id.
+        that is no full id; ConfigError (DX105) for a status that is none.
 
         Args:
             topology: only its runs. status: only those that are so now.

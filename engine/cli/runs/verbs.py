@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal
 if TYPE_CHECKING:
     from dspex.engine.client.calls.cancelling import CancelledRun
     from dspex.engine.client.following.progress import RunInfo
+    from dspex.engine.client.runs.listing import RunStatus
     from dspex.engine.client.runs.tree import Happening
 
 
@@ -86,6 +87,9 @@ async def _forgotten(t: Terminal, session: str) -> None:
 
 
 # -- what runs did ------------------------------------------------------------------------------------------------------
+STATUS = Annotated[
+    Literal["running", "done", "failed", "cancelled"] | None, typer.Option("--status", help="Only those that are so now.")
+]
 TOPOLOGY = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="Its id, at least the last 6 digits of it, @last, or @last-1, …")]
 
@@ -93,22 +97,26 @@ RUN = Annotated[str, typer.Argument(metavar="RUN", help="Its id, at least the la
 def ls(
     context: typer.Context,
     topology: TOPOLOGY = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only those with dead letters.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Those with dead letters: --status failed.")] = False,
+    status: STATUS = None,
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="So many at most.")] = 20,
 ) -> None:
     """List runs, the latest first."""
     t = terminal(context)
-    rows = t.run(_listed(t, topology, failed, since, limit))
+    if failed and status not in (None, "failed"):
+        raise ConfigError(f"--failed and --status {status} do not go together", code="DX105", fix="give one of them")
+    status = "failed" if failed else status
+    rows = t.run(_listed(t, topology, status, since, limit))
     if not rows and not t.json:
-        t.note("no runs" + (" that failed" if failed else ""))
+        t.note(f"no runs with status {status}" if status else "no runs")
 
 
-async def _listed(t: Terminal, topology: str | None, failed: bool, since: str | None, limit: int) -> int:
+async def _listed(t: Terminal, topology: str | None, status: RunStatus | None, since: str | None, limit: int) -> int:
     rows = list[dict[str, object]]()
     async with client(t, "runs") as c:
         scores = scores_in(c)
-        async for info in c.runs(topology, status="failed" if failed else None, since=since, limit=limit):
+        async for info in c.runs(topology, status=status, since=since, limit=limit):
             rows.append(_row(info))
             if t.json:
                 t.emit({**as_dict(info), "scores": plain(await scores_of(scores, info.id))})

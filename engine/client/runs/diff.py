@@ -243,6 +243,7 @@ class Replay:
         cost: of the calls that were made, in USD, as far as prices are known.
         without: why it began without the state of then; "" where it had that, or no operator keeps anything.
         builds: what is another one than then: name → (then, now). secrets: fields whose values the file has not got.
+        running: runs that are not over, and were left out.
     """
 
     same: bool
@@ -256,6 +257,7 @@ class Replay:
     cost: float = 0.0
     builds: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     secrets: frozenset[str] = frozenset()
+    running: tuple[str, ...] = ()
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

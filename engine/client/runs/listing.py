@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from dspex.bus import subjects
-from dspex.bus.errors import RunNotFound, TopologyError
+from dspex.bus.errors import ConfigError, RunNotFound, TopologyError
 from dspex.bus.message import id_time, run_of
 from dspex.bus.port import Bus
 from dspex.bus.settings.duration import Duration, seconds
@@ -47,8 +47,10 @@ async def listed(
 ) -> AsyncIterator[RunInfo]:
     """Runs, the latest first. `since`: seconds since the epoch. `before`: a full id; only those that began before that run.
 
-    Raises TopologyError (DX235) for one that is not applied, RunNotFound.
+    Raises TopologyError (DX235) for one that is not applied, RunNotFound, ConfigError (DX105) for another status.
     """
+    if status not in (None, *get_args(RunStatus)):
+        raise ConfigError(f"status={status!r} is none", code="DX105", fix=f"one of {', '.join(get_args(RunStatus))}")
     until = _begin_of(before)
     beside = [info for info in (await kept.infos(bus, app)).values() if since <= info.started.timestamp() < until]
     if topology is not None and topology not in {*manifests, *(info.topology for info in beside)}:

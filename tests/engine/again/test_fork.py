@@ -211,7 +211,7 @@ def test_a_value_in_words_is_kept_as_its_type_has_it(project: Project, run: str)
     assert [s["b"] for s in made["diff"]["steps"] if s["field"] == "urgency"] == [1]
 
 
-def test_a_range_of_runs_goes_on_without_those_that_still_run_and_says_which(project: Project, run: str) -> None:
+def test_a_replay_of_many_runs_goes_on_without_those_that_still_run_and_says_which(project: Project, run: str) -> None:
     (begun,) = project.here("--json", "publish", project.input, "text=standin:hang").objects()
     runs = project.here("--json", "runs", "ls").objects()[0]
     span = f"{begun['seq'] - 1}:{begun['seq']}"
@@ -221,4 +221,8 @@ def test_a_range_of_runs_goes_on_without_those_that_still_run_and_says_which(pro
     assert (found.code, found.error()["code"]) == (6, "DX802")
     told = project.here("replay", "--range", span, "--mode", "hybrid").out
     assert f"left out, not over: …{runs['id'][-8:]}" in told
+    (whole,) = project.here("--json", "replay", "--topology", "triage", "--mode", "hybrid").objects()
+    assert (whole["runs"] > 1, whole["running"]) == (True, [runs["id"]])
+    (listed,) = project.here("--json", "runs", "ls", "--status", "running").objects()
+    assert listed["id"] == runs["id"]
     assert project.here("runs", "cancel", runs["id"]).code == 0

@@ -32,7 +32,7 @@ MOST: Final = 10  # files, or runs, that are named
 
 class RepeatedRuns(NamedTuple):
     """What came of it. `logs`: what its partitions said. `differ`: of several, the files or runs that do, with the first
-    difference of each. `what`: what these are. `running`: runs that are not over, and were left out.
+    difference of each. `what`: what these are.
     """
 
     name: str
@@ -40,7 +40,6 @@ class RepeatedRuns(NamedTuple):
     logs: Replayed | None = None
     differ: Sequence[tuple[str, StepDiff]] = ()
     what: Literal["file", "run"] = "file"
-    running: Sequence[str] = ()
 
     def as_dict(self, mode: Mode) -> dict[str, Any]:
         """As `--json` has it."""
@@ -50,7 +49,7 @@ class RepeatedRuns(NamedTuple):
         said |= {"differences": len(diff.steps), "steps": [vars(step) for step in diff.steps], "without": found.without}
         said |= {"used": {"tokens": list(diff.tokens), "cost": list(diff.cost)}}
         said |= {"builds": self.builds, "secrets": sorted(found.secrets)}
-        said |= {"running": list(self.running)} if self.running else {}
+        said |= {"running": list(found.running)} if found.running else {}
         return said | ({"files" if self.what == "file" else "differing": self._rows()} if self.differ else {})
 
     @property
@@ -82,9 +81,9 @@ class RepeatedRuns(NamedTuple):
         if self.found.without:
             yield f"begins without state: {self.found.without}"
         yield from self.found.diff.lines()
-        if self.running:
-            more = ", …" if len(self.running) > MOST else ""
-            yield f"left out, not over: {', '.join(f'…{run[-8:]}' for run in self.running[:MOST])}{more}"
+        if running := self.found.running:
+            more = ", …" if len(running) > MOST else ""
+            yield f"left out, not over: {', '.join(f'…{run[-8:]}' for run in running[:MOST])}{more}"
         if self.found.same:
             yield "same"
 
@@ -111,9 +110,9 @@ def repeated(
         raise Divergence(f"the replay of {told.name} differs {where}")
     if not told.found.same and exit_code:
         raise typer.Exit(1)
-    if told.running:
+    if running := told.found.running:
         fix = "wait for them (dspex runs wait), and replay it again"
-        raise RecordingIncomplete(f"{count(len(told.running), 'run')} of {told.name} not over, and left out", fix=fix)
+        raise RecordingIncomplete(f"{count(len(running), 'run')} of {told.name} not over, and left out", fix=fix)
 
 
 async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
@@ -148,8 +147,8 @@ async def _repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: M
         runs, running = await _runs(c, what)
         with t.progress("replay", len(runs)) as bar:
             differ, told_of = _differing(bar)
-            found = await replays.of_many(c, runs, graphs, mode, told_of)
-            return RepeatedRuns(str(what), found, differ=differ, what="run", running=running)
+            found = await replays.of_many(c, runs, running, graphs, mode, told_of)
+            return RepeatedRuns(str(what), found, differ=differ, what="run")
 
 
 async def _files(
@@ -182,15 +181,15 @@ def _differing(bar: Bar) -> tuple[list[tuple[str, StepDiff]], Callable[[Replay, 
 
 
 async def _runs(c: Client, what: ReplayChoice) -> tuple[list[str], list[str]]:
-    """The runs that were chosen which are over; and of certain runs those that are not. Raises RunNotFound, TopologyError."""
-    from dspex.engine.again.replays import ended
+    """The runs that were chosen which are over, and those that are not. Raises RunNotFound, TopologyError."""
+    from dspex.engine.again.replays import by_end
     from dspex.engine.client.following.many import histories
 
     if not what.whole:
         past = await histories(c.bus, c.app, await c.manifests(), await what.runs(c))
         return [run for run, one in past.items() if one.done], [run for run, one in past.items() if not one.done]
     until = None if isinf(what.until) else datetime.fromtimestamp(what.until, tz=UTC)
-    return [run async for run in ended(c, str(what.topology), what.since, until)], []
+    return await by_end(c, str(what.topology), what.since, until)
 
 
 @contextmanager

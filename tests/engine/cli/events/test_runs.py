@@ -33,6 +33,17 @@ def test_runs_are_listed_the_latest_first_for_people_and_machines(native: Projec
     assert native.here("--json", "runs", "ls", "--topology", "nativ").error()["code"] == "DX235"
 
 
+def test_runs_are_listed_by_what_has_become_of_them(native: Project) -> None:
+    good, bad = publish(native, "abc", "x")
+    for status, run in (("done", good), ("failed", bad)):
+        infos = native.here("--json", "runs", "ls", "--status", status).objects()
+        assert (infos[0]["id"], {info["status"] for info in infos}) == (run, {status})
+    assert native.here("runs", "ls", "--status", "cancelled").err == "no runs with status cancelled\n"
+    unknown = native.here("--json", "runs", "ls", "--status", "finished")
+    assert (unknown.code, unknown.error()["code"], "'running', 'done'" in unknown.error()["message"]) == (2, "DX105", True)
+    assert native.here("--json", "runs", "ls", "--failed", "--status", "done").error()["code"] == "DX105"
+
+
 def test_a_run_is_shown_with_what_came_of_it(native: Project) -> None:
     good, bad = publish(native, "abc", "x")
     info, source, check, size, output = native.here("--json", "runs", "show", good).objects()

@@ -10,7 +10,7 @@ import pytest
 from engine_lab import APP, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import RetryLater
+from dspex.bus.errors import ConfigError, RetryLater
 from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.bus.serving.keys.keyring import Keyring
@@ -199,3 +199,13 @@ def test_of_many_runs_that_wait_for_long_the_begin_alone_is_read(lab: MakeLab) -
         return [info async for info in one.client.runs(status="running", limit=10)]
 
     assert one.run(apart()) == one.run(together())
+
+
+def test_a_status_that_is_none_is_refused_and_not_taken_for_no_runs(lab: MakeLab) -> None:
+    one = lab(*waiting())
+
+    async def listed(status: Any) -> list[RunInfo]:
+        return [info async for info in one.client.runs(status=status)]
+
+    with pytest.raises(ConfigError, match="status='finished' is none"):
+        one.run(listed("finished"))
