@@ -1,4 +1,6 @@
-"""Write the digest of each base image into deploy/Dockerfile, at a release: `python scripts/pin_images.py`. Nobody types one.
+"""Write the digest of each image of others, at a release: `python scripts/pin_images.py`. Nobody types one.
+
+Their versions stand in deploy/Dockerfile, which ours are built upon, and in docker-compose.yml, and nowhere else.
 
 A tag can be moved to another image, a digest cannot. Run it again after every change of a version: it replaces the digests that
 are there. It asks the registry by `docker buildx`, and writes nothing where an answer is missing.
@@ -12,13 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-DOCKERFILE = Path(__file__).parents[1] / "deploy/Dockerfile"
-BASE = re.compile(r"^FROM (?P<image>[\w./-]+:[\w.-]+)(?:@\S+)?", re.M)
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "deploy/Dockerfile", ROOT / "docker-compose.yml"]
+IMAGE = re.compile(r"^(?P<before>FROM |    image: )(?P<image>[\w./-]+:[\w.-]+)(?:@\S+)?", re.M)
 
 
 def pinned(text: str) -> str:
-    """The text of a Dockerfile with today's digest behind each base image."""
-    return BASE.sub(lambda found: f"FROM {found['image']}@{digest(found['image'])}", text)
+    """The text of a file with today's digest behind each image that has a version."""
+    return IMAGE.sub(lambda found: f"{found['before']}{found['image']}@{digest(found['image'])}", text)
 
 
 def digest(image: str) -> str:
@@ -40,7 +43,7 @@ def digest(image: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        sys.exit("pin_images: takes the Dockerfile, or nothing for deploy/Dockerfile")
-    page = Path(sys.argv[1]) if len(sys.argv) == 2 else DOCKERFILE
-    page.write_text(pinned(page.read_text(encoding="utf-8")), encoding="utf-8")
+    files = [Path(name) for name in sys.argv[1:]] or FILES
+    texts = [pinned(file.read_text(encoding="utf-8")) for file in files]  # all of them, before any is written
+    for file, text in zip(files, texts):
+        file.write_text(text, encoding="utf-8")

@@ -102,7 +102,19 @@ def test_nothing_but_loopback_ports_for_clients_is_published() -> None:
 
 @pytest.mark.parametrize("name", sorted(MONITORS))
 def test_an_image_of_others_has_a_whole_version(name: str) -> None:
-    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", SERVICES[name]["image"])
+
+
+def test_the_page_names_the_images_of_others_as_the_files_do_and_no_other_file_names_any() -> None:
+    stated = [*re.findall(r"^FROM (\S+) AS ", DOCKERFILE, re.M), *(SERVICES[name]["image"] for name in MONITORS)]
+    images = {image.partition("@")[0] for image in stated}
+    (told,) = re.findall(r"^\* \*\*Images\*\* (.*?)\n\n", (ROOT / "docs/operations.md").read_text(), re.M | re.S)
+    assert set(re.findall(r"`([\w./-]+:v?[\d.]+[\w.-]*)`", told)) == images
+    names = "|".join(re.escape(image.partition(":")[0]) for image in images)
+    files = [*(ROOT / "deploy").rglob("*"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    others = [file for file in files if file.is_file() and file.name not in ("Dockerfile", "operations.md")]
+    versions = re.compile(rf"(?<![\w./-])({names}):v?\d+\.\d")
+    assert [(file.name, versions.findall(file.read_text())) for file in others if versions.search(file.read_text())] == []
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -38,9 +38,9 @@ def answers(folder: Path, image: str, text: str) -> None:
     (folder / image).write_text(text)
 
 
-def run(dockerfile: Path) -> subprocess.CompletedProcess[str]:
+def run(dockerfile: Path, *more: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PATH": f"{dockerfile.parent}:/usr/bin:/bin"}
-    return subprocess.run([sys.executable, SCRIPT, dockerfile], env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, SCRIPT, dockerfile, *more], env=env, capture_output=True, text=True)
 
 
 def test_every_base_image_gets_its_digest_also_where_there_was_another(dockerfile: Path) -> None:
@@ -63,3 +63,14 @@ def test_an_image_that_is_not_there_is_named_and_changes_nothing(dockerfile: Pat
     done = run(dockerfile)
     assert (done.returncode, dockerfile.read_text()) == (1, BEFORE)
     assert "nats:2.1-alpine: not found" in done.stderr
+
+
+def test_an_image_of_a_compose_file_gets_its_digest_and_one_that_is_built_here_none(dockerfile: Path, tmp_path: Path) -> None:
+    compose = tmp_path / "compose.yml"
+    text = "  a:\n    image: dspex-nats\n  b:\n    image: prom/x:v3.7.3\n    profiles: [m]\n"
+    compose.write_text(text)
+    assert run(dockerfile, compose).returncode == 1
+    assert (dockerfile.read_text(), compose.read_text()) == (BEFORE, text), "where one is not there, no file is changed"
+    answers(tmp_path, "prom_x_v3.7.3", f'{{"digest": "sha256:{"d" * 64}"}}')
+    assert run(dockerfile, compose).returncode == 0
+    assert compose.read_text() == text.replace("v3.7.3", f"v3.7.3@sha256:{'d' * 64}")

@@ -10,17 +10,17 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
 import typer
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
+from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.cli.server.agents import tools
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 AT_ONCE: Final = 2  # commands; what comes meanwhile waits
-LONGEST: Final = 120.0  # seconds that a command may take
 MOST_READ: Final = 32 << 20  # bytes of what a command prints
 MOST_SAID: Final = 256 << 10  # bytes of an answer
 LONGEST_TEXT: Final = 4096  # characters of one text in an answer
@@ -30,14 +30,19 @@ _ABOUT: Final = (
 )
 
 
-def mcp(context: typer.Context) -> None:
+def mcp(
+    context: typer.Context,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="What takes longer is ended.")] = "2m",
+) -> None:
     """Let an MCP client read runs, replay them strictly and compare them, over stdin and stdout."""
     t = terminal(context)
-    t.settings()  # what is wrong with them is said here, where somebody sees it
-    t.run(_serve(t))
+    t.settings()  # what is wrong with them, or with the time, is said here, where somebody sees it
+    seconds(timeout)
+    seconds(timeout)
+    t.run(_serve(t, timeout))
 
 
-async def _serve(t: Terminal) -> None:
+async def _serve(t: Terminal, timeout: Duration) -> None:
     try:
         import mcp_types as types
         from mcp.server.lowlevel import Server
@@ -60,7 +65,7 @@ async def _serve(t: Terminal) -> None:
         try:
             words = tools.command(asked.name, asked.arguments or {})
             async with free:
-                said = await _ran([*_chosen(t), *words], tools.TOOLS[asked.name].answers)
+                said = await _ran([*_chosen(t), *words], tools.TOOLS[asked.name].answers, timeout)
         except DspexError as error:
             return types.CallToolResult(content=[types.TextContent(text=to_json(error.as_dict()))], is_error=True)
         return types.CallToolResult(content=[types.TextContent(text=to_json(said))], structured_content=said)
@@ -79,7 +84,7 @@ def _chosen(t: Terminal) -> list[str]:
     return [f"--{name}={value}" for name, value in names.items() if value is not None]
 
 
-async def _ran(words: Sequence[str], answers: frozenset[int]) -> dict[str, Any]:
+async def _ran(words: Sequence[str], answers: frozenset[int], timeout: Duration) -> dict[str, Any]:
     """What a command says, as an answer. Raises DspexError: what it told, or that it took too long or printed too much."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -89,12 +94,12 @@ async def _ran(words: Sequence[str], answers: frozenset[int]) -> dict[str, Any]:
         stderr=pipe,
     )
     try:
-        async with asyncio.timeout(LONGEST):
+        async with asyncio.timeout(seconds(timeout)):
             out, told = await asyncio.gather(_read(process.stdout), _read(process.stderr))
             code = await process.wait()
     except TimeoutError:
-        fix = "ask for less: a run instead of a topology, or since; or type the verb"
-        raise ConfigError(f"it took longer than {LONGEST:.0f} s and was ended", code="DX105", fix=fix) from None
+        fix = "ask for less: a run instead of a topology, or since; or give dspex mcp more time: --timeout 10m"
+        raise ConfigError(f"it took longer than {timeout} and was ended", code="DX105", fix=fix) from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -10,10 +10,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 from cli_bench import NATIVE, Project, stand_in
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
+from waiting import until
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.server.agents import tools
@@ -44,9 +46,10 @@ lm.main = {{ model = "openai/x", base_url = "{url}" }}
 IBAN = "DE02120300000000202051"
 
 
-def within(project: Project, asks: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """What comes of a session with the server."""
-    server = StdioServerParameters(command=sys.executable, args=["-m", "dspex", "mcp"], env=project.env, cwd=project.folder)
+def within(project: Project, asks: Callable[[Client], Coroutine[Any, Any, T]], *words: str) -> T:
+    """What comes of a session with the server. `words`: more of its command line."""
+    args = ["-m", "dspex", *(words or ["mcp"])]
+    server = StdioServerParameters(command=sys.executable, args=args, env=project.env, cwd=project.folder)
 
     async def session() -> T:
         async with Client(server) as client:
@@ -181,6 +184,34 @@ def test_an_answer_has_the_rows_that_fit_and_says_how_many_do_not() -> None:
     found = answer([{"text": "x" * LONGEST_TEXT}] * 1000)
     assert len(found["rows"]) + found["left_out"] == 1000
     assert MOST_SAID * 0.9 < len(json.dumps(found)) < MOST_SAID * 1.1
+
+
+def replayed(project: Project, code: str, *options: str) -> dict[str, Any]:
+    """The error of a replay of what that code makes; the command has ended with it, though the server goes on."""
+    (project.folder / "odd.py").write_text(code)
+    settings = project.folder / "odd.toml"
+    settings.write_text(f'app = "{project.u}"\ntopologies = ["odd:topology"]\n')
+
+    def commands() -> list[psutil.Process]:
+        mine = psutil.process_iter(["cmdline"])
+        return [one for one in mine if {f"--config={settings}", "replay"} <= {*(one.info["cmdline"] or ())}]
+
+    async def asks(client: Client) -> Any:
+        said = await client.call_tool("replay", {"topology": "native"})
+        await until(lambda: not commands())
+        return said
+
+    return refused(within(project, asks, f"--config={settings}", "mcp", *options))
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_process(native: Project) -> None:
+    error = replayed(native, "import time\ntime.sleep(3600)\n", "--timeout", "2s")
+    assert (error["code"], error["message"]) == ("DX105", "it took longer than 2s and was ended")
+
+
+def test_a_command_that_prints_more_than_may_be_read_is_ended(native: Project) -> None:
+    error = replayed(native, "while True:\n    print('x' * (1 << 20))\n")
+    assert (error["code"], error["message"]) == ("DX105", "it is more than 32 MiB")
 
 
 def test_fields_that_are_marked_secret_are_not_read_by_an_agent(tmp_path: Path, unique: str, nats_url: str) -> None:
