@@ -46,17 +46,20 @@ class ForkChange:
 
 
 class ForkPlace(NamedTuple):
-    """Where: an operator, and of its steps that one; None: all of them. `asked`: what the call of that step was asked."""
+    """Where: an operator, and of its steps that one; None: all of them. `asked`: what the call of that step was asked. `key`:
+    the step is that of a key; None: of all.
+    """
 
     node: str
     ordinal: int | None
     asked: Mapping[str, Any] | None
+    key: str | None = None
 
 
 def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
     """Where `at` is: the name of an operator, or a step id. Raises RunNotFound for what the run has not got."""
-    name, mark, number = at.partition("#")
-    node = name.partition("/")[0]
+    before, mark, number = at.rpartition("#")  # a key may have one, too
+    node, keyed, key = (before if mark else at).partition("/")
     calls = {call.label: call for call in file.calls}
     graph = next(one for one in graphs if one.name == file.info.topology)
     if mark and at in calls:
@@ -71,7 +74,7 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
         raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
     if not mark and not native and not decided and not any(call.node == node for call in file.calls):
         raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix="see dspex runs show")
-    return ForkPlace(node, int(number) if mark else None, None)
+    return ForkPlace(node, int(number) if mark else None, None, key if keyed else None)
 
 
 def is_of_engine(at: ForkPlace, graphs: Sequence[Graph], topology: str) -> bool:
@@ -99,7 +102,7 @@ def changed(
         return _decided(change, at, file), list(graphs)
     made: Node
     pools, is_own = graph.pools, change.inputs is not None or change.outputs is not None
-    put = Interposed(id_in(file), change.inputs, change.outputs, at.ordinal, reached)
+    put = Interposed(id_in(file), change.inputs, change.outputs, at.ordinal, reached, at.key)
     if isinstance(node, CallNode):
         made, pools = _of_call(change, at, node, submitted=graph.name == SUBMITTED), (*pools, *_pools(change, node))
     elif isinstance(node, NativeNode) and is_own:
@@ -202,12 +205,12 @@ def kept(change: ForkChange, at: ForkPlace) -> KeptChange:
     """A change as the file of its fork has it."""
     given = {name: value for name, value in vars(change).items() if value not in (None, False)}
     ((what, value),) = given.items()
-    asked = dict(at.asked) if at.asked is not None else None
+    where = (at.node, at.ordinal, dict(at.asked) if at.asked is not None else None)
     if what in ("lm", "program"):
-        return KeptChange(at.node, at.ordinal, asked, "lm" if what == "lm" else "program", str(value))
+        return KeptChange(*where, "lm" if what == "lm" else "program", str(value))
     if what in ("inputs", "outputs"):
-        return KeptChange(at.node, at.ordinal, asked, "inputs" if what == "inputs" else "outputs", dict(value))
-    return KeptChange(at.node, at.ordinal, asked, CODE, None)
+        return KeptChange(*where, "inputs" if what == "inputs" else "outputs", dict(value), at.key)
+    return KeptChange(*where, CODE, None)
 
 
 class ForkedGraphs(NamedTuple):
@@ -231,7 +234,7 @@ def before(file: RunFile, graphs: Sequence[Graph]) -> ForkedGraphs:
                 continue  # it is in the event, or in what was decided
             why = f"run {file.info.id} comes from a fork at {one.node}, which the code has not got"
             raise RecordingIncomplete(why, run=file.info.id, fix="fork its parent: dspex runs show names it")
-        change, at = ForkChange(**one.given), ForkPlace(one.node, one.ordinal, one.asked)
+        change, at = ForkChange(**one.given), ForkPlace(one.node, one.ordinal, one.asked, one.key)
         graphs = changed(change, at, file, graphs, Reached())[1]
         alters += [alter] if (alter := outputs_of(change, at)) is not None and node.role == "call" else []
         programs += [change.program] if change.program is not None else []

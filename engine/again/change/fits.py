@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from dspex.bus.errors import ConfigError, InvalidOutput, TopologyError
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.settings.similar import listed, nearest
+from dspex.engine.again.change.reached import SIDES
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.nodes import Node
 from dspex.operators.native.fields.checks import Check
@@ -32,15 +33,49 @@ def fitting_call(spec: CallSpec, node: str, side: Direction, given: Mapping[str,
 
 def fitting_data(graph: Graph, node: Node, side: Direction, given: Mapping[str, Any]) -> dict[str, Any]:
     """The same of the data of an operator of the engine, as far as it is known what fields they have."""
-    of = node if side == "outputs" else graph.nodes[node.inputs[0].node] if len(node.inputs) == 1 else None
-    types, found = (of.fields if of is not None else None) or {}, dict(given)
+    types, found = _types(graph, node, side), dict(given)
     for name in given.keys() & types.keys():
+        before, dot, field = name.rpartition(".")
         with suppress(TopologyError):  # a type of the user's, which is no text
-            found |= _fitting(Signature(f"{name}: {types[name]} -> found"), node.name, "inputs", {name: given[name]})
+            signature = Signature(f"{field}: {types[name]} -> found")
+            fits = _fitting(signature, node.name, "inputs", {field: given[name]}, before + dot)
+            found[name] = fits[field]
     return found
 
 
-def _fitting(signature: Signature, node: str, side: Direction, given: Mapping[str, Any]) -> dict[str, Any]:
+def unfit(graph: Graph, node: Node, side: Direction, data: Any) -> list[str]:
+    """What data of an operator has that is not of the type of its field, each in a line; as far as it is known what fields
+    they have.
+    """
+    lines = list[str]()
+    for name, value in _fields(data).items():
+        try:
+            fitting_data(graph, node, side, {name: value})
+        except ConfigError as error:
+            lines.append(f"{error.message}; {error.fix}")
+    return lines
+
+
+def _fields(data: Any) -> dict[str, Any]:
+    """The fields of data by name, those of a pair as `merged` calls them."""
+    pair: tuple[Any, ...] = data if isinstance(data, tuple) else ()
+    if len(pair) == len(SIDES):
+        return {f"{side}.{name}": value for side, one in zip(SIDES, pair) for name, value in _fields(one).items()}
+    return dict(data if isinstance(data, Mapping) else getattr(data, "__dict__", {}))
+
+
+def _types(graph: Graph, node: Node, side: Direction) -> dict[str, str]:
+    """The types of the fields that go into an operator, or come out of it, as texts."""
+    if side == "inputs":
+        return _types(graph, graph.nodes[node.inputs[0].node], "outputs") if len(node.inputs) == 1 else {}
+    if node.op == "join":
+        sides = [_types(graph, graph.nodes[inlet.node], "outputs") for inlet in node.inputs]
+        return {f"{side}.{name}": of for side, types in zip(SIDES, sides) for name, of in types.items()}
+    return dict(node.fields or {})
+
+
+def _fitting(signature: Signature, node: str, side: Direction, given: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """`before`: stands before the names of the fields, where they are said."""
     fields, found = signature.inputs if side == "inputs" else signature.outputs, dict(given)
     for name, value in given.items():
         if (field := fields.get(name)) is None or (side == "inputs" and not field.typed):
@@ -48,8 +83,8 @@ def _fitting(signature: Signature, node: str, side: Direction, given: Mapping[st
         try:
             typed = Check(name, [field], InvalidOutput)(given)[name]
         except InvalidOutput as error:
-            why = f"{node}: {name}: {field.type}, and {_shown(value)} is none"
-            fix = _form(name, value, signature.json_schema(side)["properties"][name])
+            why = f"{node}: {before}{name}: {field.type}, and {_shown(value)} is none"
+            fix = _form(before + name, value, signature.json_schema(side)["properties"][name])
             raise ConfigError(why, code="DX105", fix=fix) from error
         found[name] = typed if isinstance(typed, _SCALARS) else value
     return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
+from dspex.bus.records import Origin
 from dspex.engine.again.change.aside import kept_aside, shown_by
 from dspex.engine.again.change.reached import Reached
 from dspex.engine.graph.context import Build, Handler
@@ -14,13 +15,17 @@ from dspex.engine.graph.nodes import Emitted, State
 
 
 class Interposed(NamedTuple):
-    """What is changed. `run`: in its steps alone: others may be woken meanwhile. `ordinal`: in that one; None: in all."""
+    """What is changed. `run`: in its steps alone: others may be woken meanwhile. `ordinal`: in that one; None: in all.
+
+    `key`: the step is numbered among those of a key; None: among all.
+    """
 
     run: str
     inputs: Mapping[str, Any] | None
     outputs: Mapping[str, Any] | None
     ordinal: int | None
     reached: Reached
+    key: str | None = None
 
     def build(self, build: Build) -> Build:
         """A native operator with the change."""
@@ -60,14 +65,23 @@ class Interposed(NamedTuple):
 
         def woken(rows: Any, name: str) -> Sequence[Emitted]:
             found = own.woken(rows, name) if own.woken is not None else ()
+            if not mine(rows, *(one.origin for one in found)):
+                return found
+            self.reached.woken = self.ordinal is not None
             return [self._later(one) for one in found]
 
         return replace(own, step=step, woken=woken if own.woken is not None else None)
 
-    def _chosen(self) -> Callable[[Any], bool]:
-        """Which steps are meant, asked once for each."""
+    def _chosen(self) -> Callable[..., bool]:
+        """Which steps are meant, asked once for each. One that was woken is also of a run of which something comes out."""
         numbers = count()
-        return lambda ctx: ctx.origin.run == self.run and (self.ordinal is None or next(numbers) == self.ordinal)
+
+        def is_meant(ctx: Any, *out: Origin) -> bool:
+            if self.run not in (ctx.origin.run, *(one.run for one in out)) or self.key not in (None, ctx.origin.key):
+                return False
+            return self.ordinal is None or next(numbers) == self.ordinal
+
+        return is_meant
 
     def _given(self, data: Any) -> Any:
         return self.reached.merged(data, self.inputs) if self.inputs is not None else data
@@ -78,7 +92,7 @@ class Interposed(NamedTuple):
         return lambda data, ctx: out(self.reached.merged(data, fields) if now[0] else data, ctx)
 
     def _later(self, one: Emitted) -> Emitted:
-        if self.outputs is None or self.ordinal is not None or one.error is not None or one.origin.run != self.run:
+        if self.outputs is None or one.error is not None or one.origin.run != self.run:
             return one
         return one._replace(data=self.reached.merged(one.data, self.outputs))
 

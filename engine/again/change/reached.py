@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, cast
 
 from dspex.bus.errors import ConfigError, InvalidInput, RunNotFound
+
+SIDES: Final = ("left", "right")
+"""What the two of a pair are called, as `join` gives them."""
 
 
 @dataclass
@@ -15,6 +18,7 @@ class Reached:
 
     Attributes:
         times: how often something was changed. problem: why it could not be.
+        woken: the step that is meant was woken by a timer, so that nothing went in.
         keeps: what an operator with state keeps of the key behind the event, as it would be and as it is; None where several
             events were changed, or nothing tells.
     """
@@ -22,6 +26,7 @@ class Reached:
     times: int = 0
     problem: InvalidInput | None = None
     keeps: tuple[Any, Any] | None = None
+    woken: bool = False
 
     @property
     def keeps_other(self) -> bool:
@@ -47,6 +52,9 @@ class Reached:
             raise ConfigError(f"{node}: {self.problem.message}", code="DX105", fix=self.problem.fix or "see dspex runs show")
         if self.times:
             return
+        if what == "inputs" and self.woken:
+            why = f"{node} was woken by a timer in run {run}, so that nothing went in"
+            raise RunNotFound(why, run=run, fix="change what it gives then: --set k=v")
         if what == "inputs":
             raise RunNotFound(f"the event of run {run} did not come to {node}", run=run, fix="see dspex runs show")
         fix = "change what goes in (--input): what a window or a batch gives comes of many events, and is none of their runs"
@@ -54,7 +62,12 @@ class Reached:
 
 
 def merged(data: Any, fields: Mapping[str, Any]) -> Any:
-    """Data with these fields in the place of its own. Raises InvalidInput where it has none, or they do not fit its type."""
+    """Data with these fields in the place of its own. Raises InvalidInput where it has none, or they do not fit its type.
+
+    Of a pair they are called `left.FIELD` and `right.FIELD`, of a list `0.FIELD` and so on.
+    """
+    if isinstance(data, (tuple, list)):
+        return _merged_items(cast("Sequence[Any]", data), fields)
     try:
         if isinstance(data, Mapping):
             return {**data, **fields}
@@ -66,3 +79,16 @@ def merged(data: Any, fields: Mapping[str, Any]) -> Any:
         said = " ".join(str(error).split())
         raise InvalidInput(f"it does not fit {type(data).__name__}: {said}", fix="as the type has it: k:=JSON") from error
     raise InvalidInput(f"its data is {type(data).__name__}, and has no fields to change", fix="fork it at another operator")
+
+
+def _merged_items(data: Sequence[Any], fields: Mapping[str, Any]) -> Sequence[Any]:
+    names: Sequence[str] = SIDES if len(data) == len(SIDES) else [str(at) for at in range(len(data))]
+    changed = list(data)
+    for name, value in fields.items():
+        item, mark, field = name.partition(".")
+        at = names.index(item) if item in names else int(item) if item.isdecimal() else len(data)
+        if not mark or at >= len(data):
+            fix = f"{names[0]}.FIELD to {names[-1]}.FIELD" if data else "fork it at another operator"
+            raise InvalidInput(f"its data is a list of {len(data)}, and has no {name!r}", fix=fix)
+        changed[at] = merged(changed[at], {field: value})
+    return tuple(changed) if isinstance(data, tuple) else changed

@@ -31,18 +31,34 @@ def added(state: int, data: dict[str, Any], ctx: object) -> tuple[int, list[dict
     return state + data["n"], [{**data, "sum": state + data["n"]}]
 
 
+def amount(d: dict[str, Any]) -> Amount:
+    return Amount(**d)
+
+
+def nudge(state: int, data: dict[str, Any], ctx: Any) -> tuple[int, list[dict[str, Any]]]:
+    ctx.wake("1s")
+    return state + 1, [{"n": data["n"]}]
+
+
+def nudged(state: int, ctx: object) -> tuple[int, list[dict[str, Any]]]:
+    return 0, [{"nudge": state}]
+
+
 def summing() -> Topology:
-    """A sum, a window, a join, a debounce of each key, a gather, and a batch of what has a type."""
+    """A sum, a window, a join, a debounce of each key, a gather, one that wakes, and a batch of what has a type."""
     topology = Topology("summing")
     by_k = topology.source("in", time="at").key_by("k", name="by_k")
     by_k.stateful(added, init=int, name="total").sink("sums")
     by_k.window("10s").count(name="window").sink("windows")
     by_k.debounce("2s", name="calm").sink("calmed")
     right = topology.source("right", time="at").key_by("k", name="right_by_k")
-    by_k.join(right, within="7s", name="both").sink("pairs")
+    by_k.join(right, within="7s", name="both").map(lambda pair: pair, name="paired").sink("pairs")
+    by_k.stateful(nudge, init=int, on_wake=nudged, name="nudged").sink("nudges")
     double = by_k.map(lambda d: {"double": 2 * d["n"]}, name="double")
     by_k.gather(double, within="5s", name="whole").sink("wholes")
-    by_k.map(lambda d: Amount(**d), name="typed").batch(9, within="7s", name="some").sink("batches")
+    typed = by_k.map(amount, name="typed")
+    typed.batch(9, within="7s", name="some").sink("batches")
+    typed.join(right, within="7s", name="typed_both").sink("typed_pairs")
     return topology
 
 
@@ -104,12 +120,35 @@ def test_of_what_many_events_fill_it_is_told_what_it_keeps_then(past: tuple[Lab,
     assert fork(one, file.info.id, "total", outputs={"sum": 1})[0].parent == file.info.id
 
 
+def test_of_the_pairs_of_a_join_the_fields_of_either_side_are_changed_before_it_or_behind_it(
+    past: tuple[Lab, list[str]],
+) -> None:
+    one, runs = past
+    made, file = fork(one, runs[3], "both", outputs={"left.n": 7, "right.r": 8})
+    assert [(d["n"], r["r"]) for d, r in sink(file, "pairs")] == [(7, 8)] * 4
+    assert made.changed
+    assert [r["r"] for _, r in sink(fork(one, runs[3], "paired#0", inputs={"1.r": 8})[1], "pairs")] == [8, 1, 2, 3]
+
+
+def test_a_step_is_named_by_its_number_also_where_a_timer_has_woken_it(past: tuple[Lab, list[str]]) -> None:
+    one, runs = past
+    file = fork(one, runs[4], "nudged#1", outputs={"nudge": 7})[1]
+    assert sink(file, "nudges") == [{"n": 4}, {"nudge": 7}]
+    assert sink(fork(one, runs[4], "nudged#0", outputs={"n": 7})[1], "nudges") == [{"n": 7}, {"nudge": 1}]
+    assert sink(fork(one, runs[4], "nudged/a#1", outputs={"nudge": 7})[1], "nudges") == [{"n": 4}, {"nudge": 7}]
+    with pytest.raises(RunNotFound, match="nudged#1 was woken by a timer") as refused:
+        fork(one, runs[4], "nudged#1", inputs={"n": 7})
+    assert "--set" in str(refused.value.fix)
+
+
 @pytest.mark.parametrize(
     ("at", "change", "error", "said"),
     [
         ("window", {"outputs": {"value": 9}}, RunNotFound, "window gave nothing in run .* that can be changed"),
         ("some", {"outputs": {"n": 9}}, RunNotFound, "some gave nothing"),
-        ("both", {"outputs": {"n": 9}}, ConfigError, "its data is tuple, and has no fields"),
+        ("both", {"outputs": {"n": 9}}, ConfigError, "its data is a list of 2, and has no 'n'"),
+        ("both", {"outputs": {"middle.n": 9}}, ConfigError, "a list of 2, and has no 'middle.n'"),
+        ("typed_both", {"outputs": {"left.n": "five"}}, ConfigError, 'typed_both: left.n: int, and "five" is none'),
         ("some", {"inputs": {"m": 9}}, ConfigError, "it does not fit Amount: .*'m'"),
         ("total", {"lm": "big"}, ConfigError, "total asks no model"),
         ("total#3", {"inputs": {"n": 1}}, RunNotFound, "did not come to total#3"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.port import NewMessage
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.again.change.fits import unfit
 from dspex.engine.cli.runs.differing import GivenAgain, SeenRun, difference
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.graph.graph import Graph
@@ -135,6 +136,7 @@ class _Debugged(SeenRun):
         super().__init__(run, graph, given)
         self._graph, self._debugger, self._at, self._going_on = graph, debugger, at, GoingOn(run)
         self._data: Any = None
+        self._stopped = dict[str, tuple[Any, list[str]]]()  # where it stopped → what came, and what of it fits no type
         self.reached = False
 
     def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
@@ -150,6 +152,7 @@ class _Debugged(SeenRun):
         self._lose(walk)
         if walk.origin.run == self._run and not debugger.gone and (node == self._at or debugger.everywhere):
             self.reached, self._data = True, data
+            self._stopped[node] = data, unfit(self._graph, self._graph.nodes[node], "inputs", data)
             there = {"event": replace(walk.event, data=data), "context": walk}
             debugger.seek(node, there | self._state(node, walk))
         return data
@@ -158,21 +161,32 @@ class _Debugged(SeenRun):
         if self._debugger.seeking:
             data = stands_for(self._data, data, walk.event, walk)
             self._lose(walk)
+        if node in self._stopped:
+            self._warn(node, data)
         return super().gives(node, outlet, data, walk)
 
     def leaves(self, node: str, walk: Any) -> None:
         if self._debugger.seeking:  # it gave nothing
             stands_for(self._data, None, walk.event, walk)
             self._lose(walk)
+        self._stopped.pop(node, None)
         super().leaves(node, walk)
 
     def fails(self, node: str, error: BaseException, walk: Any) -> None:
         self._lose(walk)
+        self._stopped.pop(node, None)
         super().fails(node, error, walk)
 
     def _lose(self, walk: Any) -> None:
         if self._debugger.seeking:
             self._debugger.lose()
+
+    def _warn(self, name: str, data: Any) -> None:
+        """Say what does not fit the types of an operator, of what was changed there: it goes on all the same."""
+        (came, before), node = self._stopped[name], self._graph.nodes[name]
+        now = [line for line in unfit(self._graph, node, "inputs", came) if line not in before]
+        for line in [*now, *(line for line in unfit(self._graph, node, "outputs", data) if line not in now)]:
+            self._debugger.message(f"does not fit: {line}")
 
     def _state(self, name: str, walk: Any) -> dict[str, Any]:
         """What an operator with state keeps of the key, before it gets the event."""

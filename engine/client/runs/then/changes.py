@@ -13,6 +13,7 @@ class KeptChange(NamedTuple):
 
     Attributes:
         node: where; `ordinal`: in that step of a native operator; `asked`: in the calls that were asked this. None: in all.
+        key: of a native operator behind a hop, whose steps `ordinal` counts; None: those of all keys.
         what: a profile, a saved state, what goes in, what comes out; or other code, which is not kept. value: the new one.
     """
 
@@ -21,6 +22,7 @@ class KeptChange(NamedTuple):
     asked: dict[str, Any] | None
     what: Literal["lm", "program", "inputs", "outputs", "code"]
     value: str | dict[str, Any] | None
+    key: str | None = None
 
     @property
     def given(self) -> Mapping[str, Any]:

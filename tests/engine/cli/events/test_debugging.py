@@ -9,7 +9,18 @@ import pytest
 from cli_bench import Project, Seen
 
 FLOW = """
+from dataclasses import dataclass
+
 from dspex import Topology
+
+@dataclass
+class Sized:
+    text: str
+    size: int
+
+def sized(data: dict) -> Sized:
+    found = Sized(data["text"], len(data["text"]))
+    return found
 
 def louder(data):
     text = data["text"].upper()
@@ -21,8 +32,10 @@ def total(state, data, ctx):
 
 topology = Topology("flow")
 read = topology.source("UNIQUE.in").filter("has(text)", name="read").map(louder, name="louder")
-sized = read.set({"size": "len(text)"}, name="size")
-sized.key_by("kind", name="by_kind").stateful(total, init=int, name="total").sink("UNIQUE.out")
+plain = read.set({"size": "len(text)"}, name="size")
+summed = plain.key_by("kind", name="by_kind").stateful(total, init=int, name="total")
+summed.sink("UNIQUE.out")
+summed.map(sized, name="typed").sink("UNIQUE.sized")
 """
 
 
@@ -73,6 +86,12 @@ def test_the_state_is_that_of_then_and_it_goes_from_one_operator_to_the_next(flo
     )
     assert "('here', {'text': 'abc', 'kind': 'x'})" in out
     assert any(line.split()[:4] == ["size", "3", "→", "7"] for line in out.splitlines())
+
+
+def test_a_value_that_is_set_and_fits_no_type_is_told_with_its_nearest_form(flow: tuple[Project, str]) -> None:
+    out = debug(flow, "typed", "n", "found.size = 'five'", "c")
+    assert 'does not fit: typed: size: int, and "five" is none; size:=1, as JSON' in out
+    assert "does not fit" not in debug(flow, "typed", "n", "found.size = 5", "c")
 
 
 def test_an_operator_that_is_not_there_and_options_that_make_no_sense_are_refused(flow: tuple[Project, str]) -> None:
