@@ -57,12 +57,19 @@ _NOTHING: Any = structlog.wrap_logger(
 
 @contextmanager
 def silent() -> Generator[None]:
-    """Loggers of `logger` say nothing here, nor in the tasks that are begun here; others in this process go on."""
+    """Loggers of `logger` say nothing here, nor in the tasks that are begun here; others in this process go on. Nor does
+    telemetry.
+    """
     before = _silent.set(True)
     try:
         yield
     finally:
         _silent.reset(before)
+
+
+def is_silent() -> bool:
+    """Whether nothing is to be said here."""
+    return _silent.get()
 
 
 class _Logger:

@@ -11,6 +11,8 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from dspex.bus.seldom import is_silent
+
 _log = structlog.get_logger("dspex.telemetry")
 
 HAPPENINGS: Final[Mapping[str, str]] = {
@@ -67,8 +69,8 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 
 
 def emit(name: str, /, **facts: object) -> None:
-    """Say that something happened. `name` and the facts are those of HAPPENINGS."""
-    for listener in listeners:
+    """Say that something happened. `name` and the facts are those of HAPPENINGS. What is done again in silence was said."""
+    for listener in () if is_silent() else listeners:
         try:
             listener(name, facts)
         except Exception as e:  # noqa: BLE001  somebody else's code, which must not stop what it watches

@@ -1,6 +1,5 @@
-"""The nodes of a graph, of six kinds (source, native, state, call, hop, sink), and what each kind needs to know.
-
-The engine knows these six and no operator by name.
+"""The nodes of a graph, of six kinds (source, native, state, call, hop, sink), and what each kind needs to know. The engine
+knows these six and no operator by name.
 """
 
 from __future__ import annotations
@@ -138,12 +137,13 @@ class Hop:
 class Emitted(NamedTuple):
     """What comes out of an operator that was woken: an event of its own.
 
-    `error`: why it is a dead letter instead, with that data; redriven, `State.back` gets it.
+    `error`: why it is a letter instead, which `State.back` gets. `between`: times of what it is of, without the second one.
     """
 
     origin: Origin
     data: Any
     error: DspexError | None = None
+    between: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

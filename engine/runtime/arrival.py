@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from dspex.bus.records import CallRecord, NodeEvent, StoredAt
+from dspex.bus.records import CallRecord, NodeEvent, Origin, StoredAt
 from dspex.engine.log.entries import digest_of
 from dspex.engine.log.rows import Place, Position, Timer
 from dspex.engine.log.tables import Change
@@ -99,6 +99,21 @@ def reset(resets: Mapping[str, int], taken: int, clock: float) -> Arrival | None
 Note: TypeAlias = Literal["event", "woken", "record", "fallback", "dropped", "retry", "put_off", "dead_letter", "gone"]
 
 
+class LetOut(NamedTuple):
+    """An event that came out of an operator with state, under an id of its own, for those who tell of it.
+
+    Attributes:
+        cause: the event that it was; None: it was made of several, or of none.
+        between: see Emitted. error: the class of what it failed with behind the operator; "" for nothing.
+    """
+
+    node: str
+    origin: Origin
+    cause: str | None
+    between: tuple[float, float] | None = None
+    error: str = ""
+
+
 class Effects(NamedTuple):
     """What an arrival causes: all of it, or none.
 
@@ -107,6 +122,7 @@ class Effects(NamedTuple):
         changes: of the tables, besides those rows; they go with the last output.
         done: so many of the outputs are committed already.
         notes: what happened, for those who count. failure: why there is a dead letter, for those who log.
+        let_out: what came out of operators with state, for those who trace.
     """
 
     outputs: Sequence[Output] = ()
@@ -114,6 +130,7 @@ class Effects(NamedTuple):
     done: int = 0
     notes: Sequence[Note] = ()
     failure: Failure | None = None
+    let_out: Sequence[LetOut] = ()
 
 
 Told: TypeAlias = tuple[What, Sequence[Note], Failure | None]

@@ -125,7 +125,7 @@ class Partition:
             arrival = arrival._replace(clock=split.clock)  # some of its outputs are committed already
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
-        _, changes, _, _, failure = effects
+        _, changes, _, _, failure, _ = effects
         if telemetry.listeners:
             self._say(arrival, effects)
         if failure is not None:
@@ -146,7 +146,7 @@ class Partition:
             telemetry.emit(note, **self.where, node=failure.node if failure else node, run=run, **error)
 
     def _add(self, arrival: Arrival, effects: Effects) -> None:
-        outputs, changes, done, notes, failure = effects
+        outputs, changes, done, notes, failure, _ = effects
         rest = outputs[done:] if done else outputs
         size = len(packb(changes) or b"") if changes else 0
         if size > self._piece and self.batches[-1].arrivals:

@@ -101,7 +101,7 @@ class Process:
         if failure is None:
             if self._walk.dirty:
                 changes += self._walk.changes()
-            return _new(Effects, (outputs, changes, 0, _EVENT, None))
+            return _new(Effects, (outputs, changes, 0, _EVENT, None, self._walk.let_out))
         if isinstance(failure.error, RetryLater):
             at = arrival.clock + (failure.error.retry_after or 1.0)
             return put_off(self.stage, arrival, event, number, at, event.attempts + 1, released)

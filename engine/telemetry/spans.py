@@ -6,7 +6,7 @@ development; ours begin with `dspex.`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dspex.bus.codecs.tracing import TraceOf, span_of
@@ -14,8 +14,9 @@ from dspex.bus.codecs.tracing import trace_of as trace_named
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest, NodeEvent, Origin, Usage, unpack_event
 from dspex.bus.serving.programs.exchanges import KeptExchanges, read_exchanges
-from dspex.engine.runtime.arrival import Answered, Due
+from dspex.engine.runtime.arrival import Answered, Due, LetOut
 from dspex.engine.runtime.failure import Failure
+from dspex.engine.telemetry.links import FedState, SpanLink
 from dspex.engine.telemetry.taken import HandledArrival
 
 REUSED = ("cache", "record", "fallback")
@@ -26,7 +27,10 @@ _NS = 1_000_000_000
 
 
 class SpanData(NamedTuple):
-    """A span that has ended. `parent`: 0 for none. `error`: the class of what it ended in; "" for nothing. Times in ns."""
+    """A span that has ended. `parent`: 0 for none. `error`: the class of what it ended in; "" for nothing. Times in ns.
+
+    `links`: spans of the events that it is made of, where there are several.
+    """
 
     name: str
     kind: Literal["INTERNAL", "CONSUMER", "CLIENT"]
@@ -37,6 +41,7 @@ class SpanData(NamedTuple):
     end: int
     attributes: Mapping[str, Any]
     error: str = ""
+    links: Sequence[SpanLink] = ()
 
 
 def trace_of(origin: Origin) -> TraceOf:
@@ -44,8 +49,21 @@ def trace_of(origin: Origin) -> TraceOf:
     return trace_named(origin.trace, origin.run)
 
 
-def spans_of(app: str, taken: HandledArrival, until: float) -> Iterator[SpanData]:
-    """The spans of an arrival that is durable, since `until`: of an event, or of the call that it ends."""
+def spans_of(app: str, taken: HandledArrival, until: float, fed: FedState) -> Iterator[SpanData]:
+    """The spans of an arrival that is durable, since `until`: of an event, of the call that it ends, and of what came out of
+    operators with state. `fed`: what these were given before; it is told of this arrival.
+    """
+    own, within = next(spans := _spans_of(app, taken, until), None), taken.effects.let_out
+    if own is not None:
+        yield own
+        yield from spans
+    gave = [_let_out(app, taken, one, until, fed.links(taken, one)) for one in within]
+    yield from gave
+    links = [SpanLink(span.of, span.span, one.origin.time) for span, one in zip(gave, within)]
+    fed.changed(taken, [SpanLink(own.of, own.span, _time(taken)), *links] if own is not None else links)
+
+
+def _spans_of(app: str, taken: HandledArrival, until: float) -> Iterator[SpanData]:
     what = taken.arrival.what.what if isinstance(taken.arrival.what, Due) else taken.arrival.what
     notes = taken.effects.notes
     if "record" in notes and isinstance(what, Answered | NodeEvent):
@@ -54,6 +72,26 @@ def spans_of(app: str, taken: HandledArrival, until: float) -> Iterator[SpanData
             yield from _call(app, taken, event, record, until)
     elif "event" in notes and isinstance(what, NodeEvent):
         yield _event(app, taken, what, until)
+
+
+def _time(taken: HandledArrival) -> float:
+    """Event time of what an arrival is about."""
+    what = taken.arrival.what.what if isinstance(taken.arrival.what, Due) else taken.arrival.what
+    event = what.event if isinstance(what, Answered) else what
+    return event.origin.time if isinstance(event, NodeEvent) else 0.0
+
+
+def _let_out(app: str, taken: HandledArrival, one: LetOut, until: float, links: Sequence[SpanLink]) -> SpanData:
+    """The span of an event that came out of an operator with state: below what it was, or linked to what it is made of."""
+    (topology, stage, partition), origin = taken.partition, one.origin
+    of, span = trace_of(origin), span_of(app, origin.id, topology)
+    parent = span_of(app, one.cause, topology) if one.cause is not None else of.parent
+    attributes = {**_run(app, topology, origin), "dspex.node": one.node, "dspex.stage": stage}
+    attributes["messaging.destination.partition.id"] = str(partition)
+    links = links if one.cause is None else ()
+    return SpanData(
+        f"process {one.node}", "INTERNAL", of, span, parent, _ns(taken.at), _ns(until), attributes, one.error, links
+    )
 
 
 def _event(app: str, taken: HandledArrival, event: NodeEvent, until: float) -> SpanData:

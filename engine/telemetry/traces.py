@@ -10,9 +10,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
+from dspex.bus.codecs.tracing import TraceOf
+from dspex.engine.telemetry.links import FedState
 from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, request_span, spans_of
 from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
 
@@ -31,7 +33,7 @@ class Traces:
     def __init__(self, app: str, resource: Resource, processor: SpanProcessor) -> None:
         self._app, self._resource, self._processor = app, resource, processor
         self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # as OTEL_TRACES_SAMPLER says
-        self._arrivals = DurableArrivals(self._durable)
+        self._arrivals, self._fed = DurableArrivals(self._durable), FedState()
         self._scope = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
 
     def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
@@ -46,13 +48,12 @@ class Traces:
             self._give(asked_span(self._app, facts, time.time()))
 
     def _durable(self, taken: HandledArrival) -> None:
-        for span in spans_of(self._app, taken, time.time()):
+        for span in spans_of(self._app, taken, time.time(), self._fed):
             self._give(span)
 
     def _give(self, span: SpanData) -> None:
         trace = span.of.trace
-        flags = TraceFlags(TraceFlags.SAMPLED if span.of.sampled is not False else TraceFlags.DEFAULT)
-        above = SpanContext(trace, span.parent, is_remote=True, trace_flags=flags) if span.parent else None
+        above = _context(span.of, span.parent) if span.parent else None
         decider = above if span.of.sampled is not None else None  # nobody has decided for a trace that begins here
         within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
         if self._sampler.should_sample(within, trace, span.name, _KINDS[span.kind]).decision is Decision.DROP:
@@ -66,6 +67,7 @@ class Traces:
                 parent=above,
                 resource=self._resource,
                 attributes=attributes,
+                links=[Link(_context(link.of, link.span)) for link in span.links],
                 kind=_KINDS[span.kind],
                 instrumentation_scope=self._scope,
                 status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
@@ -73,3 +75,9 @@ class Traces:
                 end_time=max(span.start, span.end),
             )
         )
+
+
+def _context(of: TraceOf, span: int) -> SpanContext:
+    """A span that is told elsewhere, or has been."""
+    flags = TraceFlags(TraceFlags.SAMPLED if of.sampled is not False else TraceFlags.DEFAULT)
+    return SpanContext(of.trace, span, is_remote=True, trace_flags=flags)

@@ -13,6 +13,7 @@ from dspex.bus.message import derived_id, partition_of
 from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import HopNode, StateNode
+from dspex.engine.runtime.arrival import LetOut
 from dspex.engine.runtime.process import read, written
 from dspex.engine.runtime.walk.request import Forward, too_large
 
@@ -72,8 +73,9 @@ def wake_step(node: StateNode, after: Handler) -> Handler:
         timer = read(event)
         if woken is None or not isinstance(timer, str):
             raise InvalidInput("it is no timer of this operator", fix="drop this letter: dspex dlq drop")
-        for origin, data, error in woken(walk, timer):
+        for origin, data, error, between in woken(walk, timer):
             walk.resume(origin, name, walk.clock)
+            walk.lets_out(LetOut(name, origin, origin.cause, between))
             if error is None:
                 after(data if finish is None else finish(data), walk)
             elif back is not None:

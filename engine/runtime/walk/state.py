@@ -26,7 +26,7 @@ from dspex.engine.runtime.walk.request import Address, Output
 from dspex.engine.runtime.watermarks.clocks import NodeClock
 
 if TYPE_CHECKING:
-    from dspex.engine.runtime.arrival import Arrival
+    from dspex.engine.runtime.arrival import Arrival, LetOut
     from dspex.engine.runtime.walk.compile import Stage
 
 MOST_VALUE: Final = 8 << 20  # bytes of one value
@@ -66,7 +66,7 @@ class StateWalk(EventContext, ABC):
     Attributes:
         outputs: what came out so far. tables: as they are before the arrival. number: the next one for a call or a timer.
         fired: the number of the timer that wakes the operator now; 0: none does.
-        staged: what changed since. dirty: whether anything may have.
+        staged: what changed since. dirty: whether anything may have. let_out: what came out of operators that were woken.
         pinned: watermarks that nodes have whatever was taken since.
         waking: seconds after which a function with state wants to be woken; None: it does not.
     """
@@ -82,6 +82,7 @@ class StateWalk(EventContext, ABC):
         "counts",
         "dirty",
         "fired",
+        "let_out",
         "number",
         "outputs",
         "pinned",
@@ -124,6 +125,7 @@ class StateWalk(EventContext, ABC):
     def clean(self) -> None:
         """Forget what changed."""
         self.staged, self._size, self._grown, self.fired, self.dirty = Staged({}, {}, {}), 0, 0, 0, False
+        self.let_out: tuple[LetOut, ...] = ()
 
     def changes(self) -> tuple[Change, ...]:
         """What is staged. A timer that has fired is over: where the operator sets it again, it gets a number of its own."""
@@ -142,6 +144,10 @@ class StateWalk(EventContext, ABC):
         self.inherit(origin)
         self.counts.clear()
         self._ids, self._event, self._random = 0, None, None
+
+    def lets_out(self, one: LetOut) -> None:
+        """Note what came out of an operator that was woken."""
+        self.let_out, self.dirty = (*self.let_out, one), True
 
     def saved(self) -> tuple[Staged, int, int]:
         """What is staged, the next number, and how many outputs there are: for `restore`."""

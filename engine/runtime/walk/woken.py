@@ -15,7 +15,7 @@ from dspex.bus.records import NodeEvent, Origin
 from dspex.engine.graph.nodes import BACK, WAKE, Emitted, StateNode
 from dspex.engine.log.rows import Position, Timer
 from dspex.engine.log.tables import Change, Tables
-from dspex.engine.runtime.arrival import Arrival, Due, Effects, Note
+from dspex.engine.runtime.arrival import Arrival, Due, Effects, LetOut, Note
 from dspex.engine.runtime.failure import Failure, attempt, letter, operator_gone, refusal
 from dspex.engine.runtime.walk.serial import left_behind
 from dspex.engine.runtime.walk.state import woken_by
@@ -48,7 +48,8 @@ class _Waking:
             if failure is not None and isinstance(failure.error, RetryLater):
                 return self._later(failure)
         notes: tuple[Note, ...] = ("woken", "dead_letter") if self._failures else ("woken",)
-        return Effects(walk.outputs, (*walk.changes(), *self._mark()), 0, notes, self._failures[0] if self._failures else None)
+        failure = self._failures[0] if self._failures else None
+        return Effects(walk.outputs, (*walk.changes(), *self._mark()), 0, notes, failure, walk.let_out)
 
     def _mark(self) -> tuple[Change, ...]:
         """What the watermark has woken is over: an event that would be a part of it is late, also where a call holds it now."""
@@ -79,6 +80,9 @@ class _Waking:
             dead = NodeEvent(entry, event.origin, body[1], body[0])
             walk.outputs.append(letter(failure, dead, self._process.address, arrival.clock))
             self._failures.append(failure)
+        cause = event.origin.cause if event.origin.cause != self._origin.id else None  # nothing is told of the waking itself
+        error = type(failure.error).__name__ if failure is not None else ""
+        walk.lets_out(LetOut(node, event.origin, cause, event.between, error))
         return failure
 
     def _later(self, failure: Failure) -> Effects:

@@ -122,7 +122,7 @@ def result(rows: Rows, start: int, end: int, parts: Sequence[bytes]) -> Emitted:
     where one fails, and the letter has what it takes to make the result again.
     """
     unfinished = {"key": rows.key or "", "start": start, "end": end, "parts": list(parts)}
-    return Emitted(rows.new_origin(_time_of_result(end)), unfinished)
+    return Emitted(rows.new_origin(_time_of_result(end)), unfinished, between=(start / SECOND, end / SECOND))
 
 
 def finished(made: Callable[[Sequence[bytes]], Any]) -> Callable[[Any], Any]:
