@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,6 +19,7 @@ from dspex.engine.client.runs.export import MAKE, RunFile, load
 from dspex.engine.graph.graph import Graph
 
 ENDS: Final = ".jsonl"
+_AHEAD: Final = 16  # files that are read at once
 GivenFile: TypeAlias = str | PathLike[str] | RunFile
 
 
@@ -48,8 +49,7 @@ async def of_files(
     """
     now = builds_now(graphs)
     found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
-    for one in given:
-        file = one if isinstance(one, RunFile) else load(one)
+    for one, file in _read(given):
         name = file.info.topology
         if name not in known:
             known[name] = Unchanged(of_run(graphs, name, file.root.data))
@@ -58,6 +58,15 @@ async def of_files(
         found = together(found, last)
         told(found, last, one)
     return found
+
+
+def _read(given: Sequence[GivenFile]) -> Iterator[tuple[GivenFile, RunFile]]:
+    """Files with what they say. Some are read before the first of them is done again: by turns, reading and doing push one
+    another out of the processor's cache, which costs a tenth of both.
+    """
+    for start in range(0, len(given), _AHEAD):
+        some = given[start : start + _AHEAD]
+        yield from zip(some, [one if isinstance(one, RunFile) else load(one) for one in some])
 
 
 def replayed(graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str]) -> Replay:

@@ -146,8 +146,12 @@ class _Run:
             return False
         self._asked[request.node] = ordinal + 1
         self._tables.change((("calls", ask.number, ask.call), ("timers", ask.number, ask.timer)))
-        record = CallRecord(
-            *(request.call, request.try_number, request.attempt, request.topology, request.node),
+        record = CallRecord.at_once(
+            call=request.call,
+            try_number=request.try_number,
+            attempt=request.attempt,
+            topology=request.topology,
+            node=request.node,
             number=ask.number,
             outputs=found.step.outputs,
         )
