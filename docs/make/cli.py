@@ -34,7 +34,7 @@ With `--json` each result is an object a line, with `"v": 1`.
 | 4 | NATS cannot be reached, is too old, or does not allow it |
 | 5 | busy: trying later may help |
 | 6 | a replay differs, or a recording is not whole |
-| 130, 143 | ended by a second SIGINT or SIGTERM |"""
+| 130, 143 | ended by ^C (SIGINT) or SIGTERM; of what drains first (`run`, `worker`, `gateway`) by a second one |"""
 
 
 def cell(text: object) -> str:

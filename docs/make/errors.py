@@ -393,7 +393,7 @@ With `--json` it is one object on stderr: `{"v": 1, "error": {"code", "message",
 | 4 | NATS cannot be reached, is too old, or does not allow it |
 | 5 | busy: saturated, rate limited, timed out; trying later may work |
 | 6 | a replay differs, or its recording is incomplete |
-| 130, 143 | stopped by a second SIGINT or SIGTERM |
+| 130, 143 | ended by ^C (SIGINT) or SIGTERM; of what drains first (`run`, `worker`, `gateway`) by a second one |
 
 What the engine does with an error is decided by its place in the tree, in `engine/runtime/failure.py`:
 

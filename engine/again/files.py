@@ -57,6 +57,7 @@ async def of_files(
         last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
         found = together(found, last)
         told(found, last, one)
+        await asyncio.sleep(0)  # else ^C is heard when all are done: an unchanged run asks nothing of the loop
     return found
 
 

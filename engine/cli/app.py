@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
+from dspex.engine.cli.terminal.ending import Ending, Interrupted, interruptible
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, where_raised
 
 
@@ -117,7 +118,8 @@ def main(args: list[str]) -> int:
     """Run a command; its exit code."""
     terminal = Terminal(json="--json" in args)
     try:
-        return _run(globals_first(args), terminal)
+        with Ending() as ending:
+            return _run(globals_first(args), terminal, ending)
     except SystemExit as e:
         if not isinstance(e.__context__, BrokenPipeError):
             raise
@@ -126,14 +128,14 @@ def main(args: list[str]) -> int:
         return 0
 
 
-def _run(args: list[str], terminal: Terminal) -> int:
+def _run(args: list[str], terminal: Terminal, ending: Ending) -> int:
     # the base of usage errors: click's own, or since typer carries a copy of click, that copy's
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         code = assemble(terminal)(args, prog_name="dspex", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except typer.Abort as e:
-        return 130 if isinstance(e.__context__, KeyboardInterrupt) else 1
+    except (typer.Abort, Interrupted) as e:
+        return ending.code(e.__context__, terminal.note)
     except DspexError as e:
         terminal.error(e)
         return e.exit_code
@@ -245,6 +247,10 @@ class _Verbs(_Group):
         super().__init__(**options)
         words: Any = dict.fromkeys(word for words in VERBS.values() for word in words)
         self.commands = words  # what typer lists, and suggests to who mistypes one
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible():
+            return super().invoke(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         for words in VERBS.values():

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError, RecordingIncomplete
@@ -43,6 +43,7 @@ from dspex.engine.runtime.walk.request import Address, Ask, Output
 from dspex.engine.runtime.walk.state import split_of
 
 _MANY = 16  # entries whose arrivals are handled, from which on those are read together
+_NO_EVENT: Final = ("gap", "moved", "watermark", "reset", "part")  # marks of what is no event, or is taken again to its end
 
 
 class Difference(NamedTuple):
@@ -162,7 +163,8 @@ class PartitionReplay:
             async for arrival in self._arrivals(*run):
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
-            self.taken[run[0]] += count
+            if len(run) < 6 or run[5][0] not in _NO_EVENT:
+                self.taken[run[0]] += count
             if count != run[3]:
                 if run[0] == "records" and self._runs is not None:
                     raise _missing(sequence, run[3], count)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
-import threading
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from dspex.engine.hosting.planning.plan import ApplyPlan
     from dspex.engine.hosting.planning.there import There
 
-T = TypeVar("T")
 BackfillOption = Annotated[
     str | None,
     typer.Option("--backfill", metavar="DUR", help="Build what is new and keeps state from so much history: 12h, 30d."),
@@ -128,7 +124,7 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
         how: dict[str, Any] = {"replicas": replicas, "max_bytes": most, "reset": reset, "agreed": planned}
         if backfill is not None:  # the same boundary as was shown
             how["backfill"] = backfill._replace(at=next(lane.boundary for lane, _ in there.lanes.values()))
-        done = await in_order(make(c.bus, c.app, graphs, again=True, say=t.note, **how))
+        done = await make(c.bus, c.app, graphs, again=True, say=t.note, **how)
         said: dict[str, object] = {g.name: done.manifests[g.name].version for g in graphs}
         options: dict[str, object] = {"--reset": list(reset)} if reset else {}
         options |= {"--backfill": human(backfill.seconds)} if backfill is not None else {}
@@ -140,29 +136,6 @@ async def _applied(t: Terminal, graphs: Sequence[Graph], reset: Sequence[str], y
         if done.lanes:
             announce(t, done.lanes)
             await watch(t, c, done.lanes)
-
-
-async def in_order(applying: Coroutine[Any, Any, T]) -> T:
-    """Let SIGTERM end it as ^C does: sources that came to rest for it go on, and do not stand for minutes."""
-    if threading.current_thread() is not threading.main_thread():
-        return await applying  # signals come to the main thread, and are those of whose process it is
-    task, loop, ended = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
-    assert task is not None
-
-    def end() -> None:
-        ended.set()
-        task.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, end)
-    try:
-        return await applying
-    except asyncio.CancelledError:
-        if not ended.is_set():
-            raise
-        task.uncancel()
-        raise typer.Exit(128 + signal.SIGTERM) from None
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _ask(t: Terminal, planned: ApplyPlan) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +10,8 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-import typer
 import yaml
 from cli_bench import Done, in_this_process
-
-from dspex.engine.cli.topology.apply import in_order
 
 PROBLEM = ["v", "code", "level", "topology", "node", "file", "line", "message", "fix"]
 GOOD = """
@@ -257,19 +251,3 @@ def test_show_writes_a_topology_in_every_format(dspex: Dspex, tmp_path: Path) ->
     jsonschema_rs.validate(json.loads(show("--schema")), yaml.safe_load(GOOD))
     assert json.loads(show("good.yaml", "--as", "asyncapi"))["asyncapi"] == "3.0.0"
     assert dspex("show", "good.yaml", "--as", "asynkapi").code == 2
-
-
-def test_sigterm_lets_apply_end_in_order() -> None:  # else sources that came to rest for it stand for ten minutes
-    ended: list[str] = []
-
-    async def applying() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0)
-            ended.append("sources go on")
-
-    with pytest.raises(typer.Exit) as exited:
-        asyncio.run(in_order(applying()))
-    assert (exited.value.exit_code, ended) == (128 + signal.SIGTERM, ["sources go on"])

@@ -219,8 +219,7 @@ async def debugged(t: Terminal, run: str, target: str | None, at: str) -> None:
     finally:
         sys.settrace(tracing)
     if debugger.interrupted:
-        t.note("interrupted: nothing was written")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("nothing was written")
     if not any(one.reached for one in seen):
         for graph in graphs if not any(at in graph.nodes for graph in graphs) else [one for one in graphs if at in one.nodes]:
             checked_operator(graph, at)

@@ -173,9 +173,13 @@ def test_a_subject_that_a_topology_reads_and_no_stream_stores_is_not_offered_as_
     assert "orders reads it, and the stream is gone that stored it: apply it again" in refused.err
 
 
-def test_who_waits_no_longer_is_told_which_run_goes_on(shop: Project) -> None:
+@pytest.mark.parametrize(
+    ("how", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_who_waits_no_longer_is_told_which_run_goes_on(shop: Project, how: signal.Signals, code: int, said: str) -> None:
     orders(shop)
     with shop.start("publish", shop.input, "n:=2", "--wait") as running:
         eventually(lambda: "no engine is running" in running.errors())
-        assert running.end(signal.SIGINT) == 130
-        assert f"the event is stored in {shop.u} as 1, and its run goes on: run {shop.u}@1" in running.errors()
+        assert running.end(how) == code
+        *_, where, last = running.errors().splitlines()
+        assert (where, last) == (f"the event is stored in {shop.u} as 1, and its run goes on: run {shop.u}@1", said)

@@ -154,6 +154,20 @@ def test_of_runs_that_share_a_commit_only_the_one_that_changed_differs(lab: Make
     assert [again(one, sized(3), run).same for run in runs] == [True, False]
 
 
+def test_source_events_are_counted_once_whatever_commits_take_them_and_wherever_partitions_stand(lab: MakeLab) -> None:
+    topology = Topology("totals")
+    many = topology.source("in", partitions=2).flat_map(lambda data: [{"n": n} for n in range(data["count"])], name="many")
+    many.sink("out")
+    one = lab(topology)
+    one.start()
+    for count in (1, 2500, 1):
+        one.publish("in", {"count": count})
+    one.advance(60)
+    assert len(one.outputs("out")) == 2502
+    found = again(one, topology)
+    assert (found.same, found.taken["source"]) == (True, 3)
+
+
 async def listed(one: Lab) -> list[RunInfo]:
     return [info async for info in one.client.runs()]
 
