@@ -57,25 +57,26 @@ def evaluate(
 ) -> None:
     """Judge a candidate by recorded runs. What has not changed is read back, at no cost. Exit 1 where it fails."""
     from dspex.bus.settings.duration import seconds
-    from dspex.engine.cli.topology.targets import search
+    from dspex.engine.cli.topology.targets import importing, search
     from dspex.engine.judge import forms
     from dspex.engine.judge.evaluate import terms_of
 
     t = terminal(context)
     search(t.settings())  # a metric lies where topologies do
-    terms = terms_of(
-        metric,
-        expected=expected,
-        fields=[name for name in (fields or "").split(",") if name],
-        sink=sink,
-        policy=policy,
-        baseline=baseline,
-        since=time.time() - seconds(since),
-        said=since,
-        limit=limit,
-        budget=budget,
-        at_once=at_once,
-    )
+    with importing(metric):
+        terms = terms_of(
+            metric,
+            expected=expected,
+            fields=[name for name in (fields or "").split(",") if name],
+            sink=sink,
+            policy=policy,
+            baseline=baseline,
+            since=time.time() - seconds(since),
+            said=since,
+            limit=limit,
+            budget=budget,
+            at_once=at_once,
+        )
     graphs, name = candidate(t, target, topology)
     found = t.run(_evaluated(t, name, graphs, terms))
     if junit is not None:

@@ -66,7 +66,7 @@ def importing(target: str) -> Generator[None, None, None]:
         yield
     except DspexError:
         raise
-    except Exception as e:  # the user's module runs while it is imported, and may raise anything
+    except (Exception, SystemExit) as e:  # the user's module runs while it is imported, and may raise anything, or exit with 0
         where = "" if isinstance(e, SyntaxError) else where_raised(e)  # a syntax error says so itself
         message = f"{target!r} cannot be imported: {type(e).__name__}: {e}{where}"
         raise TopologyError(message, code="DX221", fix="correct the module; -v shows where") from e

@@ -206,6 +206,11 @@ def test_a_topology_module_that_raises_is_reported_as_the_users_error(dspex: Dsp
     assert "'raises:topology' cannot be imported: AttributeError" in found.out
     assert "(raises.py:2)" in found.out
     assert "Traceback" not in found.out + found.err
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")  # which is no success
+    for verb in (["check", "leaves:topology"], ["replay", "--file", ".", "--with", "leaves:topology"]):
+        (tmp_path / "run.jsonl").touch()
+        left = dspex(*verb)
+        assert (left.code, "cannot be imported: SystemExit: 0 (leaves.py:2)" in left.out + left.err) == (3, True)
     nobody = dspex("check")
     assert (nobody.code, "error[DX135]" in nobody.err) == (2, True)
 

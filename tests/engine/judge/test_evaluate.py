@@ -105,6 +105,18 @@ def test_only_what_changed_is_paid(past: Past) -> None:
     assert float(str(found["cost"])) > 0
     _, _, found = past.judged("--metric", "f1", "--field", "reply", candidate=past.candidate("saved", state="writer@2"))
     assert (found["passed"], found["served"], found["called"]) == (True, 4, 4)
+    for version, called in (("2", 4), ("1", 0)):  # an alias is what it names when it is judged
+        assert past.here("programs", "promote", "writer", version, "best").code == 0
+        best = past.candidate("best", state="writer@best")
+        _, _, found = past.judged("--metric", "f1", "--field", "reply", candidate=best)
+        assert (found["passed"], found["served"], found["called"]) == (True, 8 - called, called)
+
+
+def test_a_metric_that_cannot_be_imported_is_the_users_error_whatever_it_raises(past: Past) -> None:
+    for name, line, said in (("leaves", "raise SystemExit(0)", "SystemExit: 0"), ("raises", "1 / 0", "ZeroDivisionError")):
+        past.write(f"{name}_of_mine.py", f"{line}\n")
+        done = past.eval("--metric", f"{name}_of_mine:fn")
+        assert (done.code, f"cannot be imported: {said}" in done.err) == (3, True), done
 
 
 def test_what_got_worse_is_told_the_worst_first_and_a_policy_decides(past: Past) -> None:
