@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sysconfig
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Final, Literal
 
 from dspex.bus.errors import ConfigError
 from dspex.bus.settings.duration import Duration, seconds
@@ -53,6 +54,9 @@ jetstream {{
 feature_flags {{ js_ack_fc_v2: false }}
 {login}{extra}
 """
+
+
+_NEVER_GIVEN: Final = range(20_000, 32_768)  # where Linux and others begin with those that they give to who asks for any
 
 
 def find_binary() -> str:
@@ -144,18 +148,23 @@ def listens(store: Path, pid: int) -> bool:
 
 
 def free_port(wanted: int | None) -> int:
-    """`wanted` if nothing listens there on loopback, else any free port."""
+    """`wanted` if nothing listens there on loopback, else a free port; of those, if it can be, that the system gives to nobody
+    who asks for any: it is still free when whoever asked here begins to listen.
+    """
+    tried = () if wanted is None else (wanted,)
+    return next(filter(None, map(_bound, (*tried, *random.sample(_NEVER_GIVEN, 100), 0))))
+
+
+def _bound(port: int) -> int:
+    """The port, or any for 0, if it can be listened on; else 0."""
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if wanted is not None:
-            try:
-                s.bind(("127.0.0.1", wanted))
-                return wanted
-            except OSError:
-                return free_port(None)
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+        found: int = s.getsockname()[1]
+        return found
 
 
 def last_words(log: Path, lines: int = 6) -> str:

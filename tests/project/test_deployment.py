@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import stat
 import subprocess
@@ -30,6 +29,7 @@ from cli_bench import Done, Running, stand_in
 from waiting import eventually
 
 from dspex.bus.errors import NotAllowed
+from dspex.bus.local.launch import free_port
 from dspex.bus.nats import connect
 
 pytestmark = pytest.mark.no_cover  # what it runs of ours is measured elsewhere
@@ -42,11 +42,10 @@ BIN = Path(sys.executable).parent
 
 
 def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
+    found = set[int]()
+    while len(found) < count:
+        found.add(free_port(None))
+    return list(found)
 
 
 def make_secrets(folder: Path) -> Path:

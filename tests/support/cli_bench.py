@@ -219,7 +219,7 @@ class Project:
 
     def publish(self, *args: str, stdin: str = "") -> Done:
         """Publish to the source, and wait for the runs."""
-        return self.here("--json", "publish", self.input, *args, "--wait", "30s", stdin=stdin)
+        return self.here("--json", "publish", self.input, *args, "--wait", "60s", stdin=stdin)
 
     @staticmethod
     def _command(args: tuple[str, ...]) -> list[str]:

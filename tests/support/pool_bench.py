@@ -137,6 +137,15 @@ def config(url: str, **options: Any) -> PoolConfig:
     return PoolConfig(APP, POOL, **{**known, **options})
 
 
+def light(url: str, **options: Any) -> PoolConfig:
+    """A pool whose child imports no DSPy, which costs a second: for what is the same whoever answers."""
+    return config(url, programs=(), **options)
+
+
+def native(text: str = "hello", **options: Any) -> CallRequest:
+    return work(text, spec=CallSpec("predict", SIGNATURE, SIGNATURE, route="native"), **options)
+
+
 @asynccontextmanager
 async def running(
     pool_config: PoolConfig, bus: MemoryBus | None = None, ack_wait: float = ACK_WAIT, **options: float

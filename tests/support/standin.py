@@ -15,7 +15,7 @@ Faults are asked for in the text itself, or by `fault(text, "429=1x2")`, or by P
     standin:slow=0.5  answer after half a second          standin:hang     never      standin:drop  close the connection
     standin:cut  (in pieces only) close the connection in the middle
     standin:trickle=0.02  (in pieces only) so long between two pieces
-    standin:gate  (in pieces only) half of it, and the rest when `gate` is set
+    standin:gate  the answer when `gate` is set; in pieces: half of it at once, and the rest then
     standin:length  standin:content_filter  half of the answer, with that finish_reason
     standin:refusal  no content, and a message.refusal
 
@@ -105,7 +105,7 @@ class StandIn:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> StandIn:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[_Connection] = set()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=1024)
@@ -124,6 +124,10 @@ class StandIn:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    def go_on(self) -> None:
+        """Set `gate`, from any thread."""
+        self._loop.call_soon_threadsafe(self.gate.set)
 
     def fault(self, text: str, what: str) -> None:
         """Fail for this text: "429=1x2", "500", "hang", …"""
@@ -172,6 +176,8 @@ class StandIn:
             await asyncio.Event().wait()
         if kind == "drop":
             return None
+        if kind == "gate" and not request.get("stream"):
+            await self.gate.wait()
         delay = self.latency + (float(value or 1) if kind == "slow" else 0.0)
         if delay:
             await asyncio.sleep(delay)

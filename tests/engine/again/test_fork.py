@@ -58,7 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str, server: Sta
 def run(project: Project) -> str:
     """A run that was urgent: two calls."""
     for text in ("a", "b", "c", "d", "e", "f"):
-        (said,) = project.here("--json", "publish", project.input, f"text=word {text}", "--wait", "30s").objects()
+        (said,) = project.here("--json", "publish", project.input, f"text=word {text}", "--wait", "60s").objects()
         if said["calls"] == 2:
             return str(said["run"])
     raise AssertionError("none was urgent")
@@ -129,7 +129,7 @@ def test_its_outputs_reach_the_sinks_only_where_that_is_asked_for(project: Proje
         found = project.here("--json", "watch", f"{project.u}.queue", "--start", "all", "--count", str(count)).objects()
         return [one["data"]["urgency"] for one in found]
 
-    project.here("--json", "publish", project.input, "text=word a", "--wait", "30s")
+    project.here("--json", "publish", project.input, "text=word a", "--wait", "60s")
     assert "delivered" in (made := fork(project, run, "--at", "classify", "--set", "urgency:=-7"))
     assert made["delivered"] == 0
     assert fork(project, run, "--at", "classify", "--set", "urgency:=-8", "--deliver")["delivered"] == 1

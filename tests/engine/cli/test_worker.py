@@ -212,7 +212,7 @@ async def test_a_pool_whose_workers_keep_dying_takes_no_other_with_it(bench: Ben
     try:
         ready = [await asyncio.to_thread(worker.ready) for _ in range(2)]
         assert {said["pool"]: said["size"] for said in ready} == {POOL: 1, "bad": 0}
-        status = json.loads((await bench.bus.request(subjects.control(APP, "bad"), b'{"kind":"status"}', timeout=10)).data)
+        status = json.loads((await bench.bus.request(subjects.control(APP, "bad"), b'{"kind":"status"}', timeout=60)).data)
         assert (status["failed"], status["ready"], status["restarts"]) == (True, 0, 2)
         whole: Any = {"server": {"app": APP, "stream": {}}, "engines": [], "stages": [], "pools": [status]}
         assert "pool bad" in next(fault.message for fault in faults(whole) if fault.check == "pool")

@@ -16,8 +16,8 @@ import dspex
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import ProgramError, Saturated
 from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Event, Message
-from dspex.engine.client.calls import asking as asking_module
 from dspex.engine.client.client import Client
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
@@ -95,7 +95,6 @@ def pool(id: str, *, draining: bool, busy: int = 4) -> dict[str, Any]:
     return {**row, "restarts": 0, "draining": draining}
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -105,22 +104,24 @@ def pool(id: str, *, draining: bool, busy: int = 4) -> dict[str, Any]:
         ([], "pool lightweight has no worker"),
     ],
 )
-async def test_a_pool_that_ends_is_no_saturated_one(
-    rows: list[dict[str, Any]], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_that_ends_is_no_saturated_one(rows: list[dict[str, Any]], message: str) -> None:
     """As after a kill of the `dspex run` that had started it: it finishes what it runs, and takes nothing."""
 
-    monkeypatch.setattr(asking_module, "ACCEPT_WITHIN", 0.05)
-    bus = MemoryServer().connect()
-    for row in rows:
+    async def go() -> None:
+        bus = MemoryServer().connect()
+        for row in rows:
 
-        async def answer(asked: Message, row: dict[str, Any] = row) -> None:
-            await bus.send(asked.reply, codecs.encode(row)[0])
+            async def answer(asked: Message, row: dict[str, Any] = row) -> None:
+                await bus.send(asked.reply, codecs.encode(row)[0])
 
-        await bus.subscribe(subjects.control(APP, "lightweight"), answer)
-    async with Client(bus=bus, app=APP) as client:
-        with pytest.raises(Saturated, match=message):
-            await client.call(dspex.predict("text -> lang"), {"text": "hi"}, timeout="600ms")
+            await bus.subscribe(subjects.control(APP, "lightweight"), answer)
+        async with Client(bus=bus, app=APP) as client:
+            with pytest.raises(Saturated, match=message):
+                await client.call(dspex.predict("text -> lang"), {"text": "hi"}, timeout="60s")
+
+    loop = VirtualLoop()
+    loop.run(go(), advance=True)
+    loop.close()
 
 
 def test_calls_that_wait_for_a_pool_which_only_ends_are_a_fault(lab: MakeLab) -> None:

@@ -113,7 +113,7 @@ async def test_it_goes_on_when_the_server_comes_back(tmp_path: Path) -> None:
     one = Project(tmp_path, "back", 'topologies = ["native.yaml"]', NATS_URL=server.url)
     one.write("native.yaml", NATIVE.format(u=one.u))
     one.write("longer.yaml", NATIVE.format(u=one.u).replace('"len(text)"', '"len(text) + 1"'))
-    publish = ["--json", "publish", one.input, "text=abcd", "--wait", "30s"]
+    publish = ["--json", "publish", one.input, "text=abcd", "--wait", "60s"]
     try:
         with one.start("run", "--pools", "none") as run:
             run.until("ready")

@@ -28,7 +28,7 @@ def entries(project: Project, *options: str) -> list[dict[str, object]]:
 def test_every_verb_that_changes_something_leaves_an_entry(native: Project) -> None:
     before = len(entries(native))
     assert native.here("publish", native.input, "text=x").code == 0  # too short: it becomes a dead letter
-    assert native.here("publish", native.input, "text=hello", "--wait", "30s").code == 0
+    assert native.here("publish", native.input, "text=hello", "--wait", "60s").code == 0
     letters = native.here("--json", "dlq", "ls").objects()
     sequence = letters[-1]["sequence"]
     assert native.here("dlq", "redrive", str(sequence)).code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -32,7 +31,6 @@ def graph() -> Topology:
 
 
 def test_what_takes_time_happens_when_the_test_lets_it_pass_and_not_before(bus: Bus) -> None:
-    began = time.monotonic()
     with Driver(graph(), bus=bus) as d:
         d.answer("ask", lambda inputs: {"label": inputs["text"][0]}, after="3s")
         d.fail("ask", RateLimited("slow down"))
@@ -48,7 +46,7 @@ def test_what_takes_time_happens_when_the_test_lets_it_pass_and_not_before(bus: 
         assert d.outputs("out.l") == []
         d.advance("300ms")
         assert len(d.outputs("out.l")) == 1
-        d.advance("10s")
+        d.advance("100s")  # more than a test may take: all this passes on its own clock
         assert [o["length"] for o in d.outputs("out.a")] == [3]
         (event,) = d.events("out.a")
         assert (event.run, event.key) == (run, "a")
@@ -56,7 +54,6 @@ def test_what_takes_time_happens_when_the_test_lets_it_pass_and_not_before(bus: 
         assert d.events("in")[0].time == datetime(
             2026, 1, 1, 0, 0, 10, 500_000, UTC
         )  # half a second passes while the driver starts
-    assert time.monotonic() - began < 30  # a good part of a minute has passed on its own clock
 
 
 @pytest.mark.parametrize(("bus", "what"), [("memory", "engine"), ("memory", "workers"), ("memory", "all"), ("nats", "all")])

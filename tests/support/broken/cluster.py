@@ -7,12 +7,12 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from broken.wire_cutter import WireCutter
+from dspex.bus.local.launch import free_port
 
 NAMES = ("first", "second", "third")
 CONFIG = """
@@ -25,19 +25,12 @@ feature_flags {{ js_ack_fc_v2: false }}
 _LIBC = ctypes.CDLL(None)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
 class Node:
     """One server. `url` is for clients, `inside` for other nodes. Where its routes lead to nobody, it is cut off."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self._folder = name, folder / name
-        self._port, inside = _free_port(), _free_port()
+        self._port, inside = free_port(None), free_port(None)
         self.url, self.inside = f"nats://127.0.0.1:{self._port}", f"nats://127.0.0.1:{inside}"
         self._process: subprocess.Popen[bytes] | None = None
 

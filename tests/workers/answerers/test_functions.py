@@ -96,7 +96,7 @@ async def test_as_many_calls_run_at_once_as_the_pool_has_slots(bench: Bench) -> 
 async def test_a_function_that_takes_too_long_is_really_cancelled(bench: Bench, shop: tuple[Shop, str]) -> None:
     (late,) = await bench.ask(enrich("customer", {"url": f"{shop[1]}hang"}, timeout=0.3))
     assert failed(late)[0] == "CallTimeout"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await shop[0].hung_up.wait()
     assert bench.pool.children.restarts == 0
 

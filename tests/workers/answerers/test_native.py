@@ -302,11 +302,13 @@ async def test_a_reply_that_no_record_can_hold_ends_its_own_call_alone(shared: B
     asked = {
         k: spec(f"text -> a: {'int' if k == 'long' else k}", route, adapter="json" if k == "str" else "chat") for k in replies
     }
-    slow = asyncio.create_task(shared.ask(work("standin:slow=1", spec=spec(route="native"))))
+    shared_model.gate.clear()
+    slow = asyncio.create_task(shared.ask(work("standin:gate", spec=spec(route="native"))))
     await until(lambda: shared_model.running == 1)
     for record in await shared.ask(*[work(kind, spec=s) for kind, s in asked.items()]):
         assert (error(record)["type"], record.outputs) == ("InvalidOutput", None)
         assert record.elapsed < 30, "its timeout is 60"
+    shared_model.gate.set()
     assert (await slow)[0].error is None, "its neighbour goes on"
     assert shared.pool.children.restarts == 0
 

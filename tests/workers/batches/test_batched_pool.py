@@ -111,7 +111,7 @@ async def test_a_call_that_no_batch_answers_in_time_is_told_so_and_then_asked_li
 ) -> None:
     server.held = True
     async with running(pool_of(server, 1)) as bench:
-        (item,) = batched("soon", seconds=1.5)
+        (item,) = batched("soon", seconds=3.0)
         (late,) = await bench.ask(item)
         assert late.error is not None
         assert late.error["type"] == "NoBatchAnswer"

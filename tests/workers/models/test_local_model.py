@@ -96,14 +96,14 @@ async def test_a_durable_call_of_the_local_model_holds_to_its_signature(local: B
     assert fits(record)
 
 
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_model_server_that_dies_is_started_again_and_none_is_left(local: Bench) -> None:
+@pytest.mark.asyncio
+async def test_a_model_server_that_dies_is_started_again_and_none_is_left() -> None:
     spec = CallSpec("predict", "text -> kind: Literal['a', 'b']", "text -> kind: Literal['a', 'b']")
-    (first,) = local.pool.status.full()["model_servers"]
-    os.kill(first, signal.SIGKILL)
-    await until(lambda: not local.pool.status.full()["model_servers"])
-    (record,) = await local.ask(work(spec=spec, timeout=40), timeout=45)
-    assert record.error is None
-    (second,) = local.pool.status.full()["model_servers"]
-    await local.pool.drain(1.0)
+    async with running(config("", profiles=LOCAL, programs=())) as local:
+        (first,) = local.pool.status.full()["model_servers"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: not local.pool.status.full()["model_servers"])
+        (record,) = await local.ask(work(spec=spec, timeout=60), timeout=65)
+        assert record.error is None
+        (second,) = local.pool.status.full()["model_servers"]
     assert not psutil.pid_exists(second)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from learner import SPEC, TEXT, Learner, job, rows
 from pool_bench import APP, POOL, Bench, config, running, work
 from waiting import until
 
+from dspex.bus import subjects
 from dspex.bus.records import AnswerTo, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
@@ -193,9 +193,13 @@ async def test_a_job_is_cancelled_in_the_middle_and_its_process_lives(
 async def test_a_job_that_is_cancelled_while_nothing_runs_it_is_not_begun(optimizers: Bench, learner: Learner) -> None:
     """Who cancels is gone when it begins."""
     client, before = Client(bus=optimizers.bus, app=APP), learner.requests
-    with suppress(TimeoutError):  # it would wait for who runs the job
-        async with asyncio.timeout(0.2):
-            await client.cancel_job(f"{POOL}/waits")
+    cancelling = asyncio.create_task(client.cancel_job(f"{POOL}/waits"))
+
+    async def stored() -> bool:
+        return await optimizers.bus.last(subjects.requests(APP), subjects.job_end(APP, POOL, "waits")) is not None
+
+    await until(stored)
+    cancelling.cancel()  # it would wait for who runs the job
     item = asked(job(), {"train": rows(2), "test": rows(2)}, answer=AnswerTo("me", "waits"))
     (record,) = await optimizers.ask(item)
     assert ((record.error or {})["type"], learner.requests) == ("Cancelled", before)

@@ -47,6 +47,6 @@ async def test_the_model_sees_them_in_a_durable_call_and_its_turn_is_made_once(s
 async def test_a_turn_of_no_session_is_refused_and_counted(shared: Bench) -> None:
     before, asked = shared.pool.work.refused, work(record=None, turn="t")
     await until(lambda: shared.joined)
-    answer = await shared.bus.request(asked.called_on(APP, POOL), asked.pack(), timeout=10)
+    answer = await shared.bus.request(asked.called_on(APP, POOL), asked.pack(), timeout=60)
     assert "of which session" in (CallRecord.unpack(answer.data).error or {})["message"]
     assert shared.pool.work.refused == before + 1

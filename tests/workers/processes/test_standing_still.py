@@ -28,7 +28,7 @@ async def test_a_call_that_waited_for_a_slot_meanwhile_is_made_only_where_nobody
 ) -> None:
     async with running(config(model.url, programs=(), slots=1)) as bench:
         pool, ended = bench.pool, asyncio.get_running_loop().create_future()
-        model.fault("first", "slow=0.3")
+        model.fault("first", "gate")
         await bench.put(_native("first"))
         await until(lambda: model.texts["first"])
         waits = _native("second")
@@ -37,7 +37,8 @@ async def test_a_call_that_waited_for_a_slot_meanwhile_is_made_only_where_nobody
         if answered:
             await RecordStore(bench.bus, APP, POOL).store(replace(CallRecord.of(waits), outputs={"intent": "other"}), waits)
         pool.work.stillness._seen -= 60.0  # pyright: ignore[reportPrivateUsage]
-        record = await asyncio.wait_for(ended, 10)
+        model.gate.set()
+        record = await asyncio.wait_for(ended, 60)
         assert (model.texts["second"], record.outputs is None) == ((0, True) if answered else (1, False))
 
 

@@ -53,7 +53,7 @@ async def test_a_call_that_takes_longer_than_usual_is_asked_twice_and_the_first_
     await many.ask(*(call(f"usual {n}", "usual") for n in range(20)))
     (found,) = await many.ask(call("standin:hangx1 longer", "usual", hedge="p95"))
     assert routes(found) == [("usual", "hedged")]
-    assert found.elapsed < 5.0
+    assert found.elapsed < 25.0, "it does not wait for its timeout, 30"
     assert shared_model.texts["standin:hangx1 longer"] == 2
     await until(lambda: shared_model.running == 0)  # the request that hung was ended
     (alone,) = await many.ask(call("it is paid for", "usual"))
@@ -65,12 +65,15 @@ async def test_a_call_that_takes_longer_than_usual_is_asked_twice_and_the_first_
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_second_request_that_fails_harms_nothing(many: Bench, shared_model: Any) -> None:
-    await many.ask(*(call(f"standin:slow=0.1 late {n}", "late") for n in range(12)))
+    await many.ask(*(call(f"late {n}", "late") for n in range(12)))
     text = "the second one fails"
-    shared_model.fault(text, "slow=0.4")
+    shared_model.fault(text, "gate")
+    shared_model.gate.clear()
     asked = asyncio.create_task(many.ask(call(text, "late", hedge="p50")))
     await until(lambda: shared_model.texts[text] == 1)
     shared_model.fault(text, "500")
+    await until(lambda: shared_model.texts[text] == 2)
+    shared_model.gate.set()
     (record,) = await asked
     assert routes(record) == [("late", "hedged")]
     assert shared_model.texts[text] == 2
@@ -165,9 +168,9 @@ def test_a_model_that_begins_no_answer_is_not_asked_however_long_its_answers_tak
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_does_not_begin_in_time_is_left_for_the_next(many: Bench, shared_model: Any) -> None:
-    (found,) = await many.ask(call("standin:hangx1 begin", "never", "other", first_token_timeout=0.2))
+    (found,) = await many.ask(call("standin:hangx1 begin", "never", "other", first_token_timeout=3.0))
     assert routes(found) == [("never", "silent"), ("other", "began"), ("other", "answered")]
-    assert 200 <= found.routing[0].ms < 2000
+    assert 3000 <= found.routing[0].ms < 30_000
     (alone,) = await many.ask(call("standin:hang begin", "never", first_token_timeout=0.1))
     assert (alone.error or {})["type"] == "CallTimeout"
     assert "did not begin to answer" in (alone.error or {})["message"]
@@ -176,11 +179,11 @@ async def test_a_model_that_does_not_begin_in_time_is_left_for_the_next(many: Be
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_began_in_time_may_take_as_long_as_the_call(many: Bench, shared_model: Any) -> None:
-    (found,) = await many.ask(call("standin:trickle=0.05 it takes its time", "other", first_token_timeout=0.5))
+    (found,) = await many.ask(call("standin:trickle=0.3 it takes its time", "other", first_token_timeout=3.0))
     assert found.error is None
-    assert found.elapsed > 0.5
+    assert found.elapsed > 3.0
     assert routes(found) == [("other", "began"), ("other", "answered")]
-    assert found.routing[0].ms < 500 < found.routing[1].ms
+    assert found.routing[0].ms < 3000 < found.routing[1].ms
 
 
 @pytest.mark.asyncio(loop_scope="module")

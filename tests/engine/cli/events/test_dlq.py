@@ -295,6 +295,6 @@ def test_a_closed_pipe_behind_a_watch_ends_it(native: Project) -> None:
     native.publish("-", stdin='{"text":"one"}\n{"text":"two"}\n')
     command = " ".join(native._command(("watch", native.output, "--start", "all", "--count", "2"))) + " | head -1"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], cwd=native.folder, env=native.env, capture_output=True, text=True, timeout=20
+        ["bash", "-o", "pipefail", "-c", command], cwd=native.folder, env=native.env, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)

@@ -40,7 +40,7 @@ def test_publish_with_wait_shows_the_runs_outputs_and_fails_when_it_fails(native
     assert (run["status"], run["calls"]) == ("done", 0)
     none = {"input_tokens": 0, "output_tokens": 0, "cost": None, "cached_tokens": 0, "finish": "", "requests": 0}
     assert run["usage"] == none
-    bad = native.here("publish", native.input, "text=x", "--wait", "15s")
+    bad = native.here("publish", native.input, "text=x", "--wait", "60s")
     assert bad.code == 1
     assert "failed in" in bad.out
     assert "check: InvalidInput" in bad.err
@@ -72,7 +72,7 @@ async def test_who_may_not_read_what_comes_of_an_event_hears_that_it_is_stored(t
     async with LocalServer(tmp_path / "server" / "js", port=None, extra_config=USERS) as server:
         bus = await nats.connect(server.url)
         await bus.ensure_stream(StreamConfig("ORDERS", ["orders.in"]))
-        done = await asyncio.to_thread(project.dspex, "--server", server.url, "publish", "orders.in", "n=1", "--wait", "5s")
+        done = await asyncio.to_thread(project.dspex, "--server", server.url, "publish", "orders.in", "n=1", "--wait", "60s")
         info = await bus.stream("ORDERS")
         await bus.close()
     assert (done.code, info.last if info else 0) == (4, 1)

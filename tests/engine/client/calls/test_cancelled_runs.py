@@ -70,10 +70,12 @@ def status(project: Project, run: str) -> str:
 def test_cancelling_a_run_closes_the_connection_to_its_model_and_leaves_other_runs_alone(
     project: Project, running: Running, model: StandIn
 ) -> None:
-    run, other = published(project, "standin:hang"), published(project, "standin:slow=3")
+    model.gate.clear()
+    run, other = published(project, "standin:hang"), published(project, "standin:gate")
     eventually(lambda: model.running == 2)
     (said,) = project.here("--json", "runs", "cancel", run).objects()
     assert said == {"run": said["run"], "topology": "two", "status": "cancelled", "calls": 1}
+    model.go_on()
     assert project.here("runs", "wait", other, "--timeout", "60s").code == 0
     eventually(lambda: model.running == 0)
     letter = letter_of(project, said["run"])
@@ -97,13 +99,16 @@ def test_a_cancelled_call_is_not_retried_and_can_be_redriven(project: Project, r
 
 
 def test_calls_that_wait_for_a_slot_are_not_made(project: Project, running: Running, model: StandIn) -> None:
-    busy = [published(project, "standin:slow=4"), published(project, "standin:slow=4")]
+    model.gate.clear()
+    busy = [published(project, "standin:gate"), published(project, "standin:gate")]
     eventually(lambda: model.running == 2)
     waiting = published(project, "never asked")
-    assert project.here("runs", "cancel", waiting).code == 0
-    assert status(project, waiting) == "cancelled"
+    told = project.here("runs", "cancel", waiting)
+    assert (told.code, "a call ends when it would begin" in told.err) == (0, True)
+    model.go_on()
     for run in busy:
         assert project.here("runs", "wait", run, "--timeout", "60s").code == 0
+    eventually(lambda: status(project, waiting) == "cancelled")
     assert model.texts["never asked"] == 0
 
 

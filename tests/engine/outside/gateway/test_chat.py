@@ -113,8 +113,7 @@ def test_closing_a_socket_ends_the_request_to_the_model(project: Project, model:
     with socket(project, "draft", "site") as ws:
         ws.send(json.dumps({"inputs": {"text": "standin:hang socket"}}))
         eventually(lambda: model.running == 1)
-    eventually(lambda: model.running == 0)
-    assert model.running == 0
+    assert eventually(lambda: model.running == 0)
 
 
 def test_a_socket_is_refused_as_a_request_is(project: Project) -> None:

@@ -74,7 +74,7 @@ def test_a_run_is_scored_and_cancelled_by_who_may(http: httpx.Client, project: P
     assert http.post(f"/v1/runs/{run}/cancel", headers=as_("looker")).status_code == 403
     said = http.post(f"/v1/runs/{run}/cancel", headers=as_("operator"))
     assert (said.status_code, said.json()["status"]) == (200, "cancelled"), said.text
-    assert model.running == 0
+    eventually(lambda: model.running == 0)
     scored = http.post(f"/v1/runs/{run}/scores", json={"name": "helpful", "value": 0.5}, headers=as_("operator"))
     assert (scored.status_code, scored.json()["value"]) == (201, 0.5), scored.text
     for body in (
