@@ -50,8 +50,9 @@ export function compared(diff, [a, b]) {
   const rows = diff.steps.map((one) => {
     const step = one.step === before ? "" : one.step;
     before = one.step;
-    const [x, y] = words(value(one.a), value(one.b));
-    return h("tr", {}, h("td", {}, h("strong", {}, step)), h("td", {}, one.field ?? "the step"), h("td", {}, x), h("td", {}, y));
+    const [x, y] = words(value(one.a), value(one.b)).map((said, at) => ([one.a, one.b][at] ?? null) === null ? quiet("none") : said);
+    return h("tr", {}, h("td", {}, h("strong", {}, step)), h("td", {}, one.field ?? "the step"),
+      h("td", { "data-side": a }, x), h("td", { "data-side": b }, y));
   });
   return [h("div", { class: "wide" }, h("table", { class: "diff" }, h("thead", {}, h("tr", {}, h("th", {}, "step"), h("th", {}, "field"), head(a, 0), head(b, 1))), h("tbody", {}, rows))),
     diff.equal.length ? h("p", { class: "quiet" }, `the same: ${diff.equal.join(", ")}`) : null];
@@ -64,7 +65,7 @@ function words(a, b) {
   let from = 0, end = 0;
   while (from < Math.min(x.length, y.length) && x[from] === y[from]) from += 1;
   while (end < Math.min(x.length, y.length) - from && x.at(-1 - end) === y.at(-1 - end)) end += 1;
-  return [x, y].map((all) => h("pre", {}, all.slice(0, from).join(""), all.length - from - end > 0 ? h("mark", {}, all.slice(from, all.length - end).join("")) : null,
+  return [x, y].map((all) => h("pre", {}, all.slice(0, from).join(""), all.slice(from, all.length - end).join("") ? h("mark", {}, all.slice(from, all.length - end).join("")) : null,
     all.slice(all.length - end).join("")));
 }
 

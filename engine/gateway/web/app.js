@@ -31,8 +31,10 @@ async function enter() {
   const signal = entered();
   const here = place();
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.getAttribute("href") === `#/${here.name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.getAttribute("href") === `#/${here.name}`) {
+      link.setAttribute("aria-current", "page");
+      link.scrollIntoView({ block: "nearest", inline: "center" });  // where the window is narrow not all links fit
+    } else link.removeAttribute("aria-current");
   }
   main.replaceChildren(h("p", { class: "quiet" }, "…"));
   window.scrollTo(0, 0);

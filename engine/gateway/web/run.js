@@ -8,18 +8,22 @@ const KINDS = { letter: "dead letter", source: "event" };
 export function run({ id, query }) {
   const top = h("div"), doing = h("div"), tree = h("div", { class: "tree" }), opened = new Set(), results = h("div");
   show(h("p", {}, h("a", { href: "#/runs" }, "← Runs")), top, doing, tree, results);
-  let buttons = null;
+  let buttons = null, told = false;  // why it failed is open from the begin
   const update = changing((found) => {
-    const asked = found.usage;
+    const used = found.usage;
     fill(top, h("h2", {}, "Run ", h("code", {}, found.id)), facts({
       status: h("span", { class: found.status }, found.status), topology: found.topology, started: when(found.started), took: took(found),
-      calls: many(found.calls), tokens: `${many(asked.input_tokens)} in, ${many(asked.output_tokens)} out`, cost: money(asked.cost),
+      calls: many(found.calls), tokens: `${many(used.input_tokens)} in, ${many(used.output_tokens)} out`, cost: money(used.cost),
       "dead letters": found.dead_letters ? many(found.dead_letters) : "", "fork of": found.parent ? runLink(found.parent) : "" }));
     for (const one of flat(found.tree)) one.one.attempts.forEach((step) => { step.prompt = prompt(found.prompts, step); });
     const all = flat(found.tree), scale = scaled(all.map(({ one }) => one));
+    const failure = all.findLast(({ one }) => one.error || one.attempts.some((step) => step.error));
+    if (failure && !told) opened.add(keyOf(failure.one));
+    told ||= Boolean(failure);
     fill(tree, all.map(({ one, depth }) => happening(one, depth, scale, opened)));
     fill(results, found.outputs.length ? [h("h2", {}, "Outputs"), found.outputs.map((one) => [h("h3", {}, one.subject), data(one.data)])]
-      : found.status === "running" ? quiet("nothing has come out of it yet") : null);
+      : found.status === "running" ? quiet(found.asked.length ? ["it waits for somebody to decide, at ", found.asked.map((one) => one.node).join(", "), ": ",
+        h("a", { href: "#/approvals" }, "Approvals")] : "nothing has come out of it yet") : null);
     if (buttons === null || buttons.over !== (found.status !== "running")) {
       buttons = again(found, all.map(({ one }) => one), query.get("with"));
       fill(doing, buttons.element);
@@ -27,6 +31,7 @@ export function run({ id, query }) {
   });
   const look = async () => {
     const found = await get(`runs/${encodeURIComponent(id)}?tree=true&outputs=true`);
+    found.asked = found.status === "running" ? (await get("approvals")).approvals.filter((one) => one.run === found.id) : [];
     update(found);
     return found;
   };
@@ -41,6 +46,7 @@ export function run({ id, query }) {
     return true;
   };
 }
+const keyOf = (one) => `${one.kind}/${one.id}/${one.label}`;
 const prompt = (prompts, step) => prompts.find((one) => one.step === step.id && one.attempt === step.attempt)?.messages;
 const time = (stamp) => new Date(stamp).getTime();
 const end = (step) => time(step.started) + step.elapsed * 1000;
@@ -102,7 +108,7 @@ function happening(one, depth, scale, opened) {
   name.style.paddingLeft = `${depth * 14}px`;
   const whole = one.attempts.reduce((sum, step) => sum + step.elapsed, 0);
   const inside = h("div", { class: "inside" });
-  const key = `${one.kind}/${one.id}/${one.label}`;
+  const key = keyOf(one);
   const fold = h("details", { open: opened.has(key), ontoggle: () => {
     if (fold.open) opened.add(key);
     else opened.delete(key);

@@ -4,7 +4,7 @@ import { line, remember, share } from "./charts.js";
 import { drawing } from "./graph.js";
 import { changing, data, many, money, quiet, seconds, short, status, table, when } from "./values.js";
 
-const rate = (value) => (value === null || value === undefined ? "" : `${value < 10 ? value.toFixed(1) : Math.round(value)}/s`);
+const rate = (value) => (value === null || value === undefined ? "" : `${value && value < 10 ? value.toFixed(1) : Math.round(value)}/s`);
 
 // -- topologies
 export function topology() {
@@ -14,7 +14,7 @@ export function topology() {
     const rows = now.stages.filter((row) => row.topology === one.name);
     return [h("h2", {}, one.name, h("span", { class: "quiet" }, ` version ${one.version}`)),
       h("div", { class: "wide" }, drawing(boxes(one, now), edges(one, now))), h("h3", {}, "Stages"),
-      table(["source", ">rate", "~", ">lag", ">oldest", ">open calls", "~>put off", "~>dead letters", "state"], rows.map((row) => [row.source, rate(row.rate),
+      table(["source", ">rate", "~", ">lag", ">oldest", "~>open calls", "~>put off", "~>dead letters", "state"], rows.map((row) => [row.source, rate(row.rate),
         line(remember(`rate/${one.name}/${row.source}`, row.rate), "events a second, of late"), row.lag, seconds(row.oldest), row.open_calls, row.put_off,
         row.dead_letters, row.stopped ? h("span", { class: "bad" }, row.stopped) : row.paused ? h("span", { class: "running" }, "paused")
           : row.unowned ? h("span", { class: "bad" }, "no owner") : row.gate ? h("span", { class: "running", title: JSON.stringify(row.gate) }, "waits") : "runs"]))];
@@ -31,7 +31,7 @@ function boxes(one, now) {
   for (const [name, node] of Object.entries(one.nodes)) {
     const row = now.operators.find((of) => of.topology === one.name && of.node === name);
     const letters = now.letters.filter((of) => of.topology === one.name && of.node === name).reduce((sum, of) => sum + of.count, 0);
-    const lines = row ? [[`${row.calls ? "calls" : "events"} ${many(row.calls || row.events)}`, seconds(row.p50)].filter(Boolean).join(", ")] : [];
+    const lines = row && (row.calls || row.events) ? [[`${row.calls ? "calls" : "events"} ${many(row.calls || row.events)}`, seconds(row.p50)].filter(Boolean).join(", ")] : [];
     found[name] = { op: letters ? `${node.op}, ${many(letters)} dead` : node.op, from: node.from, lines, calls: Boolean(row?.calls), failing: letters > 0 };
   }
   return found;
@@ -53,12 +53,12 @@ function edges(one, now) {
 export function windows() {
   const held = h("div", {}, quiet("…")), open = h("div", {}, quiet("…"));
   show(h("h2", {}, "Watermarks"), held, h("h2", {}, "Open windows"), open);
-  const who = changing((stages) => fill(held, table(["topology", "source", "held back by", ">for", "waits for"], stages.flatMap((row) => {
+  const who = changing((stages) => fill(held, table(["~topology", "source", "held back by", ">for", "waits for"], stages.flatMap((row) => {
     const holds = Object.entries(row.holds), waits = Object.entries(row.gate?.sources ?? {}).map(([name, why]) => `${name} (${why})`).join(", ");
     const rows = holds.map(([name, behind]) => [row.topology, row.source, h("strong", { class: "running" }, name), seconds(behind), waits]);
     return rows.length ? rows : [[row.topology, row.source, h("span", { class: "quiet" }, "nobody"), "", waits]];
   }))));
-  const which = changing(({ windows: found, count }) => fill(open, table(["topology", "operator", "key", ">from", ">to", "so far"], found.map((one) => [
+  const which = changing(({ windows: found, count }) => fill(open, table(["~topology", "operator", "key", ">from", "~>to", ">so far"], found.map((one) => [
     one.topology, one.node, one.key, when(one.start), when(one.end), typeof one.value === "object" ? data(one.value) : String(one.value)])),
   count > found.length ? quiet(`and ${many(count - found.length)} more`) : null));
   return async () => {
@@ -76,9 +76,9 @@ export function pools() {
   const update = changing((now) => fill(body,
     h("h2", {}, "Engines"), table(["engine", "~host", "topologies", "health", "~>reported"], now.engines.map((row) => [row.engine, row.host,
       row.topologies.filter((name) => name !== "_submit").join(", "), health(row), `${seconds(row.age)} ago`])),
-    h("h2", {}, "Pools"), table(["pool", "process", "~host", ">workers", ">slots", "busy", "~", ">waiting", "~>restarts"], now.pools.map((row) => [
+    h("h2", {}, "Pools"), table(["pool", "~process", "~host", ">workers", ">slots", "busy", "~", ">waiting", "~>restarts"], now.pools.map((row) => [
       row.pool, row.id ? h("code", {}, short(row.id)) : h("span", { class: "bad" }, "none runs"), row.host, `${row.ready} of ${row.size}`, row.slots,
-      share(row.busy, 0, row.slots, `${row.busy} of ${row.slots} slots are busy`), row.id ? line(remember(`busy/${row.id}`, row.busy), "busy slots, of late") : "",
+      h("span", { class: "chip" }, many(row.busy), share(row.busy, 0, row.slots, `${row.busy} of ${row.slots} slots are busy`)), row.id ? line(remember(`busy/${row.id}`, row.busy), "busy slots, of late") : "",
       row.waiting ?? 0, row.restarts])),
     h("h2", {}, "Models"), table(["model", "breaker", ">calls", ">errors", ">p50", "~>p95"], now.lms.map((row) => [row.lm ?? row.program,
       h("span", { class: row.breaker === "closed" ? "done" : "bad" }, row.breaker), row.calls, row.errors, seconds(row.p50), seconds(row.p95)])),
@@ -87,7 +87,7 @@ export function pools() {
       share(row.used, row.reserved, row.most, `${much(row, "used")} of ${much(row, "most")}, ${much(row, "reserved")} reserved`),
       much(row, "used"), much(row, "reserved"), much(row, "most") || "no limit", seconds(row.ends)])),
     h("h2", {}, "Ways of calls"), table(["operator", "route", "~model", "reason", ">calls"], now.routes.map((row) => [
-      row.topology ? `${row.topology}/${row.node}` : "", row.route, row.lm, row.reason, row.calls]))));
+      row.topology ? `${row.topology}/${row.node}` : h("span", { class: "quiet" }, "of no topology"), row.route, row.lm, row.reason, row.calls]))));
   return async () => {
     update(await status());
     return true;

@@ -16,7 +16,7 @@ export function when(text) {
   return h("time", { datetime: text, title: `${at.toLocaleString()} (${text})` }, shown);
 }
 
-export const money = (value) => (value === null || value === undefined ? "" : `$${value.toFixed(value && value < 0.01 ? 6 : 4)}`);
+export const money = (value) => (value === null || value === undefined ? "" : `$${value.toFixed(!value ? 0 : value < 0.01 ? 6 : value < 1 ? 4 : 2)}`);
 export const many = (value) => (typeof value === "number" ? value.toLocaleString() : "");
 export const text = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2) ?? "");
 export const short = (id) => id.slice(-8);

@@ -117,7 +117,7 @@ def test_pools_and_budgets_are_shown_as_numbers_and_as_bars(shown: Any, tmp_path
     shown.keyboard.press("7")
     shown.get_by_role("cell", name="lightweight").first.wait_for()
     shown.get_by_role("img", name="slots are busy").first.wait_for()
-    shown.get_by_role("img", name="of $50.0000").first.wait_for()
+    shown.get_by_role("img", name="of $50.00").first.wait_for()
     assert shown.locator("svg.line polyline").count() >= 1
     shown.emulate_media(color_scheme="dark")
     shown.screenshot(path=tmp_path / "pools.png", full_page=True)
