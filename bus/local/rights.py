@@ -131,7 +131,7 @@ def _seals(app: str) -> str:
 
 
 def _sealed(app: str, role: UserRole) -> Iterator[str]:
-    if role in ("worker", "publisher", "caller", "reader", "gateway"):
+    if role in ("worker", "publisher", "caller", "reader", "approver", "gateway"):
         yield from _api(("STREAM.INFO.{}", "STREAM.MSG.GET.{}"), subjects.keys(app))
     if role in ("worker", "publisher", "caller", "gateway"):
         yield subjects.key(app, "*")

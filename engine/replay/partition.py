@@ -26,7 +26,7 @@ from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay.ahead import HowMany, inputs_of
 from dspex.engine.replay.marks import marked, run_of
-from dspex.engine.replay.stored import StoredCommit
+from dspex.engine.replay.stored import StoredCommit, other_rows
 from dspex.engine.replay.told import ToldTables
 from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
@@ -190,8 +190,7 @@ class PartitionReplay:
         if not same:
             yield f"other messages: {await stored.other(gave)}"
         if mine != changed:
-            differ = [name for name in sorted({*mine, *changed}) if mine.get(name) != changed.get(name)]
-            yield "other changes: " + "; ".join(f"{n}: {mine.get(n)}, not {changed.get(n)}"[:600] for n in differ)
+            yield f"other changes: {other_rows(mine, changed, quoted=self.bus.sealing is None)}"
         self._landed(sequence, within="asks" in entry)
 
     # -- arrivals -----------------------------------------------------------------------------------------------------

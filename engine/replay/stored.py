@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from dspex.bus import subjects
 from dspex.bus.errors import RecordingIncomplete
@@ -85,6 +85,18 @@ class StoredCommit:
                 new, old = data[at : at + 2 * _AROUND], there[1][at : at + 2 * _AROUND]
                 return f"to {subject} …{new!r}… now, and …{old!r}… to {was.subject} then"
         return summary(mine)
+
+
+def other_rows(mine: Mapping[str, Any], told: Mapping[str, Any], *, quoted: bool) -> str:
+    """In words: where the changes of tables are others than those that the log tells. Not quoted is what is stored sealed."""
+    differ = [name for name in sorted({*mine, *told}) if mine.get(name) != told.get(name)]
+    if quoted:
+        return "; ".join(f"{name}: {mine.get(name)}, not {told.get(name)}"[:600] for name in differ)
+    return "; ".join(f"{name}: {_rows(mine.get(name))}, not {_rows(told.get(name))}" for name in differ)
+
+
+def _rows(of: object) -> str:
+    return f"{len(cast('Sequence[Any]', of))} rows" if isinstance(of, (list, tuple)) else str(of)
 
 
 def _of(runs: Collection[str], run: str) -> bool:

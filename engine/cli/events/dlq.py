@@ -64,8 +64,8 @@ def _with_client(t: Terminal, name: str, use: Callable[[Client], Awaitable[T]]) 
 async def _shown(t: Terminal, c: Client, selection: Selection) -> int:
     """Print letters; how many. With --json as they are read: their data together may be larger than memory."""
     number, rows, secrets = 0, list[dict[str, object]](), await hidden.secrets_of(c)
-    async for one in selection.each(t, c):
-        number, d = number + 1, hidden.letter(secrets, one)
+    async for d in hidden.each_whole(c, secrets, selection.each(t, c)):
+        number += 1
         if t.json:
             t.emit(d.as_dict())
         else:
@@ -107,8 +107,9 @@ def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar
 
 
 async def _only(t: Terminal, c: Client, sequence: int) -> DeadLetter:
-    (d,) = [d async for d in Selection((sequence,)).each(t, c)]
-    return await hidden.whole_letter(c, await hidden.secrets_of(c), d)
+    found = [d async for d in Selection((sequence,)).each(t, c)]
+    (d,) = await hidden.whole_letters(c, await hidden.secrets_of(c), found)
+    return d
 
 
 def _readable(data: Any) -> str:

@@ -39,11 +39,11 @@ async def print_results(t: Terminal, c: Client, runs: Sequence[Run], limit: floa
     found = await _finished(t, c, ids, limit)
     took = time.monotonic() - began
     letters = [d async for d in c.dead_letters("*") if d.run in found] if any(p.dead_letters for p in found.values()) else []
-    secrets, outputs = await hidden.secrets_of(c), await c.outputs(ids)
-    if secrets and (t.json or len(runs) == 1):
-        outputs = {id: [await hidden.event(c, secrets, one) for one in sent] for id, sent in outputs.items()}
-    if secrets:
-        letters[:MOST_LETTERS] = [await hidden.whole_letter(c, secrets, one) for one in letters[:MOST_LETTERS]]
+    shows, outputs = await hidden.HiddenEvents.of(c), await c.outputs(ids)
+    if shows.secrets and (t.json or len(runs) == 1):
+        outputs = {id: [await shows.shown(one) for one in sent] for id, sent in outputs.items()}
+    if shows.secrets:
+        letters[:MOST_LETTERS] = await hidden.whole_letters(c, shows.secrets, letters[:MOST_LETTERS])
     if t.json:
         for run, id in zip(runs, full, strict=True):
             t.emit(_object(run, found[id], outputs[id]))

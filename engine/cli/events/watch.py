@@ -18,8 +18,8 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
     from dspex.bus.message import Event
-    from dspex.bus.serving.keys.secret_fields import Secrets
     from dspex.engine.client.client import Client
+    from dspex.engine.client.following.hidden import HiddenEvents
 
 
 _Start: TypeAlias = Literal["new", "all"] | int | datetime
@@ -97,8 +97,6 @@ class _Context:
 async def _watch(
     t: Terminal, what: str, start: _Start, number: int | None, test: _Test | None, names: list[str] | None, progress: bool
 ) -> None:
-    from dspex.engine.client.following import hidden
-
     seen = 0
     async with (
         client(t, "watch") as c,
@@ -107,9 +105,9 @@ async def _watch(
     ):
         if "/" not in what and await c.bus.stream_of(what) is None:
             t.note(f"nothing stores {what} now: what is published there is shown as it comes, and --start means nothing")
-        secrets = await _secrets(t, c)
+        shows = await _shows(t, c)
         async for watched in cast("AsyncIterator[Event[Any]]", events):
-            event = await hidden.event(c, secrets, watched)
+            event = await shows.shown(watched)
             if test is not None and not test(event):
                 continue
             _print_event(t, event, names)
@@ -118,16 +116,15 @@ async def _watch(
                 return
 
 
-async def _secrets(t: Terminal, c: Client) -> Secrets:
-    """What is not shown. Who may read a sink, and not what is applied, cannot know it, and is told that."""
-    from dspex.bus.serving.keys.secret_fields import Secrets
-    from dspex.engine.client.following import hidden
+async def _shows(t: Terminal, c: Client) -> HiddenEvents:
+    """How events are shown. Who may read a sink, and not what is applied, cannot know it, and is told that."""
+    from dspex.engine.client.following.hidden import HiddenEvents
 
     try:
-        return await hidden.secrets_of(c)
+        return await HiddenEvents.of(c)
     except NotAllowed:
         t.note("this user may not read what is applied, so fields that are secret are shown as they are")
-        return Secrets(())
+        return HiddenEvents(c, {})
 
 
 @asynccontextmanager

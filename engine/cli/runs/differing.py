@@ -12,6 +12,7 @@ from dspex.engine.cli.runs.drawing import said
 from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.replaying import graph_of
 from dspex.engine.client.runs.diff import Diff, by_step, compare
+from dspex.engine.client.runs.then.masking import masked, secrets_of
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.log.build import build
@@ -51,7 +52,8 @@ class RunDifference:
     """What one run does otherwise.
 
     Attributes:
-        diff: what was recorded, beside what comes now. then, now: the trees; that of now has the values of native operators.
+        diff: what was recorded, beside what comes now. then, now: the trees as they are shown; that of now has the values of
+            native operators.
     """
 
     run: str
@@ -123,7 +125,8 @@ async def difference(
         return None
     for topology, values in seen.items():
         interpose(now, graph_of(t, topology, target), applied[topology], past, values.found)
-    return RunDifference(past.run, diff, then, now)
+    secrets = secrets_of(then, now)
+    return RunDifference(past.run, diff, masked(then, secrets), masked(now, secrets))
 
 
 def _way(root: Happening, to: Happening | None) -> list[Happening]:

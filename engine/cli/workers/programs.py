@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,11 @@ import orjson
 import typer
 
 from dspex.bus.errors import ConfigError, Fenced
+from dspex.bus.serving.keys.secret_fields import Secrets
 from dspex.engine.cli.runs.scored import credit_lines, credits_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
+from dspex.engine.client.following import hidden
 
 if TYPE_CHECKING:
     from dspex.bus.serving.programs.form import ProgramState
@@ -123,7 +126,10 @@ async def _described(t: Terminal, what: str, signature: str | None, pool: str | 
     if "state" in more:
         StateName.read(more["state"])
     async with client(t, "programs") as c:
-        return await c.describe(await spec_of(c, what, signature, pool, more))
+        asked = await spec_of(c, what, signature, pool, more)
+        info, secrets = await c.describe(asked), await hidden.marked_in(c)
+        own = Secrets((await c.resolve(asked)).spec.secrets)
+        return replace(info, predictors=[hidden.predictor(secrets | own, one) for one in info.predictors])
 
 
 async def _listing(t: Terminal) -> dict[str, SavedProgram]:
@@ -142,7 +148,8 @@ async def _one(t: Terminal, what: str) -> tuple[SavedProgram, SavedVersion, Prog
         states = SavedStates(c.bus, c.app)
         version = await states.find(name)
         scores = [score async for score in c.scores()]
-        return (await states.listing())[name.program], version, await states.load(version), scores
+        saved, secrets = await states.load(version), await hidden.marked_in(c)
+        return (await states.listing())[name.program], version, hidden.saved(secrets, saved), scores
 
 
 async def _put(t: Terminal, name: str, state: Mapping[str, Any]) -> tuple[SavedVersion, tuple[str, ...]]:

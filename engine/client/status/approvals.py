@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Fenced, RunError, Unsettled
-from dspex.bus.message import Event, id_time
+from dspex.bus.message import Event, id_time, in_session
 from dspex.bus.port import Bus, NewMessage
-from dspex.bus.serving import audit
+from dspex.bus.serving import audit, payloads
 from dspex.bus.serving.audit import AuditEntry
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.status.state import kept_by, tables_of
@@ -124,10 +124,11 @@ async def decide(
         made = Decision(found.id, found.digest, decision, edit, note, audit.whoami())
         what: dict[str, Any] = {"approval": found.id, "topology": found.topology, "node": found.node, "decision": decision}
         what |= {"edited": sorted(edit)} if edit else {}
-        what |= {"note": note} if note else {}
+        what |= {"note": note} if note and bus.sealing is None else {}  # the audit is in clear text
         headers = {subjects.DECIDE: found.node} | ({subjects.RUN: found.event.run} if found.event.run.isprintable() else {})
         to = subjects.decision(app, found.topology, found.stage, found.partition)
-        batch = [audit.entry(app, VERB, **what)._replace(expect=last), NewMessage(to, made.pack(), headers)]
+        told = NewMessage(to, made.pack(), headers | in_session(found.event.session))
+        batch = [audit.entry(app, VERB, **what)._replace(expect=last), await payloads.checked_in(bus, app, told)]
         try:
             await bus.commit(batch)
         except (Fenced, Unsettled):  # somebody decided about something meanwhile, or nobody knows whether this is stored

@@ -35,28 +35,30 @@ class LettersOffered:
         """Dead letters, the oldest first."""
         self._entrance.access.to_look(request)
         client, query = await self._entrance.client(), query_of(request, *FILTERS, "limit")
-        found, most = list[dict[str, Any]](), number_of(query.get("limit"), 100, MOST)
-        secrets = await hidden.secrets_of(client)
+        found, most = list[DeadLetter](), number_of(query.get("limit"), 100, MOST)
         async for letter in _chosen(client, query):
-            found.append((await hidden.whole_letter(client, secrets, letter)).as_dict(traceback=True))
+            found.append(letter)
             if len(found) == most:
                 break
-        return json({"letters": found})
+        shown = await hidden.whole_letters(client, await hidden.secrets_of(client), found)
+        return json({"letters": [one.as_dict(traceback=True) for one in shown]})
 
     async def groups(self, request: Request) -> Response:
         """Dead letters by operator and what went wrong, the largest group first."""
         self._entrance.access.to_look(request)
-        client, found = await self._entrance.client(), dict[str, dict[str, Any]]()
-        secrets = await hidden.secrets_of(client)
+        client, found, first = await self._entrance.client(), dict[str, dict[str, Any]](), list[DeadLetter]()
         async for one in _chosen(client, query_of(request, "topology", "node", "reason")):
             name = fingerprint(one)
             row = {"fingerprint": name, "topology": one.topology, "node": one.node, "reason": one.reason, "code": one.code}
             if name not in found:
-                shown = await hidden.whole_letter(client, secrets, one)
-                found[name] = {**row, "message": shown.message, "count": 0, "oldest": one.time}
+                first.append(one)
+                found[name] = {**row, "count": 0, "oldest": one.time}
             group = found[name]
             group["count"] += 1
             group["latest"] = one.time
+        shown = await hidden.whole_letters(client, await hidden.secrets_of(client), first)
+        for group, one in zip(found.values(), shown, strict=True):
+            group["message"] = one.message
         return json({"groups": sorted(found.values(), key=lambda group: -group["count"])})
 
     async def redrive(self, request: Request) -> Response:

@@ -94,8 +94,8 @@ class Looking:
             found["tree"] = nested(masked(root, secrets_of(root)))
             found["prompts"] = [{"step": step, "attempt": at, "messages": m} for (step, at), m in prompts_of(root).items()]
         if flag_of(query.get("outputs")):
-            secrets, sent = await hidden.secrets_of(client), await run.outputs()
-            shown = [await hidden.event(client, secrets, one) for one in sent]
+            shows, sent = await hidden.HiddenEvents.of(client), await run.outputs()
+            shown = [await shows.shown(one) for one in sent]
             found["outputs"] = [{"subject": one.subject, "data": one.data} for one in shown]
         return json(found)
 

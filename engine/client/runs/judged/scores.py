@@ -20,6 +20,7 @@ from dspex.bus.serving import audit
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.tree import Happening
 
 MOST_NOTE: Final = 2000  # characters
@@ -122,6 +123,7 @@ class Scores:
             there = sorted({one.node for one in root if one.kind == "call"})
             fix = did_you_mean(node, there, "see dspex runs show")
             raise RunNotFound(f"run {info.id} has no answer of {node!r}", run=info.id, fix=fix)
+        note = secrets_of(root).text(note)
         time, who = await (await self._bucket()).time(), audit.whoami()
         score = Score(info.id, info.topology, name, float(value), node, note, who, datetime.fromtimestamp(time, UTC), answered)
         await self._put(subjects.score_key(info.id, new_id()), await self._packed(score, time, session))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_lab import APP, Lab
+from engine_lab import APP, STREAM, Lab
 from pydantic import BaseModel, Field
 
 from dspex.bus import subjects
@@ -261,3 +261,61 @@ def test_letters_approvals_and_what_operators_keep_are_shown_without_what_is_sec
 async def _accepted(one: Lab) -> None:
     for found in [found async for found in one.client.approvals()]:
         await one.client.decide(found.id, "accept")
+
+
+def test_what_a_person_decides_of_a_secret_is_stored_sealed_and_counts(lab: MakeLab) -> None:
+    topology = Topology("asked")
+    topology.source("in").approve(name="ok", show=["account"]).predict(ASK, name="ask").sink("out")
+    one = lab(topology)
+    one.client = Client(bus=sealed(one), app=APP)
+    one.answers["ask"] = lambda inputs, work: {"reply": inputs["text"], "code": "c-1234"}
+    one.start(bus=sealed(one))
+    one.work(bus=sealed(one))
+    for text in ("accepted", "rejected"):
+        one.publish("in", {**EVENT, "text": text, "pin": PIN})
+    one.advance(5)
+
+    async def decided() -> None:
+        accepted, rejected = [found async for found in one.client.approvals()]
+        await one.client.decide(accepted, "accept", edit={"text": f"from {IBAN}"}, note=f"as {IBAN} is known")
+        await one.client.decide(rejected, "reject", note=f"nobody knows {IBAN}")
+
+    one.run(decided())
+    one.advance(5)
+    assert [data["text"] for data in one.outputs("out")] == [f"from {IBAN}"]
+    assert IBAN in one.letters()[0].message
+    stored = [m for name in (STREAM, subjects.sources(APP)) if name in one.server.streams for m in _stored(one, name)]
+    assert len(stored) > 10
+    assert not any(IBAN.encode() in m.data for m in stored)
+    secrets = one.run(hidden.secrets_of(one.client))
+    assert not holds_a_secret(one.run(hidden.whole_letters(one.client, secrets, one.letters())))
+
+
+def _stored(one: Lab, stream: str) -> list[Any]:
+    return [*one.server.streams[stream].messages.values()]
+
+
+def test_what_is_watched_is_hidden_by_what_its_way_had_that_is_secret_and_by_nothing_else(lab: MakeLab) -> None:
+    """Two topologies that have no secret: one that goes on behind the one that has, and one beside it."""
+    after, beside = Topology("after"), Topology("beside")
+    after.source("out").map(lambda d: {"told": d["from"]}, name="tell").sink("told")
+    beside.source("other").map(lambda d: {"from": d["iban"]}, name="rename").sink("others")
+    first = Topology("paying")
+    asked = first.source("in").predict(ASK, name="ask")
+    asked.map(lambda d: {"from": d["account"]["iban"]}, name="rename").sink("out")
+    one = lab(first, after, beside)
+    one.client = Client(bus=sealed(one), app=APP)
+    one.answers["ask"] = lambda inputs, work: {"reply": "done", "code": "c-1234"}
+    one.start(bus=sealed(one))
+    one.work(bus=sealed(one))
+    one.publish("in", {**EVENT, "pin": PIN})
+    one.publish("other", {"iban": IBAN})
+    one.advance(5)
+
+    async def watched() -> dict[str, Any]:
+        events = await hidden.HiddenEvents.of(one.client)
+        runs = [info.id async for info in one.client.runs()]
+        sent = [event for found in (await one.client.outputs(runs)).values() for event in found]
+        return {event.subject: (await events.shown(event)).data for event in sent}
+
+    assert one.run(watched()) == {"out": {"from": SECRET}, "told": {"told": SECRET}, "others": {"from": IBAN}}
