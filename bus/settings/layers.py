@@ -20,8 +20,10 @@ from dspex.bus.errors import ConfigError
 SettingPath: TypeAlias = tuple[str, ...]
 
 _PREFIX = "DSPEX_"
+BUILD = "DSPEX_BUILD_STARTED"
+"""The folder whose code a command has begun anew with (`dspex replay --build`)."""
 # Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
-_NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON"}
+_NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON", BUILD}
 # scheme://user:password@, https://token@, or a DSN of words
 _LOGIN = re.compile(
     r"://[^/?#\s]*:[^/?#\s]*@|https?://[^/?#\s]+@|(^|[\s;&?])(password|passwd|pwd)\s*=\s*[^\s;&]", re.IGNORECASE
@@ -105,6 +107,11 @@ def environment_layer(env: Mapping[str, str], known: Mapping[str, Any]) -> Layer
         layer.add(_spelled(words, known), _value(env[name]), f"env {name}")
     _without_password(layer)
     return layer
+
+
+def variable(key: str) -> str:
+    """The variable of a setting, by its dotted key."""
+    return _PREFIX + key.replace(".", "__").upper()
 
 
 def _spelled(words: list[str], known: Mapping[str, Any]) -> SettingPath:

@@ -112,6 +112,10 @@ MORE = {
         "start it in a cgroup v2 of its own (systemd: `Delegate=yes`), or leave `cpu` out",
     ),
     "DX142": ("The interpreter that a pool names cannot be started.", "correct `pools.*.python`"),
+    "DX143": (
+        "The code in the folder of `dspex replay --build` is another build than the one that recorded what is replayed.",
+        "name the folder of the code that ran then, or add `--any-build`",
+    ),
     "DX201": ("A name or a source's subject is there twice.", 'give one another name: `name="…"`'),
     "DX202": ("A name is not one.", "a to z, then a to z, digits, `_` or `-`; at most 48 characters"),
     "DX203": ("An operator keeps something for each key, and its stream has none.", '`.key_by("…")` before it'),

@@ -116,7 +116,7 @@ _ALONE = ("--json", "-q", "--quiet", "-v", "-vv", "--verbose", "--no-progress")
 
 def main(args: list[str]) -> int:
     """Run a command; its exit code."""
-    terminal = Terminal(json="--json" in args)
+    terminal = Terminal(json="--json" in args, arguments=args)
     try:
         with Ending() as ending:
             return _run(globals_first(args), terminal, ending)

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "DX140": "workers/pool/test_resources.py::test_two_pools_of_a_machine_never_share_a_gpu",
     "DX141": "workers/pool/test_resources.py::test_a_share_of_the_cpu_holds_or_the_pool_says_why_it_cannot",
     "DX142": "workers/pool/test_zygote.py::test_an_interpreter_that_is_not_there_is_told_before_anything_runs",
+    "DX143": "engine/cli/events/test_build.py::test_another_build_than_the_recorded_one_is_refused_and_both_are_named",
     "DX200": "engine/graph/test_manifest.py::test_an_older_engine_refuses_what_a_newer_one_has_claimed",
     "DX203": "engine/keyed/test_stateful.py::test_a_stream_without_a_key_has_no_state_and_the_fix_is_said",
     "DX211": "operators/recorded/test_specs.py::test_a_type_that_cannot_travel_to_a_worker_is_refused",

@@ -46,6 +46,10 @@ TO = Annotated[
 EXPLAIN = Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")]
 AT = Annotated[str | None, typer.Option("--at", metavar="OPERATOR", help="With --pdb: where it stops.")]
 PDB = Annotated[bool, typer.Option("--pdb", help="Open the debugger in the function of an operator.")]
+BUILD = Annotated[
+    str | None, typer.Option("--build", metavar="FOLDER", help="With the code of a folder, if it is the recorded build.")
+]
+ANY_BUILD = Annotated[bool, typer.Option("--any-build", help="With --build: also where it is another one.")]
 TO_SINKS = Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")]
 
 
@@ -64,6 +68,8 @@ def replay(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last.")] = None,
     topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All that it has done.")] = None,
     target: WITH = None,
+    folder: BUILD = None,
+    any_build: ANY_BUILD = False,
     since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="ID", help="The runs of a session.")] = None,
@@ -80,12 +86,15 @@ def replay(
     how: HOW = "text",
     exit_code: EXIT_CODE = False,
 ) -> None:
-    """Replay runs, or all that a topology did, with the code of today. No sink is written. Exit 6 where it differs (strict)."""
+    """Replay runs, or all that a topology did, with the code of today or of then (--build). No sink is written. Exit 6 where it
+    differs (strict).
+    """
     from dspex.engine.cli.runs.choice import chosen
 
     t = terminal(context)
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
+    _with_build(t, what, target, folder, any_build=any_build)
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if at is not None or debug:
         other = explain or into is not None or mode != "strict" or exit_code or how != "text"
@@ -106,6 +115,19 @@ def replay(
         _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
+
+
+def _with_build(t: Terminal, what: ReplayChoice, target: str | None, folder: str | None, *, any_build: bool) -> None:
+    """Go on with the code of a folder, where one is named. Where it is not the recorded build, that has to be allowed."""
+    if folder is None:
+        if any_build:
+            raise ConfigError("--any-build is about --build", code="DX105", fix="name the folder of the code: --build FOLDER")
+        return
+    from dspex.engine.cli.runs.again.built import check_build, entered
+
+    entered(t, folder)
+    if not any_build:
+        t.run(check_build(t, what, target))
 
 
 def _debug(t: Terminal, what: ReplayChoice, target: str | None, at: str | None, *, other: bool) -> None:
@@ -167,7 +189,7 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
 
     async with client(t, "replay") as c:
         ids, found = await what.runs(c), Replayed()
-        past, applied = await _histories(t, c, ids)
+        past, applied = await histories_of(t, c, ids)
         runs, entries = {one.run for one in past}, taken_by(past, what.topology)
         sent = SendAgain(c, into, checked(into, applied, entries), runs) if into is not None else None
         for topology, taken in entries.items():
@@ -178,7 +200,7 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
         return await _told(t, c, ReplayTold(name, len(runs), found, sent=sent), target, what.topology)
 
 
-async def _histories(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
+async def histories_of(t: Terminal, c: Client, runs: Sequence[str]) -> tuple[list[History], Mapping[str, Manifest]]:
     """The histories of runs, and what is applied. Raises RunNotFound."""
     from dspex.engine.client.following.many import histories
 

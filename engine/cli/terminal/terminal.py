@@ -49,6 +49,7 @@ class Terminal:
         config: the settings file; None: the nearest.
         flags: settings given as options, by key.
         people: who reads the log are people.
+        arguments: the command line, as it was typed.
     """
 
     json: bool = False
@@ -59,6 +60,7 @@ class Terminal:
     config: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     people: bool = field(default_factory=lambda: sys.stderr.isatty())
+    arguments: Sequence[str] = ()
     _settings: Settings | None = None
 
     def settings(self) -> Settings:

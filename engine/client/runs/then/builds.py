@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from dspex.bus import subjects
 from dspex.bus.port import Bus
 from dspex.engine.client.runs.history import History
 from dspex.engine.log.entries import facts, readable
+from dspex.engine.log.positions import pages
 
 Builds: TypeAlias = Mapping[str, list[dict[str, str]]]
 """By topology; each as `engine.log.build` makes it."""
@@ -23,6 +24,27 @@ async def builds_of(bus: Bus, app: str, past: History, known: dict[int, dict[str
         builds, one = found.setdefault(taken.partition[0], []), known[taken.claim]
         if one and one not in builds:
             builds.append(one)
+    return found
+
+
+async def builds_of_topology(bus: Bus, app: str, topology: str, span: tuple[float, float]) -> Builds:
+    """Those of all that a topology committed in a time (in seconds since the epoch), as far as its claims are kept."""
+    claims, builds = set[int](), list[dict[str, str]]()
+    async for page in pages(bus, subjects.stream(app), [subjects.log(app, topology, "*", "*")]):
+        entries = [readable(message.data) for message in page if span[0] <= message.time <= span[1]]
+        claims |= {entry["claim"] for entry in entries if entry is not None and entry["kind"] == "commit"}
+    for claim in sorted(claims):
+        if (one := await _said(bus, app, claim)) and one not in builds:
+            builds.append(one)
+    return {topology: builds}
+
+
+def merged(several: Iterable[Builds]) -> Builds:
+    """Those of several runs."""
+    found = dict[str, list[dict[str, str]]]()
+    for topology, builds in (pair for one in several for pair in one.items()):
+        known = found.setdefault(topology, [])
+        known += [build for build in builds if build not in known]
     return found
 
 
