@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
@@ -18,6 +19,7 @@ from dspex.bus.tasks import first
 from dspex.workers.config import resolve
 from dspex.workers.pool.pool import Pool
 from dspex.workers.pool.status import Summary
+from dspex.workers.processes.alive import Alive
 from dspex.workers.processes.ending import adopt
 from dspex.workers.processes.titles import set_title
 
@@ -32,6 +34,7 @@ async def serve(
     slots: int | None = None,
     grace: float = 30.0,
     with_parent: bool = False,
+    alive: Path | None = None,
     ready: Callable[[Summary], None] = lambda summary: None,
 ) -> None:
     """Run the pools until SIGTERM or SIGINT, then drain; a second signal ends the process at once with 143 or 130.
@@ -41,6 +44,7 @@ async def serve(
         size, slots: instead of those in the settings.
         grace: seconds that running calls have to finish.
         with_parent: drain when stdin ends too, so that no pool outlives the process that started it.
+        alive: a file that is touched while the pools make progress, once all are ready; see `workers/processes/alive.py`.
         ready: called for each pool that has begun to take work.
 
     Raises:
@@ -64,7 +68,8 @@ async def serve(
                 if await first(pool.start(), pool.failed(), stopped.wait()) != 0:
                     return
                 ready(pool.status.summary())
-            await first(stopped.wait(), *(pool.failed() for pool in pools))
+            looks = [Alive(bus, pools, alive, settings.engine.stall_after).run()] if alive is not None else []
+            await first(stopped.wait(), *looks, *(pool.failed() for pool in pools))
         finally:
             await asyncio.gather(*(pool.drain(grace) for pool in pools))
 

@@ -88,6 +88,7 @@ class Deployment:
             text = re.sub(rf'"(0\.0\.0\.0|127\.0\.0\.1):{port}"', f'"127.0.0.1:{own}"', text)
         if name in self.http:
             text = re.sub(r"(?<![\w.])(127\.0\.0\.1)?:8080", f"127.0.0.1:{self.http[name]}", text)
+        text = text.replace("/tmp/alive", str(self.folder / name / "alive"))
         return text.replace("/run/secrets", str(self.folder / name / "secrets")).replace(
             '"/data"', f'"{self.folder / name}/data"'
         )
@@ -299,7 +300,7 @@ def test_every_role_does_its_part_of_the_triage_on_three_nodes(deployment: Deplo
             assert done.code == 0, (person, done.out, done.err, *[one.errors() for one in running.values()])
             if person == "reader":
                 assert "My card was stolen!" in done.out
-        for name in ("engine", "gateway"):
+        for name in ("engine", "gateway", "pool"):
             eventually(lambda name=name: deployment.run(name, *SERVICES[name]["healthcheck"]["test"][1:]).code == 0)
         text = {"text": "My card was stolen!"}
         assert [asked(deployment, "/v1/call/classify", text, who)[0] for who in (None, "DESK_TOKEN", "SITE_TOKEN")] == [

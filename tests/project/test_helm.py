@@ -107,6 +107,15 @@ def test_engines_and_gateways_are_asked_whether_they_make_progress() -> None:
         assert container["ports"] == [{"name": "http", "containerPort": 8080}]
 
 
+def test_pools_are_asked_as_in_the_compose_file_whether_they_make_progress() -> None:
+    pool = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["pool"]
+    asked = pool["healthcheck"]["test"][1:]
+    for name in ("pool-lightweight", "pool-gpu"):
+        (container,) = deployments(EVERYTHING)[name]["spec"]["template"]["spec"]["containers"]
+        assert [container[f"{probe}Probe"]["exec"]["command"] for probe in ("startup", "liveness")] == [asked, asked]
+        assert container["args"][-2:] == pool["command"][-2:] == ["--alive", "/tmp/alive"]
+
+
 def test_the_commands_of_the_chart_are_verbs_with_options_that_exist() -> None:
     app = typer.main.get_command(cli.assemble(Terminal()))
     for one in deployments(EVERYTHING).values():

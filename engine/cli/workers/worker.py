@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,9 @@ def worker(
     size: Annotated[int | None, typer.Option("--size", min=1, help="Processes, instead of the pool's size.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Calls at once in each process.")] = None,
     grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after a SIGTERM.")] = "30s",
+    alive: Annotated[
+        Path | None, typer.Option("--alive", metavar="FILE", help="Touch FILE while they make progress, for a probe.")
+    ] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="Drain when stdin ends.")] = False,
     relayed: Annotated[bool, typer.Option("--relayed", hidden=True, help="What starts it shows its log to people.")] = False,
 ) -> None:
@@ -30,10 +34,12 @@ def worker(
     t = terminal(context)
     t.people = t.people or relayed
     with t.reporting("pool failed") if with_parent else nullcontext():
-        _serve(t, pools, size, slots, grace, with_parent=with_parent)
+        _serve(t, pools, size, slots, grace, alive, with_parent=with_parent)
 
 
-def _serve(t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, *, with_parent: bool) -> None:
+def _serve(
+    t: Terminal, pools: list[str], size: int | None, slots: int | None, grace: str, alive: Path | None, *, with_parent: bool
+) -> None:
     from dspex.bus.settings.duration import seconds
     from dspex.workers.config import resolve
     from dspex.workers.serve import serve
@@ -51,7 +57,7 @@ def _serve(t: Terminal, pools: list[str], size: int | None, slots: int | None, g
                 stack.close()
             _show(t, summary)
 
-        t.run(serve(settings, pools, size=size, slots=slots, grace=wait, with_parent=with_parent, ready=ready))
+        t.run(serve(settings, pools, size=size, slots=slots, grace=wait, with_parent=with_parent, alive=alive, ready=ready))
 
 
 def _show(t: Terminal, summary: Summary) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+import yaml
 from cli_bench import NOT_ROOT, needs_proc
 from pool_bench import APP, HERE, POOL, Bench, program, work
 from waiting import until
@@ -27,6 +28,7 @@ from dspex.bus.settings.model import Settings
 from dspex.engine.client.status.health import faults
 from dspex.engine.hosting.pools import PoolProcess
 
+COMPOSE = Path(__file__).parents[3] / "docker-compose.yml"
 CONFIG = """
 app = "{app}"
 path = ["{path}"]
@@ -166,6 +168,31 @@ async def test_a_program_cannot_look_into_its_workers_parent(bench: Bench, nats_
         (seen,) = await bench.ask(work(str(worker.process.pid), spec=program("environment")))
         assert seen.error is not None
         assert "PermissionError" in seen.error["message"]
+    finally:
+        worker.end()
+
+
+@pytest.mark.asyncio
+async def test_the_probe_of_containers_sees_that_a_worker_is_frozen_and_that_it_goes_on(
+    bench: Bench, nats_url: str, tmp_path: Path
+) -> None:
+    alive = tmp_path / "alive"
+    stated = yaml.safe_load(COMPOSE.read_text())["services"]["pool"]["healthcheck"]["test"]
+    probe = [word.replace("/tmp/alive", str(alive)) for word in stated[1:]]
+
+    def healthy() -> bool:
+        return subprocess.run(probe, timeout=60).returncode == 0
+
+    assert not healthy(), "nothing was started"
+    worker = Worker(tmp_path, nats_url, "--alive", str(alive))
+    try:
+        await until(healthy)
+        worker.process.send_signal(signal.SIGSTOP)
+        await until(lambda: psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED)
+        os.utime(alive, (0, 0))  # as it is a minute later
+        assert not healthy()
+        worker.process.send_signal(signal.SIGCONT)
+        await until(healthy)
     finally:
         worker.end()
 
