@@ -118,7 +118,7 @@ def test_a_call_is_submitted_and_its_result_is_fetched_by_its_run(project: Proje
     assert list(sent) == ["run", "stream", "seq", "duplicate"]
     settings = Settings.load(project.folder / "dspex.toml", server__url=project.env["NATS_URL"])
     with dspex.sync.connect(settings=settings) as client:
-        result = client.run(sent["run"]).result("30s")
+        result = client.run(sent["run"]).result("60s")
     assert (result.data, result.lm) == ({"reply": "reply of later"}, "main")
     human = project.here("call", "text -> reply", "text=later", "--detach")
     assert human.out.startswith("run lightweight/")
@@ -232,8 +232,8 @@ def test_a_run_with_calls_shows_their_usage(project: Project, tmp_path: Path) ->
         (found,) = objects(status.until('"lag":0,"oldest":null,"open_calls":0,'))
     (pool,) = found["pools"]
     assert (pool["pool"], pool["size"], pool["ready"], pool["restarts"]) == ("lightweight", 1, 1, 0)
-    (seen,) = project.here("--json", "watch", "triage/classify", "--start", "all", "--count", "1").objects()
-    assert set(seen["data"]) == {"intent", "urgency"}
+    seen = project.here("--json", "watch", "triage/classify", "--start", "all", "--count", "40").objects()
+    assert set(seen[-1]["data"]) == {"intent", "urgency"}, "others may have asked before"
 
 
 def test_a_model_that_answers_nonsense_leaves_a_dead_letter_that_can_be_redriven(project: Project) -> None:
@@ -250,9 +250,9 @@ def test_a_session_is_spoken_in_listed_shown_and_ended(project: Project) -> None
     for text in ("one", "two"):
         done = project.here("--json", "call", "text -> reply", f"text={text}", "--session", "ann/5")
         assert done.code == 0, done.err
-    (listed,) = project.here("--json", "sessions", "ls", "--since", "1h").objects()
+    (listed,) = [one for one in project.here("--json", "sessions", "ls", "--since", "1h").objects() if one["id"] == "ann/5"]
     assert [listed[name] for name in ("id", "turns", "revision", "ttl", "ended")] == ["ann/5", 2, 0, 2_592_000.0, False]
-    assert project.here("sessions", "ls").out.splitlines()[1].split()[:2] == ["ann/5", "2"]
+    assert ["ann/5", "2"] in [line.split()[:2] for line in project.here("sessions", "ls").out.splitlines()]
     (shown,) = project.here("--json", "sessions", "show", "ann/5", "--limit", "1").objects()
     assert [(turn["inputs"], turn["outputs"]) for turn in shown["history"]] == [({"text": "two"}, {"reply": "reply of two"})]
     assert "reply of one" in project.here("sessions", "show", "ann/5").out
@@ -269,7 +269,7 @@ def test_submitted_calls_are_turns_of_a_session(project: Project) -> None:
         (sent,) = project.here("--json", "call", "text -> reply", f"text={text}", "--detach", "--session", "bob").objects()
     settings = Settings.load(project.folder / "dspex.toml", server__url=project.env["NATS_URL"])
     with dspex.sync.connect(settings=settings) as client:
-        assert client.run(sent["run"]).result("30s").data == {"reply": "reply of two"}
+        assert client.run(sent["run"]).result("60s").data == {"reply": "reply of two"}
         assert [turn.inputs["text"] for turn in client.session("bob").history()] == ["one", "two"]
 
 

@@ -21,7 +21,7 @@ from dspex.engine.hosting.host import Host
 from dspex.operators.topology import Topology
 
 EVENTS = 10
-WITHIN = 30.0  # seconds until the test gives up
+WITHIN = 60.0  # seconds until the test gives up
 
 
 @pytest_asyncio.fixture

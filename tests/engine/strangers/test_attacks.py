@@ -320,13 +320,13 @@ def test_calls_without_a_subject_for_their_answers_take_no_slot(application: App
 def test_a_program_that_writes_into_its_workers_socket_takes_no_slot(application: Application, frame: str) -> None:
     body = bytes.fromhex(frame) if frame != "garbage" else b"garbage"
     text = (len(body).to_bytes(4, "big") + body).hex()
-    assert application.call("writes_frames", "text -> reply", f"text={text}", timeout="20s") == "DX606"
+    assert application.call("writes_frames", "text -> reply", f"text={text}", timeout="60s") == "DX606"
     application.is_well()
 
 
 def test_a_log_line_of_a_program_stops_nothing(application: Application) -> None:
     for text in ('{"event":"x","pid":1}', "then more than a pipe holds"):
-        assert application.call("prints_lines", "text -> reply", f"text={text}", timeout="20s") == {"reply": "printed"}
+        assert application.call("prints_lines", "text -> reply", f"text={text}", timeout="60s") == {"reply": "printed"}
     application.is_well()
 
 
@@ -350,7 +350,7 @@ def test_a_malformed_call_ends_no_process_and_no_other_call(application: Applica
 
 
 def test_an_answer_over_what_a_message_holds_reaches_its_caller(application: Application) -> None:
-    found = application.call("big", "text -> reply", "text=2000000", timeout="30s")
+    found = application.call("big", "text -> reply", "text=2000000", timeout="60s")
     assert found == {"reply": "x" * 2_000_000}
 
 

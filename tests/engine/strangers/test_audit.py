@@ -26,7 +26,8 @@ def entries(project: Project, *options: str) -> list[dict[str, object]]:
 
 
 def test_every_verb_that_changes_something_leaves_an_entry(native: Project) -> None:
-    before = len(entries(native))
+    mine = ("--who", getpass.getuser(), "--since", "1h")
+    before, of_mine = len(entries(native)), len(entries(native, *mine))
     assert native.here("publish", native.input, "text=x").code == 0  # too short: it becomes a dead letter
     assert native.here("publish", native.input, "text=hello", "--wait", "60s").code == 0
     letters = native.here("--json", "dlq", "ls").objects()
@@ -41,7 +42,7 @@ def test_every_verb_that_changes_something_leaves_an_entry(native: Project) -> N
     assert found[0]["what"] == {"subject": native.input, "events": 1}
     assert found[2]["what"] == {"letters": [sequence], "count": 1, "changed": False}
     assert entries(native, "--who", "somebody") == []
-    assert len(entries(native, "--who", getpass.getuser(), "--since", "1h")) == before + len(found)
+    assert len(entries(native, *mine)) == of_mine + len(found)
     shown = native.here("audit", "ls")
     assert f"subject {native.input}, events 1" in shown.out.replace("\n", " ")
 

@@ -104,7 +104,8 @@ async def test_equal_calls_at_once_are_one_request(one: Bench, shared_model: Any
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_ends_the_call_that_others_wait_for_does_not_end_them(one: Bench, shared_model: Any) -> None:
-    text = "standin:slow=0.2 given up"
+    text = "standin:gate given up"
+    shared_model.gate.clear()
     first = call(text, record=None)
     inbox = one.bus.inbox(lambda message: None)
     await one.send(first, inbox.subject)
@@ -113,6 +114,8 @@ async def test_what_ends_the_call_that_others_wait_for_does_not_end_them(one: Be
         others = group.create_task(one.ask(*(call(text) for _ in range(3))))
         await until(lambda: one.pool.executions.preparing == 3)
         one.pool.executions.cancel(first.call)
+        await until(lambda: shared_model.texts[text] == 2)
+        shared_model.gate.set()
     assert [error(r) for r in others.result()] == [""] * 3
     assert shared_model.texts[text] == 2, "one of them is made, and the others get its answer"
     inbox.close()
@@ -120,7 +123,7 @@ async def test_what_ends_the_call_that_others_wait_for_does_not_end_them(one: Be
 
 @pytest.mark.asyncio
 async def test_a_worker_that_dies_with_the_call_that_others_wait_for_costs_one_request_more(model: Any) -> None:
-    server, text = MemoryServer(), "standin:slow=0.3 killed"
+    server, text = MemoryServer(), "standin:gate killed"
     await server.connect().bucket(subjects.cache(APP))
     async with running(cached(model.url, slots=8), server.connect()) as bench:
         first, *others = [call(text) for _ in range(5)]
@@ -129,6 +132,8 @@ async def test_a_worker_that_dies_with_the_call_that_others_wait_for_costs_one_r
         await bench.put(*others)
         await until(lambda: bench.pool.executions.preparing == 4)
         os.kill(bench.pool.children.children[0].pid, signal.SIGKILL)
+        await until(lambda: model.texts[text] == 2)
+        model.gate.set()
         records = await bench.records(5)
     assert sorted(error(r) for r in records) == [""] * 4 + ["WorkerLost"]
     assert model.texts[text] == 2
@@ -184,7 +189,7 @@ async def test_a_call_that_a_pool_gives_up_as_it_rests_holds_up_no_equal_one_lat
         await bench.pool.executions.stop()
         assert (started.over, bench.pool.executions.preparing) == (True, 0)
         server.luck.faults = Faults()
-        (made,) = await bench.ask(call("rested"), timeout=10.0)
+        (made,) = await bench.ask(call("rested"))
     assert (error(made), made.route) == ("", "native")
 
 

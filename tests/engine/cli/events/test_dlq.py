@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken.wire_cutter import WireCutter
 from cli_bench import NATIVE, Done, Project
 from waiting import eventually, until
 
@@ -153,9 +154,11 @@ async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_a
         stored = await bus.scan(info.name, [native.output], start=1, stop=info.last) if info else []
         return Counter(run for m in stored if (run := m.headers["Dspex-Run"]) in runs)
 
+    await asyncio.to_thread(native.here, "dlq", "drop", "--node", "check", "--all")  # those of other tests
     letters = await asyncio.to_thread(fail, native, *["x"] * many)
-    repair = ("dlq", "redrive", "--node", "check", "--set", "text=long enough")
-    with native.start(*repair) as redrive:
+    repair, wire = ("dlq", "redrive", "--node", "check", "--set", "text=long enough"), WireCutter(nats_url, round_trip=0.05)
+    await wire.start()  # so slow, and in this process, that it does not get to the end before it is killed
+    with native.start(*repair, NATS_URL=wire.url) as redrive:
 
         async def some() -> bool:
             return len(await outputs(letters)) > many // 10 or redrive.process.poll() is not None
@@ -163,7 +166,8 @@ async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_a
         await until(some)
         redrive.process.kill()
         redrive.process.wait()
-    left = await asyncio.to_thread(native.here, "--json", "dlq", "ls")
+    await wire.stop()
+    left = await asyncio.to_thread(native.here, "--json", "dlq", "ls", "--node", "check")
     assert 0 < len(left.objects()) < many
     again = await asyncio.to_thread(native.here, "--json", *repair)
     assert (again.code, again.objects()) == (0, [{"redriven": len(left.objects())}]), again.err
@@ -173,7 +177,7 @@ async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_a
 
     await until(all_of_them)
     assert set((await outputs(letters)).values()) == {1}
-    assert (await asyncio.to_thread(native.here, "--json", "dlq", "ls")).objects() == []
+    assert (await asyncio.to_thread(native.here, "--json", "dlq", "ls", "--node", "check")).objects() == []
     await bus.close()
 
 
