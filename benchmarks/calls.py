@@ -2,12 +2,13 @@
 
 * raw: a request of nats-py between two processes: the limit of what crosses a server with this client.
 * direct, cached, session, required, durable, awaited, watched: dspex; see calling/in_dspex.py.
-* celery, dramatiq, taskiq-nats: peers. One worker each.
+* celery, dramatiq, taskiq-nats: peers. One worker each. celery-kept: beside durable calls; see calling/in_celery.py.
 
 Parts:
 
 * 1: milliseconds with one call at a time.
 * 16, 64: calls a second with so many in flight, and microseconds of CPU a call of each process.
+* burst: calls a second where 1,500 come at once; of peers that block, as many at once as they have threads.
 * half: milliseconds where calls come at random times, each counted from when it is due, at half the rate at which a core is
   full: that at which the busiest process would fill one (or all processes together all cores), by what they used with 64 in
   flight. Where too few are answered in time at that, at half as many, and so on.
@@ -23,8 +24,8 @@ Parts:
 
 Each system runs by turns in processes of its own, with a server of its own, the order changing with every round; the middle
 of all rounds counts. nats-server stores in files and syncs them every two minutes; redis-server stores nothing on disk, which
-is to its credit. What is not installed (the packages of the peers, redis-server) is named, and so is what fails while the rest
-goes on. The exit code is 1 where that was no peer.
+is to its credit, and for celery-kept it appends to a file that it syncs every second. What is not installed (the packages of
+the peers, redis-server) is named, and so is what fails while the rest goes on. The exit code is 1 where that was no peer.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ FOLDER = Path(__file__).parent
 
 
 class Needs(NamedTuple):
-    """`package`: of a peer, which cannot be asked without it. `redis`: whether its server is Redis."""
+    """`package`: of a peer, which cannot be asked without it. `redis`: whether its server is Redis; `keeps`: which stores."""
 
     package: str = ""
     redis: bool = False
+    keeps: bool = False
 
 
 SYSTEMS = {
@@ -73,16 +75,17 @@ SYSTEMS = {
     "awaited": Needs(),
     "watched": Needs(),
     "celery": Needs("celery", redis=True),
+    "celery-kept": Needs("celery", redis=True, keeps=True),
     "dramatiq": Needs("dramatiq", redis=True),
     "taskiq-nats": Needs("taskiq_nats"),
 }
-PARTS = ("1", "16", "64", "half", "even", "crowd", "slots", "stream")
+PARTS = ("1", "16", "64", "burst", "half", "even", "crowd", "slots", "stream")
 OWN = ("crowd", "slots", "stream")  # parts that are of dspex alone
 STREAMS = 200  # at a time
 CROWD_RATE = 300  # calls a second
 EVEN_RATE = 150  # calls a second
 SLOTS = (1, 2, 4, 8, 16, 32, 64, 128)
-BESIDE = ("raw", "celery")
+BESIDE = ("raw", "celery", "celery-kept")
 Figures = dict[str, Any]
 Rounds = dict[str, dict[str, list[Figures]]]
 
@@ -149,7 +152,7 @@ async def streams(seconds: float, processes: int) -> Figures:
 async def one(system: str, seconds: float, parts: Sequence[str], where: Where) -> tuple[list[Figures], str]:
     """The figures of one system, measured in a process of its own, part by part; and why some are missing, if so."""
     command = module("calling.one", system, "--seconds", str(seconds), "--parts", ",".join(parts))
-    async with _server(where, redis=SYSTEMS[system].redis) as there:
+    async with _server(where._replace(keeps=SYSTEMS[system].keeps), redis=SYSTEMS[system].redis) as there:
         variables = {**there.variables(), "PYTHONPATH": str(FOLDER)}
         process = await asyncio.create_subprocess_exec(*command, env=variables, stdout=asyncio.subprocess.PIPE)
         try:
@@ -172,7 +175,8 @@ async def _server(where: Where, *, redis: bool) -> AsyncGenerator[Where]:
                 yield where._replace(nats=server.url, server=server.pid)
             return
         port = str(free_port(None))
-        command = ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        kept = "yes" if where.keeps else "no"  # synced every second, its default
+        command = ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", kept]
         async with running(command, os.environ, ready="eady to accept connections", folder=folder) as pid:
             yield where._replace(redis=f"redis://127.0.0.1:{port}/0", server=pid)
 
@@ -207,12 +211,12 @@ def _beside(rows: Mapping[str, Figures], name: str, figure: str) -> str:
     shown = ""
     for other in BESIDE:
         ratio = f"{rows[name][figure] / rows[other][figure]:.2f}x" if other in rows else "-"
-        shown += f"{ratio:>14}"
+        shown += f"{ratio:>20}"
     return shown
 
 
 _HEADED = {"1": "one at a time", "half": "half of a core", "even": f"{EVEN_RATE} a second"}  # what is told in milliseconds
-_HEADS = "".join(f"{'beside ' + name:>14}" for name in BESIDE)
+_HEADS = "".join(f"{'beside ' + name:>20}" for name in BESIDE)
 
 
 def _latencies(part: str, rows: Mapping[str, Figures]) -> list[str]:
@@ -228,7 +232,8 @@ def _latencies(part: str, rows: Mapping[str, Figures]) -> list[str]:
 
 
 def _rates(part: str, rows: Mapping[str, Figures]) -> list[str]:
-    lines = [f"{part + ' in flight':<16}{'calls/s':>10}{'p99, ms':>10}{_HEADS}   CPU a call, µs"]
+    head = "1,500 at once" if part == "burst" else f"{part} in flight"
+    lines = [f"{head:<16}{'calls/s':>10}{'p99, ms':>10}{_HEADS}   CPU a call, µs"]
     for name, row in rows.items():
         cpu = ", ".join(f"{process} {used:,.0f}" for process, used in row["cpu"].items())
         lines.append(f"{name:<16}{row['rate']:>10,.0f}{row['p99']:>10.2f}{_beside(rows, name, 'rate')}   {cpu}")

@@ -45,6 +45,10 @@ class Load(Protocol):
         """So many calls at a time: each is followed by the next."""
         ...
 
+    async def burst(self, calls: int) -> Took:
+        """So many calls at once, and no more."""
+        ...
+
     async def on_schedule(self, rate: float, seconds: float) -> Took:
         """So many calls a second, at random times, the same for each system."""
         ...
@@ -111,6 +115,19 @@ class Coroutines:
                 group.create_task(lane())
         return Took(latencies, time.perf_counter() - began)
 
+    async def burst(self, calls: int) -> Took:
+        """See Load."""
+        latencies, began = list[float](), time.perf_counter()
+
+        async def one() -> None:
+            await self.once()
+            latencies.append(time.perf_counter() - began)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(calls):
+                group.create_task(one())
+        return Took(latencies, time.perf_counter() - began)
+
     async def on_schedule(self, rate: float, seconds: float) -> Took:
         """See Load."""
         schedule = _Schedule(rate, seconds)
@@ -153,6 +170,17 @@ class Threads:
                 latencies.append(time.perf_counter() - sent)
 
         await asyncio.gather(*(asyncio.wrap_future(self._pool.submit(lane)) for _ in range(calls)))
+        return Took(latencies, time.perf_counter() - began)
+
+    async def burst(self, calls: int) -> Took:
+        """See Load. As many at once as there are threads."""
+        latencies, began = list[float](), time.perf_counter()
+
+        def one() -> None:
+            self._once()
+            latencies.append(time.perf_counter() - began)
+
+        await asyncio.gather(*(asyncio.wrap_future(self._pool.submit(one)) for _ in range(calls)))
         return Took(latencies, time.perf_counter() - began)
 
     async def on_schedule(self, rate: float, seconds: float) -> Took:

@@ -32,9 +32,11 @@ SYSTEMS = {
     "awaited": "in_dspex:awaited",
     "watched": "in_dspex:watched",
     "celery": "in_celery:system",
+    "celery-kept": "in_celery:system",
     "dramatiq": "in_dramatiq:system",
     "taskiq-nats": "in_taskiq:system",
 }
+BURST = 1500  # calls at once
 AT = "@"  # before a number of calls a second
 MOST = "64"  # calls in flight, by which the rate is known at which a core is full: before `half`
 KEPT = 0.9  # of the calls on a schedule: with fewer answered at its end, it was too much
@@ -53,6 +55,8 @@ async def measure(name: str, seconds: float, parts: list[str]) -> None:
         for part in parts:
             if part == "half":
                 found = await _on_schedule(system, where, rate, seconds)
+            elif part == "burst":
+                found = await _figures(system, where, partial(system.load.burst, BURST))
             elif part.startswith(AT):
                 found = await _figures(system, where, partial(system.load.on_schedule, float(part[1:]), seconds))
             else:

@@ -13,13 +13,15 @@ class Where(NamedTuple):
     """The servers, and how large the worker is.
 
     Attributes:
-        nats, redis: their addresses; "" for one that is not needed. server: the process whose CPU counts as the server's.
+        nats, redis: their addresses; "" for one that is not needed. keeps: whether Redis keeps what it holds.
+        server: the process whose CPU counts as the server's.
         processes: that run calls, of one worker. slots: calls at once in each, where a system has such a number.
         program: of programs.py, for dspex. crowd: calls that wait in another pool of dspex, and have all of its slots.
     """
 
     nats: str = ""
     redis: str = ""
+    keeps: bool = False
     server: int = 0
     processes: int = 1
     slots: int = 64
