@@ -22,6 +22,15 @@ async def test_each_part_is_asked_over_http_and_each_process_has_its_part_of_the
         assert rows["dspex"]["p50"] > 0
 
 
+@pytest.mark.long
+@pytest.mark.asyncio
+async def test_the_model_s_server_sees_that_who_asked_has_gone_in_a_call_and_in_a_stream() -> None:
+    found = await beside.measure_gone(2)
+    assert {part: row["times"] for part, row in found.items()} == {"call": 2, "stream": 2}
+    assert all(0 < row["p50"] <= row["most"] for row in found.values())
+    assert len(beside.table_gone(found)) == 2
+
+
 def test_a_table_says_how_much_later_the_gateway_answers() -> None:
     app = {"rate": 90.0, "p50": 2.0, "p99": 4.0, "kept": 1.0, "cpu": {"app": 5000.0}}
     ours = {**app, "p50": 5.5, "kept": 0.5, "cpu": {"gateway": 700.0}}

@@ -8,7 +8,9 @@ Both ask the same stand-in for a model's server, which answers at once. Of each 
 first; then both get as many requests a second as make the app use half a core (`--rate`: so many in place of that), at random
 times, the same for both, by turns. Times count from when a request is due. `overhead` is the difference of the medians.
 
-    scripts/bench http [--seconds 10] [--rounds 3] [--parts publish,call,stream]
+* gone: who asked goes away in the middle. How long the request to the model goes on after that, of the gateway alone.
+
+    scripts/bench http [--seconds 10] [--rounds 3] [--parts publish,call,stream,gone]
         [--rate N] [--processes 1] [--json FILE]
 """
 
@@ -34,22 +36,25 @@ from calling.processes import FOLDER, module, running, used
 from dspex.bus.local.launch import free_port
 from dspex.bus.local.server import LocalServer
 from dspex.bus.settings.model import Settings
+from jobs.over_http import gone
 from jobs.over_http.model import WORDS
 from jobs.over_http.requests import Requests
 
 PARTS = ("publish", "call", "stream")
 CALIBRATE = 50.0  # requests a second while the CPU of one is measured
 HALF = 0.5  # of a core
+GONE, TIMES = "gone", 20  # so many go away
 LAST = WORDS[-1].strip().encode()  # is in a whole answer
 TOPOLOGY = "dspex: 1\ntopology: http\nsources: { bench.in: {} }\nsinks: { bench.out: { from: bench.in } }\n"
 Figures = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """One of the two: how it is asked, and its processes by what they are."""
+    """One of the two: how it is asked, its processes by what they are, and where it is."""
 
     ask: Mapping[str, Callable[[str], Awaitable[object]]]
     processes: Callable[[], dict[str, list[psutil.Process]]]
+    url: str
 
 
 def _side(requests: Requests, paths: Mapping[str, str], processes: Callable[[], dict[str, list[psutil.Process]]]) -> Side:
@@ -67,7 +72,7 @@ def _side(requests: Requests, paths: Mapping[str, str], processes: Callable[[], 
             raise RuntimeError(f"a stream without its end: {found[-200:]!r}")
         return text
 
-    return Side({"publish": publish, "call": call, "stream": stream}, processes)
+    return Side({"publish": publish, "call": call, "stream": stream}, processes, requests.url)
 
 
 @asynccontextmanager
@@ -122,6 +127,15 @@ async def _dspex(model: str, nats: str, server: int, processes: int) -> AsyncGen
 
 
 @asynccontextmanager
+async def _nats() -> AsyncGenerator[tuple[str, int]]:
+    """A server of its own: where, and its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with LocalServer(Path(folder) / "jetstream", port=None) as server:
+            assert server.pid is not None
+            yield server.url, server.pid
+
+
+@asynccontextmanager
 async def _both(processes: int) -> AsyncGenerator[dict[str, Side]]:
     variables = {**os.environ, "PYTHONPATH": str(FOLDER)}
     command = module("jobs.over_http.model")
@@ -129,12 +143,8 @@ async def _both(processes: int) -> AsyncGenerator[dict[str, Side]]:
     assert model.stdout is not None
     try:
         url = (await model.stdout.readline()).decode().strip()
-        with tempfile.TemporaryDirectory() as folder:
-            async with LocalServer(Path(folder) / "jetstream", port=None) as server:
-                assert server.pid is not None
-                where = (url, server.url, server.pid)
-                async with _app(*where) as app, _dspex(*where, processes) as ours:
-                    yield {"fastapi": app, "dspex": ours}
+        async with _nats() as where, _app(url, *where) as app, _dspex(url, *where, processes) as ours:
+            yield {"fastapi": app, "dspex": ours}
     finally:
         model.terminate()
         await model.wait()
@@ -173,6 +183,14 @@ async def measure(seconds: float, rounds: int, parts: Sequence[str], rate: float
     return found
 
 
+async def measure_gone(times: int = TIMES, processes: int = 1) -> Figures:
+    """By part, how long a request to the model goes on when who asked has gone."""
+    async with gone.held() as (model, url), _nats() as (nats, pid), _dspex(url, nats, pid, processes) as side:
+        return {
+            part: gone.figures(await gone.seconds_of(model, side.url, "/v1/call/reply", part, times)) for part in gone.ASKED
+        }
+
+
 async def _half(app: Side, part: str, seconds: float) -> float:
     """Requests a second that take half a core of the app."""
     found = await _measured(app, part, CALIBRATE, seconds)
@@ -198,19 +216,31 @@ def table(found: Mapping[str, Mapping[str, Figures]]) -> list[str]:
     return lines
 
 
+def table_gone(found: Mapping[str, Figures]) -> list[str]:
+    """The same of who goes away."""
+
+    def line(part: str, row: Figures) -> str:
+        took = f"{row['p50']:.1f} ms after who asked has gone, at most {row['most']:.1f} ({row['times']} times)"
+        return f"{part:<10}{'dspex':<10}the request to the model ends {took}"
+
+    return [line(part, row) for part, row in found.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the gateway costs, beside a FastAPI app.")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--parts", type=one_of(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", type=one_of((*PARTS, GONE)), default=[*PARTS, GONE])
     parser.add_argument("--rate", type=float, help="requests a second; else as many as make the app use half a core")
     parser.add_argument("--processes", type=positive, default=1, help="of the pool")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     args = parser.parse_args()
-    found = asyncio.run(measure(args.seconds, args.rounds, args.parts, args.rate, args.processes))
+    beside = [part for part in args.parts if part != GONE]
+    found = asyncio.run(measure(args.seconds, args.rounds, beside, args.rate, args.processes)) if beside else {}
+    away = asyncio.run(measure_gone(processes=args.processes)) if GONE in args.parts else {}
     if args.json is not None:
-        args.json.write_text(json.dumps({"load": os.getloadavg()[0], "cores": os.cpu_count(), **found}, indent=1))
-    print("\n".join(table(found)))
+        args.json.write_text(json.dumps({"load": os.getloadavg()[0], "cores": os.cpu_count(), **found, GONE: away}, indent=1))
+    print("\n".join([*(table(found) if found else []), *table_gone(away)]))
 
 
 if __name__ == "__main__":

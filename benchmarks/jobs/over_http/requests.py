@@ -13,7 +13,7 @@ class Requests:
     """Posts JSON to a server."""
 
     def __init__(self, url: str) -> None:
-        where = urlsplit(url)
+        self.url, where = url, urlsplit(url)
         self._host, self._port = str(where.hostname), int(where.port or 80)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 

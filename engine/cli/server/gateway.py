@@ -85,15 +85,19 @@ async def beside(t: Terminal, engine: Engine, bind: str | None) -> AsyncGenerato
         yield
 
 
-def offered(
+@asynccontextmanager
+async def offered(
     t: Terminal,
     bind: str,
     subjects: list[str],
     calls: dict[str, Any],
     client: Client | None = None,
     works: Callable[[], str] | None = None,
-) -> AbstractAsyncContextManager[str]:
-    """The gateway, while the block runs. Prints where it is, and what it offers. Raises ConfigError (DX109): no uvicorn."""
+) -> AsyncGenerator[None]:
+    """The gateway, while the block runs. Once it listens, it prints where, and what it offers.
+
+    Raises ConfigError: DX109, no uvicorn; DX105, nothing can listen there.
+    """
     made, serving = _made(t, subjects, calls, client, {} if works is None else {"works": works})
     entrance = made.state.entrance
     if not (entrance.subjects or entrance.calls or entrance.hooks):
@@ -103,8 +107,9 @@ def offered(
     offers = f"{count(len(entrance.subjects), 'subject')}, {count(len(entrance.calls), 'call')}"
     shown = bind if not bind.startswith(":") else f"127.0.0.1{bind}"
     data = {"event": "gateway", "bind": bind, "subjects": list(entrance.subjects), "calls": list(entrance.calls)}
-    t.emit(data, f"gateway   http://{shown}  {offers}")
-    return serving(made, bind)
+    async with serving(made, bind):
+        t.emit(data, f"gateway   http://{shown}  {offers}")
+        yield
 
 
 def _made(
