@@ -69,7 +69,7 @@ class Interactive:
         try:
             while True:
                 self._changed.clear()
-                await self._join_or_leave()
+                await self.join_or_leave()
                 # work from the queue takes slots too, and `freed` is not called for that: look again soon
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN):
@@ -87,7 +87,8 @@ class Interactive:
         if (self._pool.free() > 0) != (self._subscription is not None):
             self._changed.set()
 
-    async def _join_or_leave(self) -> None:
+    async def join_or_leave(self) -> None:
+        """Be in the queue group if there is a free slot, and else not."""
         config, free = self._pool.config, self._pool.free()
         try:
             if free > 0 and self._subscription is None:

@@ -139,6 +139,7 @@ class Pool:
         await self.handing.start()
         self.work.start()
         self.scaling.start()
+        await self.interactive.join_or_leave()  # who reads that it is ready may call at once
         self._tasks.start(self.interactive.run(), "interactive calls")
         log.info("pool ready", **self.status.summary())
 

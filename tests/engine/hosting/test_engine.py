@@ -100,7 +100,7 @@ async def test_an_observer_is_told_what_an_engine_does_until_that_is_drained(nat
         Engine(topology, settings=settings, pools="none", observer=told.append) as engine,
         connect(settings=settings) as c,
     ):
-        await (await c.publish(f"{unique}.in", {"n": 1})).wait("30s")
+        await (await c.publish(f"{unique}.in", {"n": 1})).wait("60s")
         assert engine.running
     names = [event.name for event in told]
     assert names.index("claimed") < names.index("commit") < names.index("released")

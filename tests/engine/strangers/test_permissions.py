@@ -342,13 +342,13 @@ def _submit(project: Project, caller: dict[str, str]) -> None:
         with dspex.sync.connect(settings=settings) as client:
             at_once, twice = (client.submit(CLASSIFY, {"text": "hello"}, id="one") for _ in range(2))
             failed = client.submit(dspex.predict(CLASSIFY, retry=dspex.Retry(attempts=1)), {"text": "standin:nonsense"})
-            result = at_once.result("30s")
+            result = at_once.result("60s")
             with pytest.raises(dspex.errors.InvalidOutput):
-                failed.result("30s")
+                failed.result("60s")
             with pytest.raises(dspex.errors.NotAllowed):
                 at_once.info()
         with dspex.sync.connect(settings=settings) as later:
-            assert [later.run(run.id).result("30s") for run in (at_once, twice)] == [result] * 2
+            assert [later.run(run.id).result("60s") for run in (at_once, twice)] == [result] * 2
     assert (at_once.duplicate, twice.duplicate) == (False, True)
 
 

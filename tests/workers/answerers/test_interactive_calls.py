@@ -49,6 +49,14 @@ async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared
 
 
 @pytest.mark.asyncio
+async def test_a_pool_that_has_started_hears_calls(model: Any) -> None:
+    async with running(light(model.url)) as bench:
+        item = native("at once", record=None)
+        answer = await bench.bus.request(item.called_on(APP, POOL), item.pack(), timeout=60)
+        assert answer.headers[subjects.KIND] in (ACCEPTED, RESULT)
+
+
+@pytest.mark.asyncio
 async def test_a_full_pool_leaves_the_queue_group_and_comes_back(model: Any) -> None:
     async with running(light(model.url, slots=1)) as bench:
         await until(lambda: bench.joined)

@@ -81,7 +81,7 @@ def test_letters_are_found_under_the_old_and_the_new_name_of_an_operator(tmp_pat
     async def failing(topology: Topology) -> None:
         async with Engine(topology, settings=settings, pools="none"), connect(settings=settings) as client:
             with pytest.raises(RunFailed):
-                await (await client.publish(project.input, {"text": "x"})).wait("30s")
+                await (await client.publish(project.input, {"text": "x"})).wait("60s")
 
     for version in (first, first.replace("check", "verify").replace("sources:", "renamed_from: { verify: check }\nsources:")):
         asyncio.run(failing(Topology.load(tmp_path / project.write("native.yaml", version))))

@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, project: Project, tmp_path: Path, who: str) -> Iterator[Any]:
     """The page, for who has a token; its picture is in the folder of the test. At the end nothing was wrong in it."""
     page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
     wrong = list[str]()
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
