@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -49,7 +49,7 @@ async def of_files(
     """
     now = builds_now(graphs)
     found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
-    for one, file in _read(given):
+    async for one, file in _read(given):
         name = file.info.topology
         if name not in known:
             known[name] = Unchanged(of_run(graphs, name, file.root.data))
@@ -57,17 +57,21 @@ async def of_files(
         last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
         found = together(found, last)
         told(found, last, one)
-        await asyncio.sleep(0)  # else ^C is heard when all are done: an unchanged run asks nothing of the loop
     return found
 
 
-def _read(given: Sequence[GivenFile]) -> Iterator[tuple[GivenFile, RunFile]]:
+async def _read(given: Sequence[GivenFile]) -> AsyncIterator[tuple[GivenFile, RunFile]]:
     """Files with what they say. Some are read before the first of them is done again: by turns, reading and doing push one
     another out of the processor's cache, which costs a tenth of both.
     """
     for start in range(0, len(given), _AHEAD):
-        some = given[start : start + _AHEAD]
-        yield from zip(some, [one if isinstance(one, RunFile) else load(one) for one in some])
+        some, files = given[start : start + _AHEAD], list[RunFile]()
+        for one in some:
+            await asyncio.sleep(0)  # else ^C is heard when all are done: nothing here asks anything of the loop
+            files.append(one if isinstance(one, RunFile) else load(one))
+        for found in zip(some, files):
+            await asyncio.sleep(0)
+            yield found
 
 
 def replayed(graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str]) -> Replay:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dspex.bus.errors import RecordingIncomplete
@@ -45,53 +45,96 @@ async def begun_with(bus: Bus, app: str, engines: Engines, state: StateThen, clo
     return state.lacks or "; ".join(sorted(lacks))
 
 
-async def file_of(client: Client, run: Run, graphs: Collection[Graph]) -> RunFile:
-    """The file of a run, with what operators kept when it began. Raises as `Run.file`."""
+async def file_of(client: Client, run: Run, graphs: Collection[Graph], *, same: bool = False) -> RunFile:
+    """The file of a run, with what operators kept when it began. `same`: see `exactly`. Raises as `Run.file`."""
     if (file := await run.kept()) is not None:
         return file
     past, applied = await run.history()
-    state = await _exact(client, past, applied, graphs, await state_before(client.bus, client.app, past, applied))
+    then = {past.run: await state_before(client.bus, client.app, past, applied)}
+    state = (await exactly(client, [past], applied, graphs, then, same=same))[past.run]
     builds = await builds_of(client.bus, client.app, past)
     return RunFile.of(info_of(past, client.app, applied), Tree(past, applied).root, past, state, builds)
 
 
-async def _exact(
-    client: Client, past: History, applied: Mapping[str, Manifest], graphs: Collection[Graph], state: StateThen
-) -> StateThen:
-    """A state with what arrivals changed that were committed with the first one of the run, before it: they are handled again,
-    with the code of today.
+async def exactly(
+    client: Client,
+    pasts: Collection[History],
+    applied: Mapping[str, Manifest],
+    graphs: Collection[Graph],
+    states: Mapping[str, StateThen],
+    keys: Mapping[str, Collection[str]] | None = None,
+    *,
+    same: bool = False,
+) -> dict[str, StateThen]:
+    """The states of runs with what arrivals changed that were committed with their first ones, before these: they are handled
+    again, with the code of today.
+
+    `keys`: of each run, only of these; None: of all. `same`: only where that code gives what was committed.
     """
-    first = {taken.partition: taken for taken in reversed(past.taken)}
-    parts = list(state.partitions)
-    for number, part in enumerate(parts):
-        graph = next((graph for graph in graphs if graph.name == part.topology), None)
-        if not part.together or graph is None:
-            continue
-        known = applied[part.topology]
-        stage = next(id for name, (id, _) in {**known.stages, **known.hops}.items() if name in part.begins)
-        taken = first[part.topology, stage, part.partition]
-        seen = _Before(past.run, taken, part.forms)
-        where = {(stage, part.partition): [taken.sequence]}
+    seen, entries = _Before(), dict[str, dict[tuple[str, int], set[int]]]()
+    for past in pasts:
+        first = {taken.partition: taken for taken in reversed(past.taken)}
+        for part in states[past.run].partitions:
+            if part.together:
+                known = applied[part.topology]
+                stage = next(id for name, (id, _) in {**known.stages, **known.hops}.items() if name in part.begins)
+                taken = first[part.topology, stage, part.partition]
+                seen.want(past.run, part, taken, {*keys[past.run], ""} if keys is not None else None)
+                entries.setdefault(part.topology, {}).setdefault((stage, part.partition), set()).add(taken.sequence)
+    for graph in (graph for graph in graphs if graph.name in entries):
         with suppress(RecordingIncomplete):  # then it stays unknown, and that is said
-            await replayed_run(client.bus, client.app, graph, known, {}, where, past.run, seen)
-        if seen.tables is not None:
-            parts[number] = part._replace(tables=seen.tables, together=0)
-    return replace(state, partitions=tuple(parts))
+            runs = {past.run for past in pasts}
+            where = entries[graph.name], runs, seen
+            found = await replayed_run(client.bus, client.app, graph, applied[graph.name], {}, *where)
+            differ = [one for one in found.diverged if same and not one.excused]
+            seen.differs |= {(graph.name, one.stage, one.partition, one.entry) for one in differ}
+    parts = {run: tuple(seen.of(run, part) for part in state.partitions) for run, state in states.items()}
+    return {run: replace(state, partitions=parts[run]) for run, state in states.items()}
+
+
+@dataclass
+class _Wanted:
+    """What is wanted right before an entry takes the first arrival of a run. `keys`: of these alone; None: of all."""
+
+    run: str
+    part: PartitionState
+    taken: Taken
+    keys: Collection[str] | None
+    tables: dict[str, Any] | None = None
 
 
 class _Before(Watcher):
-    """Keeps what operators have right before an entry takes the first arrival of a run."""
+    """Keeps what operators have right before entries take the first arrivals of runs.
 
-    def __init__(self, run: str, taken: Taken, forms: Collection[str]) -> None:
-        self._run, self._inputs, self._forms = run, {*taken.inputs}, forms
-        self.tables: dict[str, Any] | None = None
+    Attributes:
+        differs: entries of which other things came: topology, stage, partition, sequence.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = dict[tuple[str, int, str, int], list[_Wanted]]()  # by where: stage, partition, input, sequence
+        self._of = dict[tuple[str, str, tuple[str, ...], int], _Wanted]()
+        self.differs = set[tuple[str, str, int, int]]()
+
+    def want(self, run: str, part: PartitionState, taken: Taken, keys: Collection[str] | None) -> None:
+        """Keep it of this partition. `taken`: what was first taken of the run there."""
+        self._of[run, part.topology, part.begins, part.partition] = one = _Wanted(run, part, taken, keys)
+        for input, sequence in taken.inputs:
+            self._wanted.setdefault((*taken.partition[1:], input, sequence), []).append(one)
 
     def takes(self, where: ReplayPlace, arrival: Arrival, tables: Tables) -> None:
         """See Watcher."""
         place, event = arrival.place, arrival.what
-        other = place.input == "events" and isinstance(event, NodeEvent) and event.origin.run != self._run
-        if self.tables is None and (place.input, place.sequence) in self._inputs and not other:
-            self.tables = kept(tables, self._forms)
+        for one in self._wanted.get((where.stage, where.partition, place.input, place.sequence), ()):
+            other = place.input == "events" and isinstance(event, NodeEvent) and event.origin.run != one.run
+            if one.tables is None and where.entry == one.taken.sequence and not other:
+                one.tables = kept(tables, one.part.forms, one.keys)
+
+    def of(self, run: str, part: PartitionState) -> PartitionState:
+        """The state of a partition, with that; as it is where it was not found."""
+        one = self._of.get((run, part.topology, part.begins, part.partition))
+        if one is None or one.tables is None or (*one.taken.partition, one.taken.sequence) in self.differs:
+            return part
+        return part._replace(tables=one.tables, together=0)
 
 
 def _found(

@@ -64,7 +64,8 @@ class PartitionReplay:
     Attributes:
         excused: the last difference need not be that of a function that gives something else: something failed there, then or
             now, or asked for more time, or what was taken is not there any more.
-        taken: how many arrivals were taken again, by input. builds: what wrote the entries that counted, as their claims say.
+        taken: how many arrivals were taken again, by input; where runs are replayed, only their own.
+        builds: what wrote the entries that counted, as their claims say.
         differing: the runs of which the last difference is.
         watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
     """
@@ -159,12 +160,13 @@ class PartitionReplay:
         self._where = ReplayPlace(self._stage.id, self._p.index, sequence)
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
-            count = 0
+            count = own = 0
             async for arrival in self._arrivals(*run):
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
+                own += self._runs is None or run_of(arrival) in self._runs
             if len(run) < 6 or run[5][0] not in _NO_EVENT:
-                self.taken[run[0]] += count
+                self.taken[run[0]] += own
             if count != run[3]:
                 if run[0] == "records" and self._runs is not None:
                     raise _missing(sequence, run[3], count)

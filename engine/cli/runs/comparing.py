@@ -57,11 +57,13 @@ def export(
     if (run is None) != chosen:
         fix = "dspex runs export RUN -o FILE, or --topology NAME -o FOLDER, with --since and --failed"
         raise ConfigError("either a run is written, or those that options choose", code="DX105", fix=fix)
+    from dspex.engine.cli.runs.again.exporting import exported_one
+
     try:
         if run is None:
             _several(t, out, topology, failed=failed, since=since)
             return
-        if t.run(_exported(t, run, out)).status == "running":
+        if t.run(exported_one(t, run, out)).status == "running":
             t.note("it is not over: what is still to come is not in it, and it cannot be replayed")
     except OSError as error:
         why, fix = f"{out} cannot be written: {error.strerror}", "name a file in a folder that is there"
@@ -80,15 +82,6 @@ def _several(t: Terminal, out: Path, topology: str | None, *, failed: bool, sinc
         t.note(f"{count(found.running, 'run')} left out that are not over")
     if found.left_out:
         raise RecordingIncomplete(f"{count(len(found.left_out), 'run')} could not be written; first: {found.left_out[0]}")
-
-
-async def _exported(t: Terminal, run: str, out: Path) -> RunInfo:
-    """What is known of the run, as its file says."""
-    from dspex.engine.client.runs.export import load
-
-    async with client(t, "runs") as c:
-        await c.run(run).export(out)
-    return load(out).info
 
 
 def import_(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dspex.engine.again.change import ForkChange
 from dspex.engine.again.fork import Forked, forked
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.replays import of_one
+from dspex.engine.again.state import exactly
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.runs.export import RunFile, load
 from dspex.engine.client.runs.then.state import StateThen, state_before, states_before
@@ -26,6 +28,10 @@ MakeLab = Callable[..., Lab]
 
 def counted(state: int, data: dict[str, Any], ctx: object) -> tuple[int, list[dict[str, Any]]]:
     return state + 1, [{**data, "n": state + 1}]
+
+
+def twice(state: int, data: dict[str, Any], ctx: object) -> tuple[int, list[dict[str, Any]]]:
+    return state + 2, [{**data, "n": state + 2}]
 
 
 def keeping(*, once: str = "7s", fold: Callable[..., Any] = counted) -> Topology:
@@ -151,6 +157,24 @@ def test_what_was_committed_together_with_it_before_it_counts(lab: MakeLab, tmp_
     assert (found.same, found.without) == (True, ""), str(found.diff)
     one.run(one.client.run(runs[4]).export(tmp_path / "run"))
     assert "committed with its own" in again(load(tmp_path / "run"), topology).without
+    same, other = Topology("counts"), Topology("counts")
+    same.source("in").key_by("k", name="by_k").stateful(counted, init=int, name="each").sink("sums")
+    other.source("in").key_by("k", name="by_k").stateful(twice, init=int, name="each").sink("sums")
+    files = one.run(exact(one, runs, same))
+    assert [again(file, topology).without for file in files] == [""] * 6
+    assert all(again(file, topology).diff.same for file in files)
+    lacks = [file.state.lacks for file in one.run(exact(one, runs, other))]  # that code gave something else
+    assert "committed with its own" in lacks[4]
+
+
+async def exact(one: Lab, runs: list[str], code: Topology) -> list[RunFile]:
+    """The files of runs, as many are exported together, with this code."""
+    bus, applied = one.client.bus, await one.client.manifests()
+    files, pasts = [await one.client.run(run).file() for run in runs], await histories(bus, APP, applied, runs)
+    keys = {file.info.id: file.keys for file in files}
+    then = await states_before(bus, APP, pasts.values(), applied, keys)
+    then = await exactly(one.client, pasts.values(), applied, [code.graph], then, keys, same=True)
+    return [replace(file, state=then[file.info.id]) for file in files]
 
 
 def test_of_many_runs_the_state_is_read_in_one_pass_and_is_that_of_each(past: tuple[Lab, list[str]]) -> None:
