@@ -144,11 +144,11 @@ async def _states(client: Client, graphs: Sequence[Graph], more: Collection[str]
 
 def check(file: RunFile, graphs: Sequence[Graph], mode: Mode, make: Make | None) -> None:
     """Raise TopologyError, ConfigError, RecordingIncomplete where it cannot be done."""
+    if file.root.changed:
+        raise changed(file.root)
     if file.info.status == "running":
         fix = "wait for its end: dspex runs wait; a file is made again: dspex runs export"
         raise RecordingIncomplete(f"run {file.info.id} was not over when this was recorded", run=file.info.id, fix=fix)
-    if file.root.changed:
-        raise changed(file.root)
     if file.lost:
         why = f"{', '.join(file.lost)}: secret, and no text, so the file of run {file.info.id} has nothing that fits there"
         raise RecordingIncomplete(why, run=file.info.id, fix=f"from the server, which has it: dspex replay {file.info.id}")

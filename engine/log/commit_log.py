@@ -19,7 +19,7 @@ from dspex.bus import telemetry
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.seldom import logger
-from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed
+from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed, summed
 from dspex.engine.log.latest import Latest, Newest
 from dspex.engine.log.reading import read_back
 from dspex.engine.log.rows import tell_what_is_kept
@@ -73,7 +73,7 @@ class CommitLog:
         # others may have claimed and died
         self.after = end.entry["after"] if end.entry.get("kind") == "claim" else end.at
         claim = {"kind": "claim", "after": self.after, "nonce": self.nonce, **self._facts(), **self._frame(at)}
-        return NewMessage(self.address.subject, packed(claim), expect=end.last)
+        return NewMessage(self.address.subject, summed(claim), expect=end.last)
 
     def landed_claim(self, sequence: int) -> None:
         """The claim that was drafted last is stored at `sequence`."""
@@ -140,7 +140,7 @@ class CommitLog:
             what = {**what, "snapshot": snapshot, **self._facts()}
         whole = {"kind": "commit", "claim": self.claimed, "after": self.sequence, **self._frame(at), **body, **what}
         whole["covers"] = covers + len(pieces)
-        entry = NewMessage(self.address.subject, packed(whole), expect=self.sequence)
+        entry = NewMessage(self.address.subject, summed(whole), expect=self.sequence)
         return [*(NewMessage(self.address.pieces, piece) for piece in pieces), entry]
 
     @property

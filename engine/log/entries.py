@@ -1,7 +1,10 @@
 """What lies in the commit log of a stage partition: claims and commits, as MessagePack.
 
     claim    {v, kind, time, epoch, owner, manifest, build, nonce, after, base, older}
-    commit   {v, kind, time, claim, after, covers, digest, taken, tables | pieces, base, older, snapshot?}
+    commit   {v, kind, time, claim, after, covers, digest, taken, read?, tables | pieces, base, older, snapshot?}
+
+Each ends with `sum`, the CRC-32 of its bytes before that (ADR-0030); those of before have none. `read` has one of
+each event that was taken of the source, see `sum_of`.
 
 Who owns the partition, and with what it runs, is said by the claim; a commit names its claim by sequence. An entry with a
 `snapshot` says it again, so that an owner who stays for months does not keep its whole log: see `facts`. `base` and `older` are
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
+from zlib import crc32
 
 import msgpack
 
@@ -33,6 +37,8 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 }
 _NUMBERS = ("claim", "after", "base", "older", "covers", "pieces", "epoch", "manifest")
 _OF_A_REQUEST = {subjects.RUN, subjects.CAUSE, subjects.RECORD, subjects.SESSION}  # its headers
+_SUM: Final = 4  # bytes of one
+_END: Final = b"\xa3sum\xc4\x04"  # what stands before that of an entry
 LATEST = 1e11  # seconds since the epoch: a time that no clock says
 
 
@@ -76,6 +82,23 @@ def packed(plain: object) -> bytes:
     return cast("bytes", msgpack.packb(plain))
 
 
+def summed(entry: Mapping[str, Any]) -> bytes:
+    """An entry as it is stored: its last bytes are the sum of those before."""
+    whole = packed({**entry, "sum": bytes(_SUM)})[:-_SUM]
+    return whole + crc32(whole).to_bytes(_SUM)
+
+
+def sum_of(sequence: int, event: bytes) -> bytes:
+    """That of an event of a source, by which it is told later whether it is what was taken."""
+    return crc32(event, sequence & 0xFFFFFFFF).to_bytes(_SUM)
+
+
+def was_read(entry: Mapping[str, Any], sequence: int, event: bytes) -> bool:
+    """Whether an event of the source is what the commit took there; True for one of before there were sums."""
+    sums = entry.get("read")
+    return not isinstance(sums, bytes) or sum_of(sequence, event) in {sums[i : i + _SUM] for i in range(0, len(sums), _SUM)}
+
+
 def plain(data: bytes) -> Any:
     """Plain data that `packed` wrote; sequences are tuples. Raises ValueError."""
     try:
@@ -85,16 +108,25 @@ def plain(data: bytes) -> Any:
 
 
 def readable(data: bytes) -> Mapping[str, Any] | None:
-    """A log entry; None for what is not one, or one of another version."""
+    """A log entry without its sum; None for what is not one, or is damaged, and for one of another version."""
     entry = _map(data)
-    if entry.get("v") != VERSION:
+    if entry.get("v") != VERSION or is_damaged_entry(data):
         return None
+    entry.pop("sum", None)
     kind = _KINDS.get(str(entry.get("kind")))
     if kind is None or not all(isinstance(entry.get(name), wanted) for name, wanted in kind.items()):
         return None
     if not _is_sound(entry):
         return None
     return entry if "snapshot" not in entry or _names_snapshot(entry) else None
+
+
+def is_damaged_entry(data: bytes) -> bool:
+    """Whether what lies in a log was stored as an entry, and is not what was stored. It may have no form any more."""
+    end = data[-_SUM - len(_END) : -_SUM]
+    if end == _END:
+        return data[-_SUM:] != crc32(data[:-_SUM]).to_bytes(_SUM)
+    return sum(a == b for a, b in zip(end, _END)) == len(_END) - 1
 
 
 def _is_sound(entry: Mapping[str, Any]) -> bool:
@@ -155,12 +187,13 @@ def is_changed(entry: Mapping[str, Any], stored: Sequence[Message]) -> bool:
     """
     if "asks" in entry:
         return bool(digest_of(requests_in(entry).values()) != entry["digest"])
-    if len(stored) < entry["covers"] - entry.get("pieces", 0) or any(map(_is_elsewhere, stored)):
+    if len(stored) < entry["covers"] - entry.get("pieces", 0) or any(map(is_elsewhere, stored)):
         return False
     return bool(digest_of(m._replace(headers=_own(m.headers)) for m in stored) != entry["digest"])
 
 
-def _is_elsewhere(message: Message) -> bool:
+def is_elsewhere(message: Message) -> bool:
+    """Whether a message has not its own body."""
     return subjects.SEALED in message.headers or (subjects.CLAIM_CHECK in message.headers and not message.data)
 
 
@@ -176,12 +209,12 @@ def is_request(message: NewMessage) -> bool:
     return named and subjects.is_work(message.subject)
 
 
-def _map(data: bytes) -> Mapping[str, Any]:
+def _map(data: bytes) -> dict[str, Any]:
     try:
         entry = plain(data)
     except ValueError:
         return {}
-    return cast("Mapping[str, Any]", entry) if isinstance(entry, dict) else {}
+    return cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
 
 
 def _names_snapshot(entry: Mapping[str, Any]) -> bool:

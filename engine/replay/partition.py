@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError, RecordingIncomplete
+from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.serving.keys.hashes import is_damaged
@@ -24,6 +24,7 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
 from dspex.engine.log.tables import Tables
+from dspex.engine.replay import damage
 from dspex.engine.replay.ahead import HowMany, inputs_of
 from dspex.engine.replay.marks import marked, run_of
 from dspex.engine.replay.stored import StoredCommit, other_rows
@@ -118,7 +119,7 @@ class PartitionReplay:
         self._own(tables, "")
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
-        stop = min(end.at, until)
+        stop = await damage.end_of(self.bus, self.log, end.at, min(end.last, until))
         for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=stop):
             entry = readable(message.data)
             if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
@@ -162,14 +163,14 @@ class PartitionReplay:
         for run in entry["taken"]:
             count = own = 0
             async for arrival in self._arrivals(*run):
+                damage.need_unchanged(entry, run, arrival, self._source_stream, self._runs)
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
                 own += self._runs is None or run_of(arrival) in self._runs
             if len(run) < 6 or run[5][0] not in _NO_EVENT:
                 self.taken[run[0]] += own
             if count != run[3]:
-                if run[0] == "records" and self._runs is not None:
-                    raise _missing(sequence, run[3], count)
+                damage.need_records(sequence, run, count, self._runs)
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
@@ -216,7 +217,7 @@ class PartitionReplay:
                 continue
             at_once = reader.at_once(self._p, message, clock)  # which takes no damaged record
             if at_once is None and is_damaged(message) and not (mark and mark[0] == "record_gone"):
-                raise _damaged(message)  # it was not when it was taken
+                raise damage.of_record(message)  # it was not when it was taken
             for arrival in (at_once,) if at_once is not None else await reader.arrivals(self._p, message, clock):
                 if count:
                     count -= 1
@@ -269,19 +270,6 @@ class PartitionReplay:
         for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, sequence if within else first + index)
-
-
-def _damaged(m: Message) -> RecordingIncomplete:
-    run = m.headers.get(subjects.RUN, "")
-    fix = f"what else the run did is shown by dspex runs show {run}"
-    return RecordingIncomplete(
-        f"the record at {m.sequence}, of run {run}, is damaged: it is not what was stored", run=run, fix=fix
-    )
-
-
-def _missing(entry: int, taken: int, there: int) -> RecordingIncomplete:
-    """The error for records that a commit of a run took, and that somebody removed."""
-    return RecordingIncomplete(f"of {taken:,} records that the commit at {entry} took, {taken - there:,} are missing")
 
 
 class _Nobody:

@@ -55,6 +55,7 @@ class Batch:
     Attributes:
         sealed: whether payloads are: then a frame has events of one session, whose key seals it.
         taken: the order in which its arrivals were taken, as runs: [input, from, to, count, clock, mark].
+        read: the sums of the events that it has taken of the source.
         changes: of the tables; None while arrivals are still added.
         asked: number of a call → index in `messages` of its request.
         size: bytes of the messages. changed: of the changes, about.
@@ -68,6 +69,7 @@ class Batch:
     sealed: bool = False
     messages: list[NewMessage] = field(default_factory=list)
     taken: list[list[Any]] = field(default_factory=list)
+    read: list[bytes] = field(default_factory=list)
     changes: dict[str, Any] | None = None
     asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
@@ -136,6 +138,8 @@ class Batch:
         if self.asked:
             changes["calls"] = [(n, placed(n, row, self.asked, places)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(self.messages), "taken": self.taken}
+        if self.read:
+            body["read"] = b"".join(self.read)
         if within:
             body["asks"] = [(number, *within[index][:3]) for number, index in self.asked.items()]
         covers = len(self.messages) if within is None else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from msgpack import packb
 
@@ -19,20 +19,11 @@ from dspex.bus.port import COMMIT_LIMIT, NewMessage
 from dspex.bus.records import NodeEvent
 from dspex.bus.seldom import logger
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import Snapshot
+from dspex.engine.log.entries import Snapshot, sum_of
 from dspex.engine.log.rows import NO_MARK, WITHIN, Place
 from dspex.engine.log.tables import Tables
 from dspex.engine.runtime.arrival import Answered, Arrival, Effects, about
-from dspex.engine.runtime.batch import (
-    MOST_BYTES,
-    MOST_OUTPUTS,
-    MOST_PIECES,
-    Batch,
-    Owner,
-    in_parts,
-    located,
-    mark_of,
-)
+from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, Owner, in_parts, located, mark_of
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
 from dspex.engine.runtime.watermarks.heard import Heard
@@ -184,12 +175,13 @@ class Partition:
         plain = type(what) is NodeEvent or (type(what) is Answered and what.event is not None and not what.gone)
         if not plain or refused or gone:
             mark = mark_of(arrival)
-        if mark is None and batch.taken and input != "timers":
-            last = batch.taken[-1]
-            if last[0] == input and last[4] == clock and len(last) == 5:
-                last[2] = where
-                last[3] += 1
-                return
+        elif input == "source":
+            batch.read.append(sum_of(sequence, cast("NodeEvent", what).data))
+        run = batch.taken[-1] if batch.taken and mark is None and input != "timers" else ()
+        if len(run) == 5 and run[0] == input and run[4] == clock:
+            run[2] = where
+            run[3] += 1
+            return
         batch.taken.append([input, where, where, 1, clock, *((mark,) if mark else ())])
 
     def next_batch(self) -> None:

@@ -10,7 +10,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import checked_out, is_whole
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow
-from dspex.engine.log.entries import LogAddress, is_changed, readable, requests_in
+from dspex.engine.log.entries import LogAddress, is_changed, readable, requests_in, was_read
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -53,6 +53,15 @@ class Commit:
             whole = [m if is_whole(m.headers) else await checked_out(self._bus, app, m) for m in before]
             self._changed = None not in whole and is_changed(self.entry, [m for m in whole if m is not None])
         return self._changed
+
+    def took_another(self, events: Mapping[int, bytes]) -> bool:
+        """Whether it took an event of its source that is not what is there now. `events`: those, by their sequences."""
+        for input, first, last, _, _, *mark in self.entry["taken"]:
+            begin, end = places.place(first)[0], places.place(last)[0]
+            for at, event in events.items() if input == "source" and not mark else ():
+                if begin <= at <= end and not was_read(self.entry, at, event):
+                    return True
+        return False
 
 
 async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:

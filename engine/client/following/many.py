@@ -18,6 +18,7 @@ from dspex.engine.client.runs import places
 from dspex.engine.client.runs.history import BEFORE, History, HistoryReader
 from dspex.engine.client.runs.leap import Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.entries import is_damaged_entry
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.tables import Tables
 
@@ -151,6 +152,9 @@ class _Waits:
             for run in sorted(self._concerned(places.partition(m), commit)):
                 await self._readers[run].entry(m, commit)
                 self._note(run)
+        elif is_damaged_entry(m.data):
+            for run in self.left:
+                await self._readers[run].entry(m)
 
     def _concerned(self, where: PartitionId, commit: Commit) -> set[str]:
         open, found = self._runs.get((where, ""), {}), set[str]()

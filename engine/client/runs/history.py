@@ -23,6 +23,7 @@ from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow, Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.entries import is_damaged_entry, is_elsewhere
 from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.log.rows import OpenCall
 
@@ -100,6 +101,7 @@ class HistoryReader:
         self.left = Outstanding()
         self._waiting, self._open = self.left.waiting, self.left.open
         self._stream = subjects.stream(app)
+        self._events, self._lost = dict[PartitionId, dict[int, bytes]](), list[int]()  # of sources; damaged entries
         self._sources: dict[str, list[tuple[str, tuple[str, int]]]] = {}  # subject in that stream → who reads it
         self._looked = set[PartitionId]()  # where it is known what was redriven
 
@@ -116,15 +118,17 @@ class HistoryReader:
         stream = info.name
         said = [several for of, subject, several in sources if of == stream and subjects.matches(subject, message.subject)]
         readers = [reader for several in said for reader in several]
-        self._wait_for(message, readers)
         whole = await payloads.checked_out(self._bus, self._app, message) or message
+        self._wait_for(whole, readers)
         self.found = History(self._run, stream, whole, [topology for topology, _ in readers], created=info.created)
 
     def _wait_for(self, message: Message, readers: Iterable[tuple[str, tuple[str, int]]]) -> None:
         """An event of a source: who reads it must read past it."""
         for topology, (stage, count) in readers:
-            partition = partition_of(spread_of(message), count) if count > 1 else 0
-            self.left.wait((topology, stage, partition), "source", message.sequence, 0)
+            where = (topology, stage, partition_of(spread_of(message), count) if count > 1 else 0)
+            self.left.wait(where, "source", message.sequence, 0)
+            if not is_elsewhere(message):
+                self._events.setdefault(where, {})[message.sequence] = message.data
 
     async def read(self, manifests: Mapping[str, Manifest], began: float, begun: int) -> History:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""
@@ -148,6 +152,7 @@ class HistoryReader:
     def ends(self) -> None:
         """Note what is open now: it is read no further."""
         self.found.done = self.idle
+        self.found.changed += self._lost if not self.idle else []  # else what it held was done again
         rows = (row for of in self._open.values() for row in of.values())
         self.found.open = frozenset(row.id for row in rows if isinstance(row, OpenCall))
 
@@ -171,6 +176,8 @@ class HistoryReader:
     async def entry(self, m: Message, read: Commit | None = None) -> None:
         """Take an entry of a log. `read`: the commit that it is, where that was read for others."""
         where = places.partition(m)
+        if read is None and where in self.left.partitions and is_damaged_entry(m.data):
+            self._lost.append(m.sequence)
         if not self.left.may_be_in(where, m.data) or (commit := read or await commit_of(self._bus, self._app, m)) is None:
             return
         entry, before = commit.entry, {t: {**self._open.get((where, t), {})} for t in TABLES}
@@ -184,7 +191,7 @@ class HistoryReader:
         if not inputs and not opened and not closed:
             return
         messages = await self._messages(commit)
-        if await commit.is_changed(self._app, self._stream):
+        if await commit.is_changed(self._app, self._stream) or commit.took_another(self._events.get(where, {})):
             self.found.changed.append(m.sequence)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
         told = (tuple(inputs), tuple(opened), tuple(closed), tuple(messages))

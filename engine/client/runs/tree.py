@@ -250,7 +250,7 @@ def _decoded(data: bytes, media: str) -> Any:
 def changed(root: Happening) -> RecordingIncomplete:
     """The error of a run of which something is not what was stored."""
     where = ", ".join(map(str, root.changed))
-    why = f"of run {root.id}, what was committed at {where} is damaged: its messages are not what the log says of them"
+    why = f"of run {root.id}, what was committed at {where} is damaged: what is there is not what was stored"
     return RecordingIncomplete(why, run=root.id, fix=f"it is shown as it is now: dspex runs show {root.id}")
 
 

@@ -336,7 +336,8 @@ def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim_and_th
     assert sorted(claim["build"]) == ["codecs", "dspex", "functions", "graph", "hash seed", "python"]
     assert (commit["claim"], commit["after"]) == (at, at)
     assert (other["claim"], other["after"]) == (at, first)
-    assert sorted(commit) == ["after", "base", "claim", "covers", "digest", "kind", "older", "tables", "taken", "time", "v"]
+    named = ["after", "base", "claim", "covers", "digest", "kind", "older", "read", "tables", "taken", "time", "v"]
+    assert sorted(commit) == named
 
 
 def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapshot_says_it(lab: MakeLab) -> None:

@@ -16,8 +16,11 @@ from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.keys.hashes import hashed, is_damaged
 from dspex.engine.again.repeat import repeat
 from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import Run
+from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, readable, was_read
 from dspex.engine.replay.topology import Replayed, replayed_run
+from dspex.engine.replay.topology import replayed as replayed_topology
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -235,3 +238,65 @@ def test_an_event_with_a_strangers_hash_is_an_event(one: Lab) -> None:
     (event,) = one.messages("in")
     assert not is_damaged(event)
     assert [output["label"] for output in one.outputs("out")] == ["GOOD"]
+
+
+def flipped(one: Lab, stream: str, sequence: int, at: int) -> None:
+    """Another bit of a byte of what is stored."""
+    stored = one.server.streams[stream].messages
+    data = bytearray(stored[sequence].data)
+    data[at] ^= 1
+    stored[sequence] = stored[sequence]._replace(data=bytes(data))
+
+
+@pytest.mark.parametrize("place", ["event", "begin of an entry", "middle of an entry", "end of an entry", "sum of an entry"])
+def test_a_changed_byte_of_what_a_run_began_with_or_of_its_log_is_damage_and_no_difference(
+    one: Lab, tmp_path: Path, place: str
+) -> None:
+    run = ran(one)
+    entries = [m for m in one.messages(subjects.log(APP, "*", "*", "*")) if b"taken" in m.data]
+    (event,) = one.messages("in")
+    at = {"begin": 0, "middle": len(entries[0].data) // 2, "end": -5, "sum": -1}.get(
+        place.split()[0], event.data.index(b"good")
+    )
+    stream = next(name for name, kept in one.server.streams.items() if event in kept.messages.values())
+    flipped(one, *((stream, event.sequence) if place == "event" else (STREAM, entries[0].sequence)), at)
+    root = one.run(run.tree())
+    assert root.changed == (entries[0].sequence,)
+    where = rf"of run {run.id}, what was committed at {root.changed[0]} is damaged"
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(run.export(tmp_path / "run.jsonl"))
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(one.client.diff(run, run))
+    file = one.run(run.file())
+    with pytest.raises(RecordingIncomplete, match=where):
+        asyncio.run(repeat(None, file, [words().graph]))
+
+    async def whole() -> Replayed:
+        applied = (await one.client.manifests())["words"]
+        return await replayed_topology(one.client.bus, APP, words().graph, applied, {})
+
+    with pytest.raises(RecordingIncomplete, match=r"(the event at \d+ of .*|the log entry at \d+) is damaged"):
+        one.run(whole())
+
+
+def test_many_runs_are_told_which_of_them_is_damaged(one: Lab) -> None:
+    one.work()
+    runs = [one.client.run(one.publish("in", {"text": text})) for text in ("good", "bad")]
+    one.advance(1)
+    event = one.messages("in")[1]
+    stream = next(name for name, kept in one.server.streams.items() if event in kept.messages.values())
+    flipped(one, stream, event.sequence, event.data.index(b"bad"))
+
+    async def read() -> list[bool]:
+        past = await histories(one.client.bus, APP, await one.client.manifests(), [run.id for run in runs])
+        return [bool(past[run.id].changed) for run in runs]
+
+    assert one.run(read()) == [False, True]
+
+
+def test_an_entry_of_before_there_were_sums_is_taken_as_it_is() -> None:
+    entry = {"v": VERSION, "kind": "commit", "time": 0, "base": 0, "older": 0, "claim": 1, "after": 1, "covers": 0}
+    old = packed({**entry, "digest": b"", "taken": [], "tables": {}})
+    assert readable(old) is not None
+    assert not is_damaged_entry(old)
+    assert was_read(readable(old) or {}, 1, b"any")

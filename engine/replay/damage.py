@@ -1,0 +1,51 @@
+"""What is not there as it was stored when a partition is replayed: it is told as that, and never as a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from dspex.bus import subjects
+from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.message import Message
+from dspex.bus.port import Bus
+from dspex.bus.records import NodeEvent
+from dspex.engine.log.entries import LogAddress, is_damaged_entry, was_read
+from dspex.engine.replay.marks import run_of
+from dspex.engine.runtime.arrival import Arrival
+
+
+async def end_of(bus: Bus, log: LogAddress, end: int, until: int) -> int:
+    """Up to where a log is read. Raises RecordingIncomplete where it ends because what lies behind its end is damaged."""
+    for m in await bus.scan(log.stream, [log.subject], start=end + 1, stop=until) if until > end else ():
+        if is_damaged_entry(m.data):
+            raise RecordingIncomplete(f"the log entry at {m.sequence} is damaged: it is not what was stored")
+    return min(end, until)
+
+
+def need_unchanged(
+    entry: Mapping[str, Any], taken: Sequence[Any], arrival: Arrival, stream: str, runs: Collection[str] | None
+) -> None:
+    """Raise RecordingIncomplete where an event of a source is not what a commit took. `taken`: the arrivals among which it was.
+    `runs`: those that count; None: all.
+    """
+    at, run, event = arrival.place.sequence, run_of(arrival), arrival.what
+    counts = taken[0] == "source" and len(taken) == 5 and (runs is None or run in runs)
+    if counts and isinstance(event, NodeEvent) and not was_read(entry, at, event.data):
+        why = f"the event at {at} of {stream}, of run {run}, is damaged: it is not what was taken"
+        raise RecordingIncomplete(why, run=run)
+
+
+def of_record(m: Message) -> RecordingIncomplete:
+    """The error for a record whose bytes are not those that were stored."""
+    run = m.headers.get(subjects.RUN, "")
+    fix = f"what else the run did is shown by dspex runs show {run}"
+    return RecordingIncomplete(
+        f"the record at {m.sequence}, of run {run}, is damaged: it is not what was stored", run=run, fix=fix
+    )
+
+
+def need_records(entry: int, taken: Sequence[Any], there: int, runs: Collection[str] | None) -> None:
+    """Raise RecordingIncomplete where records are missing that a commit took, and certain runs are looked at."""
+    if taken[0] == "records" and runs is not None:
+        raise RecordingIncomplete(f"of {taken[3]:,} records that the commit at {entry} took, {taken[3] - there:,} are missing")
