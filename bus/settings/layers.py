@@ -20,10 +20,10 @@ from dspex.bus.errors import ConfigError
 SettingPath: TypeAlias = tuple[str, ...]
 
 _PREFIX = "DSPEX_"
-BUILD = "DSPEX_BUILD_STARTED"
+BUILD_STARTED = "DSPEX_BUILD_STARTED"
 """The folder whose code a command has begun anew with (`dspex replay --build`)."""
 # Where weights of models are kept (of the machine, not of an application), and all settings, from a parent process.
-_NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON", BUILD}
+_NOT_SETTINGS = {"DSPEX_CACHE", "DSPEX_SETTINGS_JSON", BUILD_STARTED}
 # scheme://user:password@, https://token@, or a DSN of words
 _LOGIN = re.compile(
     r"://[^/?#\s]*:[^/?#\s]*@|https?://[^/?#\s]+@|(^|[\s;&?])(password|passwd|pwd)\s*=\s*[^\s;&]", re.IGNORECASE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of
 from dspex.engine.graph.submitted import submitted
+from dspex.engine.log.build import build
 
 if TYPE_CHECKING:
     from dspex.bus.settings.model import Settings
@@ -52,6 +53,11 @@ def _loaded(settings: Settings | None) -> list[HasGraph]:
     search(settings)
     yaml = (".yaml", ".yml")
     return [Topology.load(str(settings.root / one) if one.endswith(yaml) else one) for one in settings.topologies]
+
+
+def builds_now(graphs: Sequence[Graph]) -> dict[str, Mapping[str, str]]:
+    """The builds of graphs, by their names."""
+    return {graph.name: build(graph.digest, graph.functions) for graph in graphs}
 
 
 def of_run(graphs: Sequence[Graph], topology: str, data: object) -> list[Graph]:

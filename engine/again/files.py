@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from dspex.bus.errors import DecodeError
 from dspex.engine.again.answering import Mode
-from dspex.engine.again.code import of_run
-from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, builds_now, of_file, together
+from dspex.engine.again.code import builds_now, of_run
+from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, of_file, together
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay

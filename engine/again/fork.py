@@ -25,7 +25,7 @@ from dspex.engine.again.change import (
     outputs_of,
     place_of,
 )
-from dspex.engine.again.code import of_run
+from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
 from dspex.engine.client import publish as publishing
@@ -94,7 +94,8 @@ async def forked(
     own = kept(change, place)
     if own.what in ("inputs", "outputs") and is_of_engine(place, code, file.info.topology):
         reached.check(file.info.id, at, own.what)
-    other = replace(other, changes=(*file.changes, own))
+    now = builds_now(of_run(graphs, file.info.topology, file.root.data))
+    other = replace(other, changes=(*file.changes, own), builds={name: [dict(build)] for name, build in now.items()})
     made = _run_of_its_own(found, other, at)
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
@@ -125,7 +126,7 @@ def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
     root = _moved(found.file.root, old, id, later)
     ended = max((one.time for one in root), default=now)
     info = replace(found.file.info, id=id, parent=parent.info.id, started=now, finished=ended)
-    return replace(found.file, info=info, root=root, state=parent.state, changes=parent.changes)
+    return replace(found.file, info=info, root=root, state=parent.state, changes=parent.changes, builds=parent.builds)
 
 
 def _moved(one: Happening, old: str, new: str, later: timedelta) -> Happening:

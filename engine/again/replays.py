@@ -11,7 +11,7 @@ from typing import Any, Final
 from dspex.bus.errors import TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
 from dspex.engine.again.change import before
-from dspex.engine.again.code import of_run
+from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.repeat import check, no_difference, repeat
 from dspex.engine.again.state import file_of
 from dspex.engine.again.unchanged import Unchanged
@@ -92,11 +92,6 @@ async def of_file(
         diff = compare(file.root, found.file.root, (file.info, found.file.info), None, harmless)
     spent, other = (found.served, found.called, found.tokens), others(file.builds, builds_now(graphs) if now is None else now)
     return Replay(diff.same, 1, *spent, diff.first, diff, found.without, found.cost, other, file.hidden)
-
-
-def builds_now(graphs: Sequence[Graph]) -> dict[str, Mapping[str, str]]:
-    """The builds of graphs, by their names."""
-    return {graph.name: build(graph.digest, graph.functions) for graph in graphs}
 
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:

@@ -12,6 +12,7 @@ import typer
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
 from dspex.engine.cli.runs.again.repeated import PrintedAs, other_builds, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
@@ -46,10 +47,6 @@ TO = Annotated[
 EXPLAIN = Annotated[bool, typer.Option("--explain", help="The chain of causes of the first difference.")]
 AT = Annotated[str | None, typer.Option("--at", metavar="OPERATOR", help="With --pdb: where it stops.")]
 PDB = Annotated[bool, typer.Option("--pdb", help="Open the debugger in the function of an operator.")]
-BUILD = Annotated[
-    str | None, typer.Option("--build", metavar="FOLDER", help="With the code of a folder, if it is the recorded build.")
-]
-ANY_BUILD = Annotated[bool, typer.Option("--any-build", help="With --build: also where it is another one.")]
 TO_SINKS = Annotated[list[str] | None, typer.Option("--to-sinks", metavar="NAME", help="Publish it into this sink.")]
 
 
@@ -94,7 +91,7 @@ def replay(
     t = terminal(context)
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
-    _with_build(t, what, target, folder, any_build=any_build)
+    with_build(t, what, target, folder, any_build=any_build)
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if at is not None or debug:
         other = explain or into is not None or mode != "strict" or exit_code or how != "text"
@@ -115,19 +112,6 @@ def replay(
         _print(t, told, time.monotonic() - began, explain=explain)
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
-
-
-def _with_build(t: Terminal, what: ReplayChoice, target: str | None, folder: str | None, *, any_build: bool) -> None:
-    """Go on with the code of a folder, where one is named. Where it is not the recorded build, that has to be allowed."""
-    if folder is None:
-        if any_build:
-            raise ConfigError("--any-build is about --build", code="DX105", fix="name the folder of the code: --build FOLDER")
-        return
-    from dspex.engine.cli.runs.again.built import check_build, entered
-
-    entered(t, folder)
-    if not any_build:
-        t.run(check_build(t, what, target))
 
 
 def _debug(t: Terminal, what: ReplayChoice, target: str | None, at: str | None, *, other: bool) -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
-from dspex.bus.settings.layers import BUILD, variable
+from dspex.bus.settings.layers import BUILD_STARTED, variable
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal
 
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
 
 _NOT_HERE: Final = "default", "flag", "env ", "context "  # how origins begin of what the command gets in another way
 _OF_SERVER: Final = ("server.local.",)  # how it would be started, which is not done here
+
+BUILD = Annotated[
+    str | None, typer.Option("--build", metavar="FOLDER", help="With the code of a folder, if it is the recorded build.")
+]
+ANY_BUILD = Annotated[bool, typer.Option("--any-build", help="With --build: also where it is another one.")]
+
+
+def with_build(t: Terminal, what: ReplayChoice, target: str | None, folder: str | None, *, any_build: bool) -> None:
+    """Go on with the code of a folder, where one is named; see `entered`. Where it is not the recorded build, that has to be
+    allowed.
+    """
+    if folder is None and any_build:
+        raise ConfigError("--any-build is about --build", code="DX105", fix="name the folder of the code: --build FOLDER")
+    if folder is None:
+        return
+    entered(t, folder)
+    if not any_build:
+        t.run(check_build(t, what, target))
 
 
 def entered(t: Terminal, given: str) -> None:
@@ -37,10 +57,10 @@ def entered(t: Terminal, given: str) -> None:
     if file is None or file.parent != folder:
         fix = "name the folder of a checkout, or of a package, with its dspex.toml, which names the topologies"
         raise ConfigError(f"{given} has no dspex.toml", code="DX105", fix=fix)
-    if os.environ.pop(BUILD, None) == str(folder):
+    if os.environ.pop(BUILD_STARTED, None) == str(folder):
         t.config = str(file)
         return
-    python, environ = _python(folder), {**os.environ, **_handed(t), BUILD: str(folder)}
+    python, environ = _python(folder), {**os.environ, **_handed(t), BUILD_STARTED: str(folder)}
     sys.stdout.flush()
     os.execve(python, [python, "-P", "-m", "dspex", *t.arguments], environ)  # -P: nothing of where it is typed is imported
 

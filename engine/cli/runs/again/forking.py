@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dspex.bus.errors import ConfigError
+from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
 from dspex.engine.cli.runs.again.repeated import calls_made, code_of, quietly
+from dspex.engine.cli.runs.choice import ReplayChoice
 from dspex.engine.cli.runs.verbs import RUN
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -30,6 +32,8 @@ def fork(
     inputs: INPUTS = None,
     target: Annotated[str | None, typer.Option("--with", metavar="TARGET", help="Other code, for the whole run.")] = None,
     program: Annotated[str | None, typer.Option("--program", metavar="NAME@V", help="The saved state that they have.")] = None,
+    folder: BUILD = None,
+    any_build: ANY_BUILD = False,
     deliver: Annotated[bool, typer.Option("--deliver", help="Publish its outputs to the sinks.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="And print what differs from the run.")] = False,
 ) -> None:
@@ -41,6 +45,10 @@ def fork(
     from dspex.engine.client.runs.judged.beside import change as change_of
 
     t = terminal(context)
+    if target is not None and folder is not None:
+        why = "other code is the change, and --build is for another change under the code of then"
+        raise ConfigError(f"--with and --build do not go together: {why}", code="DX105", fix="leave one of them out")
+    with_build(t, ReplayChoice(run), None, folder, any_build=any_build)
     change = ForkChange(lm, program, None, _fields(inputs), _fields(outputs), target is not None)
     if at is None and deliver and change == ForkChange():
         id, sent = t.run(_delivered(t, run))

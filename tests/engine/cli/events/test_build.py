@@ -32,45 +32,55 @@ def written(folder: Path, unique: str, more: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def sizes(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Project:
-    """A project whose code has changed since its runs were recorded; that of then lies beside it, in `then`."""
+def recorded(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> tuple[Project, str]:
+    """A run, and its project, whose code has changed since its runs were recorded; that of then lies beside it, in `then`."""
     folder = tmp_path_factory.mktemp("sizes")
     (folder / "now").mkdir()
     project = Project(folder / "now", f"b{os.urandom(5).hex()}", SETTINGS.format(url=nats_url))
     written(project.folder, project.u, "")
     with project.start("run", "--pools", "none") as run:
         run.until("ready")
-        assert project.publish("-", stdin='{"text":"abc"}\n{"text":"abcd"}\n').code == 0
+        runs = project.publish("-", stdin='{"text":"abc"}\n{"text":"abcd"}\n').objects()
         assert run.end() == 0, run.errors()
     shutil.copytree(project.folder, folder / "then")
     written(project.folder, project.u, " + 1")
-    return project
+    return project, runs[1]["run"]
 
 
-def test_with_the_code_of_then_a_replay_is_the_same_and_with_that_of_today_it_differs(sizes: Project) -> None:
-    today = sizes.dspex("--json", "replay", "@last")
+@pytest.fixture
+def sizes(recorded: tuple[Project, str]) -> Project:
+    return recorded[0]
+
+
+@pytest.fixture
+def run(recorded: tuple[Project, str]) -> str:
+    return recorded[1]
+
+
+def test_with_the_code_of_then_a_replay_is_the_same_and_with_that_of_today_it_differs(sizes: Project, run: str) -> None:
+    today = sizes.dspex("--json", "replay", run)
     assert (today.code, today.objects()[0]["diverged"]["b"]) == (6, 5)
-    for what in (["@last"], ["--topology", "sizes"], ["--range", "1:2"], ["@last", "--mode", "hybrid"]):
+    for what in ([run], ["--topology", "sizes"], ["--range", "1:2"], [run, "--mode", "hybrid"]):
         found = sizes.dspex("--json", "replay", *what, "--build", "../then")
         (said,) = found.objects()
         assert (found.code, said["same"], said["builds"]) == (0, True, {}), (what, found)
 
 
-def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Project) -> None:
-    assert sizes.dspex("runs", "export", "@last", "-o", "one.jsonl").code == 0
+def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Project, run: str) -> None:
+    assert sizes.dspex("runs", "export", run, "-o", "one.jsonl").code == 0
     for folder, code in (("../then", 0), (".", 2)):
         found = sizes.dspex("replay", "--file", "one.jsonl", "--build", folder, "--server", "nats://127.0.0.1:1")
         assert found.code == code, found
     assert "is not the build that recorded one.jsonl: functions: " in found.err
 
 
-def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes: Project, tmp_path: Path) -> None:
+def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     wrong = written(tmp_path, sizes.u, " + 2")
-    allowed = sizes.dspex("--json", "replay", "@last", "--build", wrong, "--any-build")
+    allowed = sizes.dspex("--json", "replay", run, "--build", wrong, "--any-build")
     (then, there) = allowed.objects()[0]["builds"]["functions"]
     assert (allowed.code, allowed.objects()[0]["diverged"]["b"]) == (6, 6)
-    for what in (["@last"], ["--topology", "sizes"], ["@last", "--mode", "live"]):
+    for what in ([run], ["--topology", "sizes"], [run, "--mode", "live"]):
         found = sizes.dspex("--json", "replay", *what, "--build", wrong)
         error = found.error()
         assert (found.code, found.out, error["code"]) == (2, "", "DX143"), found
@@ -78,15 +88,27 @@ def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes
         assert error["message"].endswith(f": functions: {then} then, {there} there")
 
 
-def test_the_application_and_its_server_are_those_of_here(sizes: Project, tmp_path: Path) -> None:
+def test_the_application_and_its_server_are_those_of_here(sizes: Project, run: str, tmp_path: Path) -> None:
     written(tmp_path, sizes.u, "")
     (tmp_path / "dspex.toml").write_text('app = "moved"\n' + SETTINGS.format(url="nats://127.0.0.1:1"))
-    (said,) = sizes.dspex("--json", "replay", "@last", "--build", str(tmp_path)).objects()
+    (said,) = sizes.dspex("--json", "replay", run, "--build", str(tmp_path)).objects()
     assert (said["same"], said["builds"]) == (True, {})
 
 
-def test_the_debugger_stops_in_the_code_of_then(sizes: Project) -> None:
-    seen = Seen(sizes, "replay", "@last", "--at", "size", "--pdb", "--build", "../then", typed=True)
+def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project, run: str) -> None:
+    made = sizes.dspex("--json", "fork", run, "--at", "size", "--input", "text=abcdef", "--build", "../then", "--diff")
+    (fork,) = made.objects()
+    assert [(step["field"], step["b"]) for step in fork["diff"]["steps"]] == [("size", 6)]
+    (today,) = sizes.dspex("--json", "replay", fork["run"]).objects()
+    assert (today["same"], list(today["builds"])) == (False, ["functions"])
+    (then,) = sizes.dspex("--json", "replay", fork["run"], "--build", "../then").objects()
+    assert (then["same"], then["builds"]) == (True, {})
+    both = sizes.here("--json", "fork", run, "--at", "size", "--with", "sizes:topology", "--build", "../then").error()
+    assert (both["code"], "--with and --build do not go together" in both["message"]) == ("DX105", True)
+
+
+def test_the_debugger_stops_in_the_code_of_then(sizes: Project, run: str) -> None:
+    seen = Seen(sizes, "replay", run, "--at", "size", "--pdb", "--build", "../then", typed=True)
     try:
         while "(dspex) " not in seen.raw and seen.more():
             pass
@@ -98,25 +120,25 @@ def test_the_debugger_stops_in_the_code_of_then(sizes: Project) -> None:
         seen.close()
 
 
-def test_nothing_is_imported_from_where_the_command_is_typed(sizes: Project, tmp_path: Path) -> None:
+def test_nothing_is_imported_from_where_the_command_is_typed(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     whole = written(tmp_path, sizes.u, "")
     (tmp_path / "words.py").unlink()
-    error = sizes.dspex("--json", "replay", "@last", "--build", whole).error()
+    error = sizes.dspex("--json", "replay", run, "--build", whole).error()
     assert (error["code"], "No module named 'words'" in error["message"]) == ("DX221", True)
 
 
-def test_the_interpreter_of_the_folder_runs_its_code(sizes: Project, tmp_path: Path) -> None:
+def test_the_interpreter_of_the_folder_runs_its_code(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     folder = written(tmp_path, sizes.u, "")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nPYTHONHASHSEED=7 exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    error = sizes.dspex("--json", "replay", "@last", "--build", folder).error()
+    error = sizes.dspex("--json", "replay", run, "--build", folder).error()
     assert error["message"].rpartition("; ")[2].endswith(" then, 7 there")
     python.write_text("#!/bin/sh\necho 'No module named dspex' >&2\nexit 1\n")
-    error = sizes.dspex("--json", "replay", "@last", "--build", folder).error()
+    error = sizes.dspex("--json", "replay", run, "--build", folder).error()
     assert (error["code"], "python cannot run dspex: No module named dspex" in error["message"]) == ("DX105", True)
 
 
@@ -128,7 +150,7 @@ def test_the_interpreter_of_the_folder_runs_its_code(sizes: Project, tmp_path: P
         (["--any-build"], "--any-build is about --build"),
     ],
 )
-def test_what_names_no_code_of_then_is_refused(sizes: Project, options: list[str], why: str) -> None:
+def test_what_names_no_code_of_then_is_refused(sizes: Project, run: str, options: list[str], why: str) -> None:
     (sizes.folder / "within").mkdir(exist_ok=True)
-    error = sizes.here("--json", "replay", "@last", *options).error()
+    error = sizes.here("--json", "replay", run, *options).error()
     assert (error["code"], why in error["message"]) == ("DX105", True)
