@@ -100,7 +100,7 @@ ELSEWHERE = {
     "DX628": "engine/client/runs/test_kept.py::test_another_run_with_its_id_is_refused_and_the_same_is_nothing_new",
     "DX602": "workers/dspy/test_programs.py::test_a_rate_limit_keeps_the_delay_that_the_server_asks_for",
     "DX603": "workers/answerers/test_native.py::test_a_native_call_that_takes_too_long_is_closed_and_its_child_lives",
-    "DX605": "workers/routing/test_breaker.py::test_a_profile_that_fails_is_not_asked_until_one_call_has_found_it_well",
+    "DX605": "workers/routing/test_breaker.py::test_a_profile_that_fails_often_in_a_row_is_not_asked",
     "DX604": "workers/answerers/test_replies.py::test_a_conflict_and_a_too_early_are_tried_again_later",
     "DX606": "workers/pool/test_pool.py::test_all_calls_of_a_killed_child_end_in_worker_lost",
     "DX607": "workers/answerers/test_replies.py::test_a_reply_that_was_cut_is_an_invalid_output_on_both_routes",
