@@ -41,7 +41,7 @@ HAPPENINGS: Final[Mapping[str, str]] = {
     "call_ended": "pool topology node call attempt route lm seconds error usage routing: it has a record",
     "answered": "pool work record: an interactive call has its answer",
     "asked": "pool request above seconds error: who made an interactive call has its answer, or waits no longer",
-    "request": "pool work kind name digest occurrence usage seconds: a request of a call is in its journal, with its answer",
+    "request": "pool work kind name digest occurrence usage seconds exchange: a request of a call is in its journal, answered",
     "breaker": "pool what state: the breaker of a profile or a program has opened, or closed",
     "worker_started": "pool worker: a worker process is ready",
     "worker_lost": "pool worker why: a worker process ended, or was ended",

@@ -36,6 +36,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 CATCHES_ALL = {
     "engine/runtime/process.py": "runs the user's functions, which may raise anything; failure.py decides what becomes of it",
     "engine/runtime/failure.py": "asks an exception of the user's what it is, which may raise anything",
+    "bus/serving/keys/redaction.py": "calls a function of the user's that hides texts: where it fails nothing is shown",
     "bus/telemetry.py": "calls listeners, which are somebody else's code and must not stop what they watch",
     "operators/keyed/values.py": "tries the init() of the user's at build, which may raise anything: a problem like any other",
     "workers/answerers/refs.py": "imports the user's program, which may raise anything",

@@ -74,7 +74,7 @@ class PoolConfig:
     """One pool. `memory` in bytes (None: no limit); `recycle_age`, `restart_within` in seconds; `lm`: default profile.
 
     `profiles`: those that its calls may use. `keys`: of those, by the variable that has them; in a child only.
-    `budgets`: all of the settings. `keep_exchanges`: see PoolSettings. `scale`: how its backlog sizes it; None: it does not.
+    `budgets`: all of them. `keep_exchanges`, `redact`: see the settings. `scale`: how its backlog sizes it; None: not at all.
     `claim_check_above`: bytes of a record that is not stored in its message. `hmac_key_env`: see PoolSettings; a child never
     hears of it. `cpu`: cores of each process. `zygote`: see `forks`; None: where it has no GPUs, which do not work in a fork.
     """
@@ -105,6 +105,7 @@ class PoolConfig:
     cpu: float | None = None
     scale: ScaleBounds | None = None
     keep_exchanges: int = 0
+    redact: tuple[str, ...] = ()
 
     @property
     def forks(self) -> bool:
@@ -123,6 +124,7 @@ class PoolConfig:
             programs=self.programs,
             path=self.path,
             keep_exchanges=self.keep_exchanges,
+            redact=self.redact,
             memory=None if self.gpus else self.memory,  # a GPU's driver may map as much as the device has: it is watched
             keys={p.key_env: has[p.key_env] for p in self.profiles.values() if p.key_env and p.key_env in has},
         )
@@ -130,11 +132,9 @@ class PoolConfig:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> PoolConfig:
         """The configuration whose fields, as plain data, are `plain`."""
-        read = {**plain}
-        for name in ("programs", "path", "devices", "budgets"):
-            read[name] = tuple(plain[name])
+        read: dict[str, Any] = {name: tuple(plain[name]) for name in ("programs", "path", "devices", "budgets", "redact")}
         read["profiles"] = {name: Profile(**profile) for name, profile in plain["profiles"].items()}
-        return cls(**read)
+        return cls(**{**plain, **read})
 
     def profile(self, name: str) -> Profile:
         """The profile called `name`. Raises ConfigError (DX113)."""
@@ -194,6 +194,7 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
         zygote=p.zygote,
         cpu=p.cpu,
         keep_exchanges=p.keep_exchanges,
+        redact=settings.telemetry.redact,
         scale=ScaleBounds(p.scale.min, p.scale.max, p.scale.cooldown) if p.scale is not None else None,
     )
 
@@ -222,8 +223,7 @@ def _profile(name: str, lm: LMProfile) -> Profile:
     limits: dict[Measure, Sequence[float]] = {
         measure: duration.rate(text, money=measure == "cost") for measure, text in rates.items() if text is not None
     }
-    if given.concurrent is not None:
-        limits["concurrent"] = (float(given.concurrent), 0.0)
+    limits |= {"concurrent": (float(given.concurrent), 0.0)} if given.concurrent is not None else {}
     rules = lm.breaker.model_dump(), limits, lm.batch.model_dump()
     return Profile(name, lm.model, lm.key_env, lm.base_url, lm.adapter, lm.params, price, *rules)
 

@@ -18,8 +18,8 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
-from dspex.bus.settings.server import HttpSettings, ServerSettings, TokenSettings
-from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, LMProfile, PoolSettings, TelemetrySettings
+from dspex.bus.settings.server import HttpSettings, ServerSettings, TelemetrySettings, TokenSettings
+from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, LMProfile, PoolSettings
 from dspex.bus.settings.values import AppName, SettingsTable, Texts
 
 LOCAL_MODEL = "local/smollm2-135m"

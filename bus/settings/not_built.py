@@ -35,8 +35,6 @@ SETTINGS: Mapping[str, str] = {  # pattern of a dotted key → the fix
     "defaults.call.fallback": "set it at the operator whose outputs it gives",
     "defaults.call.lane": "set it at the operators that can wait for a day",
     **{f"defaults.call.{option}": _LEAVE_OUT for option in OPTIONS["call"]},
-    "telemetry.content": _LEAVE_OUT,
-    "telemetry.redact": _LEAVE_OUT,
 }
 
 VERBS = frozenset(

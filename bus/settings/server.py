@@ -1,5 +1,5 @@
 """Settings under `server`, which NATS server, and how to log in; and under `http` and `calls`, what is offered over HTTP to
-whom. The only place where secrets are read."""
+whom; and under `telemetry`. The only place where secrets are read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
+from dspex.bus.serving.keys.redaction import check_pattern
 from dspex.bus.settings import layers
 from dspex.bus.settings.values import (
     HostPort,
+    LogLevels,
     NotEmpty,
     PositiveSize,
     Rate,
@@ -176,3 +178,26 @@ class TokenSettings(SettingsTable):
 def secrets(names: str, setting: str) -> list[str]:
     """What the variables have that a setting names, "NEW,OLD". Raises ConfigError (DX112) where one is not set."""
     return [value for name in names.split(",") if (value := _secret(name, setting)) is not None]
+
+
+def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(map(check_pattern, names))
+    except ConfigError as e:
+        raise custom_error(e) from None
+
+
+class TelemetrySettings(SettingsTable):
+    """What dspex says about itself.
+
+    Attributes:
+        log: levels, "info,dspex.engine=debug". metrics: where they are served, ":9464".
+        content: prompts and answers in spans and in the log.
+        redact: fields that are left out there, and of what a record keeps of its requests: "customer", "*.iban"; or a function,
+            "module:name", which gets each text and gives what may be seen of it.
+    """
+
+    log: LogLevels = "info"
+    metrics: HostPort | None = None
+    content: bool = False
+    redact: Annotated[Texts, AfterValidator(_patterns)] = ()

@@ -1,4 +1,4 @@
-"""The tables of the settings below `engine`, `defaults`, `lm`, `pools` and `telemetry`.
+"""The tables of the settings below `engine`, `defaults`, `lm` and `pools`.
 
 Only what has an effect is here; `bus/settings/not_built.py` names what the design has besides, and this version refuses.
 """
@@ -18,9 +18,7 @@ from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     Amount,
     BatchSettings,
-    HostPort,
     LMPrice,
-    LogLevels,
     Money,
     MoneyRate,
     NotEmpty,
@@ -291,10 +289,3 @@ class PoolSettings(SettingsTable):
         if self.gpus and self.zygote:
             raise without_effect("zygote", "the drivers of GPUs do not work in a process that was forked")
         return self
-
-
-class TelemetrySettings(SettingsTable):
-    """What dspex says about itself. `log`: levels, "info,dspex.engine=debug". `metrics`: where they are served, ":9464"."""
-
-    log: LogLevels = "info"
-    metrics: HostPort | None = None

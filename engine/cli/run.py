@@ -134,7 +134,8 @@ class _Run:
         if self.how.number:
             structlog.contextvars.bind_contextvars(process=self.how.number)
         serve = self.how.metrics if self.how.number < 2 else None  # a port is one process's
-        with exporting(self.engine.settings.app, "engine", self.engine.id, serve, self.engine.times) as self.exported:
+        told = self.engine.settings.telemetry
+        with exporting(self.engine.settings.app, "engine", self.engine.id, serve, self.engine.times, told) as self.exported:
             async with (
                 watching(self.t, self.how.files, stopped),
                 self.engine,

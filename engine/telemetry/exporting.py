@@ -12,6 +12,8 @@ import structlog
 
 from dspex.bus import telemetry
 from dspex.bus.errors import BusError, ConfigError
+from dspex.bus.serving.keys.redaction import Redaction
+from dspex.bus.settings.server import TelemetrySettings
 from dspex.bus.settings.values import host_port
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("dspex.telemetry")
 LOOK_EVERY: Final = 5.0  # seconds between two looks at the application, where metrics are wanted
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_SILENT: Final = TelemetrySettings()
 _INSTALL: Final = "pip install 'dspex[otel]'"
 
 
@@ -62,7 +65,12 @@ class Exported:
 
 @contextmanager
 def exporting(
-    app: str, role: Literal["engine", "worker", "gateway"], instance: str, serve: str | None, times: NodeTimes | None = None
+    app: str,
+    role: Literal["engine", "worker", "gateway"],
+    instance: str,
+    serve: str | None,
+    times: NodeTimes | None = None,
+    settings: TelemetrySettings = _SILENT,
 ) -> Generator[Exported]:
     """Export what happens in this process for as long as the block runs; nothing where nobody asks for it.
 
@@ -70,9 +78,10 @@ def exporting(
         app: the application. instance: of the process, unique.
         serve: where metrics are served as Prometheus' text, ":9464"; None: nowhere.
         times: what operators take in this process, where that is measured.
+        settings: whether spans have content, and what is left out of it.
 
     Raises:
-        ConfigError: DX109, OpenTelemetry is not installed; DX105, nothing can listen there.
+        ConfigError: DX109, OpenTelemetry is not installed; DX105, nothing can listen there, or a function is not there.
     """
     exported = Exported()
     if not (otlp("TRACES") or measured(serve)):
@@ -82,7 +91,7 @@ def exporting(
         try:
             resource = _resource(app, role, instance)
             if otlp("TRACES"):
-                _trace(stack, app, resource)
+                _trace(stack, app, resource, settings)
             if measured(serve):
                 _measure(stack, exported, resource, serve, times)
         except ImportError as e:
@@ -103,15 +112,17 @@ def _resource(app: str, role: str, instance: str) -> Resource:
     return Resource.create(own)
 
 
-def _trace(stack: ExitStack, app: str, resource: Resource) -> None:
+def _trace(stack: ExitStack, app: str, resource: Resource, settings: TelemetrySettings) -> None:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from dspex.engine.telemetry.content import Content
     from dspex.engine.telemetry.traces import Traces
 
+    content = Content(Redaction(settings.redact)) if settings.content else None
     processor = BatchSpanProcessor(OTLPSpanExporter())
     stack.callback(processor.shutdown)
-    stack.callback(telemetry.subscribe(Traces(app, resource, processor)))
+    stack.callback(telemetry.subscribe(Traces(app, resource, processor, content)))
 
 
 def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: str | None, times: NodeTimes | None) -> None:

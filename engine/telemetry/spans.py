@@ -13,9 +13,13 @@ from dspex.bus.codecs.tracing import TraceOf, span_of
 from dspex.bus.codecs.tracing import trace_of as trace_named
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest, NodeEvent, Origin, Usage, unpack_event
+from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.exchanges import KeptExchanges, read_exchanges
+from dspex.engine.graph.nodes import CallNode
 from dspex.engine.runtime.arrival import Answered, Due, LetOut
 from dspex.engine.runtime.failure import Failure
+from dspex.engine.runtime.process import read
+from dspex.engine.telemetry.content import SaidInCall
 from dspex.engine.telemetry.links import FedState, SpanLink
 from dspex.engine.telemetry.taken import HandledArrival
 
@@ -29,7 +33,7 @@ _NS = 1_000_000_000
 class SpanData(NamedTuple):
     """A span that has ended. `parent`: 0 for none. `error`: the class of what it ended in; "" for nothing. Times in ns.
 
-    `links`: spans of the events that it is made of, where there are several.
+    `links`: spans of the events that it is made of, where there are several. `said`: what may be told of its content.
     """
 
     name: str
@@ -42,6 +46,7 @@ class SpanData(NamedTuple):
     attributes: Mapping[str, Any]
     error: str = ""
     links: Sequence[SpanLink] = ()
+    said: SaidInCall | None = None
 
 
 def trace_of(origin: Origin) -> TraceOf:
@@ -134,10 +139,18 @@ def _call(app: str, taken: HandledArrival, event: NodeEvent, record: CallRecord 
     error = _class(effects.failure) or error
     yield SpanData(f"{name} {node}", "INTERNAL", of, span, parent, _ns(start), _ns(end), attributes, error)
     if record is not None and record.route not in REUSED and not (spec is not None and spec.journaled):
-        yield from _chats(of, span, record, origin.session)
+        said = SaidInCall(lambda: _asked(asked, event), record) if asked is not None else None
+        yield from _chats(of, span, record, origin.session, said)
 
 
-def _chats(of: TraceOf, parent: int, record: CallRecord, session: str | None) -> Iterator[SpanData]:
+def _asked(node: CallNode, event: NodeEvent) -> tuple[CallSpec, Mapping[str, Any]]:
+    """What a call was made of, as `open_call` made it."""
+    data = read(event)
+    call = node.call if node.call.of is None else node.call.for_event(data, event.origin.subject)
+    return call.spec, call.inputs(data)
+
+
+def _chats(of: TraceOf, parent: int, record: CallRecord, session: str | None, said: SaidInCall | None) -> Iterator[SpanData]:
     """The requests of a call of which the journal holds none: there was one for each model that was tried."""
     at, tried = record.started, [(one.lm, one.ms / 1000, one.why) for one in record.routing if one.ms and one.why != BEGAN]
     if not tried and record.lm:
@@ -149,7 +162,8 @@ def _chats(of: TraceOf, parent: int, record: CallRecord, session: str | None) ->
         if lm == record.lm:
             attributes |= _used(record.usage)
         span, error = span_of(record.call, "request", str(number)), "" if why == ANSWERED else why
-        yield SpanData(f"chat {lm}", "CLIENT", of, span, parent, _ns(at), _ns(at + took), attributes, error)
+        told = said if why == ANSWERED else None
+        yield SpanData(f"chat {lm}", "CLIENT", of, span, parent, _ns(at), _ns(at + took), attributes, error, said=told)
         at += took
 
 
@@ -174,28 +188,28 @@ def answered_spans(app: str, facts: Mapping[str, Any]) -> Iterator[SpanData]:
     what = f"{name} {work.node or facts['pool']}"
     yield SpanData(what, "INTERNAL", of, span, of.parent, _ns(start), _ns(end), attributes, error)
     if record.route not in REUSED:
-        yield from _exchanged(of, span, record, work.session)
+        yield from _exchanged(of, span, record, work)
 
 
-def _exchanged(of: TraceOf, parent: int, record: CallRecord, session: str | None) -> Iterator[SpanData]:
+def _exchanged(of: TraceOf, parent: int, record: CallRecord, work: CallRequest) -> Iterator[SpanData]:
     """The requests that a record has kept. When each began is not kept: they are shown one after the other, until the end."""
     try:
         kept = read_exchanges(record.exchanges)
     except DecodeError:  # a worker wrote it
         kept = KeptExchanges()
     if kept.left_out or not kept.exchanges:
-        yield from _chats(of, parent, record, session)
+        yield from _chats(of, parent, record, work.session, SaidInCall(lambda: (work.spec, work.inputs), record))
         return
     at = record.started + record.elapsed - sum(one.seconds for one in kept.exchanges)
     for number, one in enumerate(kept.exchanges):
         what, about = REQUEST_OF[one.kind]
         name = one.name or record.lm or ""
         attributes = {"gen_ai.operation.name": what, about: name, "dspex.call": record.call, **_used(one.usage)}
-        if session:
-            attributes["gen_ai.conversation.id"] = session
+        if work.session:
+            attributes["gen_ai.conversation.id"] = work.session
         kind: Literal["INTERNAL", "CLIENT"] = "INTERNAL" if one.kind == "tool" else "CLIENT"
-        span = span_of(record.call, "request", str(number))
-        yield SpanData(f"{what} {name}", kind, of, span, parent, _ns(at), _ns(at + one.seconds), attributes)
+        span, said = span_of(record.call, "request", str(number)), SaidInCall(lambda: (work.spec, work.inputs), record, one)
+        yield SpanData(f"{what} {name}", kind, of, span, parent, _ns(at), _ns(at + one.seconds), attributes, said=said)
         at += one.seconds
 
 
@@ -234,8 +248,8 @@ def request_span(app: str, facts: Mapping[str, Any], at: float) -> SpanData | No
     parent = span_of(app, work.call, work.topology)
     span = span_of(app, work.call, what, facts["digest"], str(facts["occurrence"]))
     kind: Literal["INTERNAL", "CLIENT"] = "INTERNAL" if tool else "CLIENT"
-    start = _ns(at - facts["seconds"])
-    return SpanData(f"{what} {name}", kind, trace_of(origin), span, parent, start, _ns(at), attributes)
+    start, said = _ns(at - facts["seconds"]), SaidInCall(lambda: (work.spec, work.inputs), one=facts["exchange"])
+    return SpanData(f"{what} {name}", kind, trace_of(origin), span, parent, start, _ns(at), attributes, said=said)
 
 
 def _run(app: str, topology: str, origin: Origin) -> dict[str, Any]:

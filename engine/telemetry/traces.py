@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision
@@ -13,11 +14,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
-from dspex.bus.codecs.tracing import TraceOf
+from dspex.bus.codecs.tracing import TraceOf, in_logs
+from dspex.engine.telemetry.content import Content
 from dspex.engine.telemetry.links import FedState
 from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, request_span, spans_of
 from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
 
+_log = structlog.get_logger("dspex.telemetry")
 _KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
 
 
@@ -28,10 +31,11 @@ class Traces:
         app: the application.
         resource: of this process.
         processor: what exports spans; it must not block where a span ends.
+        content: tells what models and tools were asked and said; None: that is not told.
     """
 
-    def __init__(self, app: str, resource: Resource, processor: SpanProcessor) -> None:
-        self._app, self._resource, self._processor = app, resource, processor
+    def __init__(self, app: str, resource: Resource, processor: SpanProcessor, content: Content | None = None) -> None:
+        self._app, self._resource, self._processor, self._content = app, resource, processor, content
         self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # as OTEL_TRACES_SAMPLER says
         self._arrivals, self._fed = DurableArrivals(self._durable), FedState()
         self._scope = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
@@ -60,6 +64,10 @@ class Traces:
             return
         context = SpanContext(trace, span.span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
         attributes = span.attributes if not span.error else {**span.attributes, "error.type": span.error}
+        if self._content is not None and span.said is not None:
+            said = self._content.of(span.said)
+            attributes = {**attributes, **said}
+            _log.debug(span.name, **in_logs(span.of, span.span), **said)
         self._processor.on_end(
             ReadableSpan(
                 name=span.name,

@@ -40,7 +40,7 @@ SETTINGS = {
     "DX105": ("pools.a.size = -1", "pools.a.size = 1"),
     "DX106": ("app = ", 'app = "shop"'),
     "DX107": ('server.context = "nowhere"', ""),
-    "DX108": ("telemetry.content = false", ""),
+    "DX108": ('engine.commit.max_wait = "20ms"', ""),
     "DX110": ('lm.main = { model = "openai/x", api_key = "sk-1" }', 'lm.main = { model = "openai/x", key_env = "KEY" }'),
     "DX111": ('pools.a.lm = "man"\nlm.main.model = "openai/x"', 'pools.a.lm = "main"\nlm.main.model = "openai/x"'),
     "DX121": ('telemetry.log = "loud"', 'telemetry.log = "info,dspex.engine=debug"'),

@@ -24,6 +24,7 @@ from dspex.bus.errors import (
     WorkerLost,
 )
 from dspex.bus.records import CallRequest, Outputs
+from dspex.bus.serving.keys.redaction import Redaction
 from dspex.bus.serving.programs.exchanges import Exchanges
 from dspex.operators.native.lm.provider_errors import without_key
 from dspex.workers.answer import Answer, ErrorMap, error_map
@@ -54,7 +55,7 @@ class Router:
         refs = Refs(pool.name, pool.programs, pool.path)
         self._found, self._failed = refs.scan()
         self._dspy = LazyDspy(pool, refs, self._failed)
-        self._native = Native(pool)
+        self._native, self._redaction = Native(pool), Redaction(pool.redact)
         self._answerers: list[Answerer] = [self._native, self._dspy]
         self.batches = BatchLane(pool, self._native)
         self._hedging = Hedging()
@@ -105,7 +106,8 @@ class Router:
         attempt = Attempt(work, local, dspy_version=version, program=program, state=state, chunk=chunk, journal=journal)
         attempt.hedge, attempt.batch, attempt.further, attempt.over = hedge or {}, batch, further, over
         if work.record is not None:  # an interactive call is no run, whose requests somebody looks at
-            attempt.requests.exchanges = Exchanges(self._pool.keep_exchanges)
+            hide = self._redaction.of(work.inputs) if self._redaction else None
+            attempt.requests.exchanges = Exchanges(self._pool.keep_exchanges, hide)
         try:
             enter_context(attempt, status)
             if work.describe:

@@ -14,6 +14,7 @@ from dspex.bus import codecs, telemetry
 from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import CallRequest, Usage
+from dspex.workers.journal.replies import exchange
 
 RequestPlace: TypeAlias = tuple[str, str, int]
 """Which request an entry is about: kind, digest, and the how many-th with that digest. Never its position: requests that run
@@ -150,4 +151,5 @@ def tell(pool: str, work: CallRequest, entries: Iterable[JournalEntry]) -> None:
         if not entry.begun:
             kind, digest, occurrence = entry.place
             where = {"kind": kind, "name": entry.name, "digest": digest, "occurrence": occurrence}
-            telemetry.emit("request", pool=pool, work=work, **where, usage=entry.usage, seconds=entry.seconds)
+            said = exchange(entry.kind, entry.name, entry.asked, entry.answer, entry.used, entry.seconds)
+            telemetry.emit("request", pool=pool, work=work, **where, usage=entry.usage, seconds=entry.seconds, exchange=said)

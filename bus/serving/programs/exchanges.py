@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from typing_extensions import TypedDict  # pydantic checks it, and takes no other one before Python 3.12
@@ -37,20 +37,25 @@ _NOTHING: Final[tuple[Any, ...]] = (None, {}, 0.0)  # is not stored
 
 
 class Exchanges:
-    """Those of one attempt, in the order in which they ended. `most`: bytes of them; of others it is counted how many."""
+    """Those of one attempt, in the order in which they ended. `most`: bytes of them; of others it is counted how many.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._left, self._left_out = most, most, 0
+    `hide`: takes out what is not to be kept; None: nothing.
+    """
+
+    def __init__(self, most: int, hide: Callable[[Any], Any] | None = None) -> None:
+        self._most, self._left, self._left_out, self._hide = most, most, 0, hide
         self._kept: list[bytes] = []
 
     def anew(self) -> Exchanges:
         """As it was at first."""
-        return Exchanges(self._most)
+        return Exchanges(self._most, self._hide)
 
     def add(self, one: Exchange) -> None:
         """Keep one; without what was asked where there is no room for that."""
         if not self._most:
             return
+        if self._hide is not None:
+            one = one._replace(asked=self._hide(one.asked), said=self._hide(one.said))
         for form in (one, one._replace(asked=None)):
             try:
                 packed = codecs.msgpack_bytes({name: value for name, value in form._asdict().items() if value not in _NOTHING})

@@ -12,6 +12,7 @@ import typer
 
 from dspex.bus.settings.imports import lean_nats
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
+from dspex.engine.cli.topology.targets import search
 from dspex.engine.telemetry.exporting import exporting
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def _serve(
     lean_nats()
     waiting = {name: resolve(settings, name, size=size, slots=slots).size for name in pools}
     at = None if with_parent else settings.telemetry.metrics  # who started it serves those of the application
-    with exporting(settings.app, "worker", f"{socket.gethostname()}-{os.getpid()}", at), ExitStack() as stack:
+    if settings.telemetry.content and settings.telemetry.redact:
+        search(settings)  # a function may be named there
+    instance = f"{socket.gethostname()}-{os.getpid()}"
+    with exporting(settings.app, "worker", instance, at, settings=settings.telemetry), ExitStack() as stack:
         bar = stack.enter_context(t.progress("warming up", sum(waiting.values())))
 
         def ready(summary: Summary) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dspex.bus.errors import DspexError
 from dspex.bus.records import CallRequest
-from dspex.operators.native.lm.native_support import REASONING
-from dspex.operators.native.lm.predict import KINDS, ChainOfThought
-from dspex.operators.native.signature import Signature
+from dspex.operators.native.lm.prompts_again import prompt_again
 
 if TYPE_CHECKING:
     from dspex.engine.client.runs.tree import Happening
@@ -18,19 +14,7 @@ if TYPE_CHECKING:
 
 def prompt_of(asked: CallRequest) -> list[Any] | None:
     """The messages that a model gets, made again; None where its program makes them, or a saved state has a part in them."""
-    spec = asked.spec
-    if spec.kind not in KINDS or spec.state:
-        return None
-    try:
-        signature = Signature.from_plain(json.loads(spec.signature_json))
-        signature = signature.prepend(REASONING, "output") if spec.kind == ChainOfThought.kind else signature
-        return [dict(one) for one in signature.messages(asked.inputs, adapter=_adapter(spec.adapter))]
-    except DspexError:
-        return None
-
-
-def _adapter(name: str | None) -> Any:
-    return name or "chat"
+    return prompt_again(asked.spec, asked.inputs)
 
 
 def prompts_of(root: Happening) -> Mapping[tuple[str, int], list[Any]]:

@@ -96,6 +96,8 @@ ACTS: dict[str, str] = {
     },
     "telemetry.log": "engine/cli/terminal/terminal.py",
     "telemetry.metrics": "engine/cli/run.py",
+    "telemetry.content": "engine/telemetry/exporting.py",
+    "telemetry.redact": "workers/config.py",
 }
 
 

@@ -176,8 +176,6 @@ def test_all_problems_are_reported_at_once_with_place_and_suggestion(folder: Pat
     ("text", "key"),
     [
         ('[engine]\ncommit = { max_wait = "20ms" }\n', "engine.commit.max_wait"),
-        ('[telemetry]\nredact = ["customer"]\n', "telemetry.redact"),
-        ("[telemetry]\ncontent = false\n", "telemetry.content"),
         ('[defaults.call]\nfallback = "a:b"\n', "defaults.call.fallback"),
     ],
 )
@@ -357,7 +355,12 @@ def test_a_list_of_several_lines_moves_no_line_number_and_is_no_error(folder: Pa
 
 @pytest.mark.parametrize(
     "given",
-    [{"pools": {"x": {"scale": {}}}}, {"telemetry": {"redact": []}}, {"pools": {"lightweight": {"lm": "nope"}}}, {"engine": 3}],
+    [
+        {"pools": {"x": {"scale": {}}}},
+        {"telemetry": {"redact": ["a:b:c"]}},
+        {"pools": {"lightweight": {"lm": "nope"}}},
+        {"engine": 3},
+    ],
     ids=str,
 )
 def test_settings_made_in_python_raise_the_errors_of_loaded_ones(folder: Path, given: dict[str, Any]) -> None:

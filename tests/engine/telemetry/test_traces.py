@@ -157,6 +157,12 @@ def test_each_request_of_an_agent_has_a_span_and_each_use_of_a_tool(traces: Mapp
     assert (len(named(spans, "chat ")), len(named(spans, "execute_tool weather"))) == (3, 2)
 
 
+def test_prompts_and_answers_are_in_no_span_where_nobody_asks_for_them(traces: Mapping[str, list[SpanSeen]]) -> None:
+    names = {name for spans in traces.values() for span in spans for name in span.attributes}
+    assert "gen_ai.usage.input_tokens" in names
+    assert not [name for name in names if ("messages" in name and name.startswith("gen_ai.")) or "tool.call" in name]
+
+
 def test_what_a_tool_logs_says_in_which_span(traces: Mapping[str, list[SpanSeen]], logged: list[dict[str, Any]]) -> None:
     (agent,) = named(traces["agent"], "invoke_agent helper")
     assert {(line["trace_id"], line["span_id"]) for line in logged} == {(agent.trace, agent.span)}
