@@ -239,7 +239,8 @@ async def _sent(bus: Bus, app: str, asks: Sequence[NewMessage]) -> Sequence[Ack 
         return await bus.publish_all([await payloads.checked_in(bus, app, ask) for ask in asks])
     except (DataError, PayloadTooLarge) as error:
         if len(asks) == 1:
-            _log.error("the request of a call cannot be sent", subject=asks[0].subject, why=error.message)
+            run = (asks[0].headers or {}).get(subjects.RUN, "")
+            _log.error("the request of a call cannot be sent", subject=asks[0].subject, run=run, why=error.message)
             return []
     return [found for ask in asks for found in await _sent(bus, app, [ask])]
 

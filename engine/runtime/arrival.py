@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from dspex.bus import telemetry
+from dspex.bus.codecs.tracing import in_logs, span_of, trace_of
 from dspex.bus.records import CallRecord, NodeEvent, Origin, StoredAt
 from dspex.engine.log.entries import digest_of
 from dspex.engine.log.rows import Place, Position, Timer
 from dspex.engine.log.tables import Change
 from dspex.engine.runtime.failure import Failure
-from dspex.engine.runtime.walk.request import Ask, Output
+from dspex.engine.runtime.walk.request import Address, Ask, Output
 
 
 class Answered(NamedTuple):
@@ -150,6 +152,27 @@ def about(what: What) -> tuple[str, str]:
             return about(what.what)
         case _:
             return "", ""
+
+
+def span_of_event(app: str, topology: str, stage: str, place: Place, event: NodeEvent) -> int:
+    """The span of an event that a partition takes. Where it enters once more, behind its call or redriven, another."""
+    if event.outputs is None and not event.attempts:
+        return span_of(app, event.origin.id, topology)
+    return span_of(app, event.origin.id, topology, stage, str(place.sequence), str(place.item))
+
+
+def in_line(arrival: Arrival, at: Address) -> dict[str, str]:
+    """What a line of the log says of the run that an arrival is about, and of the span of it where spans are told."""
+    what = arrival.what.what if isinstance(arrival.what, Due) else arrival.what
+    run = about(arrival.what)[1]
+    event = what.event if isinstance(what, Answered) else what
+    if not telemetry.listeners or not isinstance(event, NodeEvent):
+        return {"run": run} if run else {}
+    if isinstance(what, Answered):
+        span = span_of(at.app, what.record.call, at.topology)
+    else:
+        span = span_of_event(at.app, at.topology, at.stage, arrival.place, event)
+    return {"run": run, **in_logs(trace_of(event.origin.trace, event.origin.run), span)}
 
 
 def digest(outputs: Iterable[Output]) -> bytes:

@@ -22,7 +22,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot, sum_of
 from dspex.engine.log.rows import NO_MARK, WITHIN, Place
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Effects, about
+from dspex.engine.runtime.arrival import Answered, Arrival, Effects, about, in_line
 from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, Owner, in_parts, located, mark_of
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
@@ -121,7 +121,7 @@ class Partition:
             self._say(arrival, effects)
         if failure is not None:
             why = failure.error.code if self._sealed else failure.error.message[:500]
-            _log.warning("dead letter", node=failure.node, why=why)
+            _log.warning("dead letter", node=failure.node, why=why, **in_line(arrival, self.process.address))
         if changes:
             self._alarm.set()  # a timer may be due at once
             self.room.set()  # a call may have finished, and a pump may wait for that

@@ -16,7 +16,7 @@ from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest, NodeEven
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.exchanges import KeptExchanges, read_exchanges
 from dspex.engine.graph.nodes import CallNode
-from dspex.engine.runtime.arrival import Answered, Due, LetOut
+from dspex.engine.runtime.arrival import Answered, Due, LetOut, span_of_event
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import read
 from dspex.engine.telemetry.content import SaidInCall
@@ -101,11 +101,11 @@ def _let_out(app: str, taken: HandledArrival, one: LetOut, until: float, links: 
 
 def _event(app: str, taken: HandledArrival, event: NodeEvent, until: float) -> SpanData:
     (topology, stage, partition), arrival, effects = taken[:3]
-    of, origin, place = trace_of(event.origin), event.origin, arrival.place
-    span, parent = span_of(app, origin.id, topology), of.parent
-    if event.outputs is not None or event.attempts:  # it enters once more: behind its call, or redriven
+    of, origin = trace_of(event.origin), event.origin
+    first, parent = span_of(app, origin.id, topology), of.parent
+    span = span_of_event(app, topology, stage, arrival.place, event)
+    if span != first:  # it enters once more: behind its call, or redriven
         parent = span_of(app, event.call or origin.id, topology)
-        span = span_of(app, origin.id, topology, stage, str(place.sequence), str(place.item))
     elif origin.cause is not None:
         parent = span_of(app, origin.cause, topology)
     attributes = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from engine_lab import Lab
+from structlog.testing import capture_logs
 from told import ToldSpans, linked, span_id, told_spans
 
 import dspex
@@ -187,3 +189,24 @@ def test_a_fork_that_is_done_beside_what_is_traced_tells_no_step_of_it_again(lab
         made = one.run(forked(one.client, run, "ask", ForkChange(outputs={"price": 8}), [topology.graph]))
         assert [output.data for output in one.run(one.client.run(made.run).file()).outputs] == [{"text": "a", "price": 9}]
         assert before == len(told.all()) == len(told.named("process in")) + len(told.named("call ask"))
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_the_line_of_a_dead_letter_says_its_run_and_its_span_where_spans_are_told(listens: bool) -> None:
+    def fails(data: Any) -> Any:
+        raise ProgramError("no")
+
+    topology = Topology("failing")
+    topology.source("in").predict("k -> answer", name="ask").sink("out")
+    topology.source("other").map(fails, name="check").sink("failed")
+    with told_spans() if listens else nullcontext() as told, Driver(topology) as driver, capture_logs() as logs:
+        driver.fail("ask", ProgramError("no"), times=9)
+        runs = [driver.publish(subject, {"k": "a"}) for subject in ("in", "other")]
+        driver.advance("10m")
+        assert len(driver.dead_letters()) == 2
+        driver.redrive()
+    lines = [line for line in logs if line["event"] == "dead letter"]
+    assert [line["run"] for line in lines[:2]] == runs
+    spans = {f"{span_id(span):016x}" for span in told.all() if not span.status.is_ok} if told is not None else {None}
+    assert {line.get("span_id") for line in lines} == spans
+    assert [line.get("trace_id") for line in lines[:2]] == [run.replace("-", "") if listens else None for run in runs]
