@@ -129,6 +129,11 @@ def is_damaged_entry(data: bytes) -> bool:
     return sum(a == b for a, b in zip(end, _END)) == len(_END) - 1
 
 
+def is_from_later(data: bytes) -> bool:
+    """Whether what is no entry here was stored as one, as it is there: a later version of dspex has written it."""
+    return data[-_SUM - len(_END) : -_SUM] == _END and not is_damaged_entry(data)
+
+
 def _is_sound(entry: Mapping[str, Any]) -> bool:
     """Whether the numbers of an entry can be what they say, and a commit says what it changes in one way."""
     numbers = [entry[name] for name in _NUMBERS if name in entry]
@@ -247,6 +252,12 @@ def other_version(found: int | None) -> BusError:
     return BusError(
         f"the commit log was written by {how} version of dspex (format {found}, not {VERSION})", code="DX411", fix=fix
     )
+
+
+def from_later(sequence: int) -> BusError:
+    """The error for an entry that says what this version of dspex does not know."""
+    why = f"the commit log was written by a newer version of dspex: this one does not know what the entry at {sequence} says"
+    return BusError(why, code="DX411", fix="run that version, or use another application name")
 
 
 def damaged(what: str) -> BusError:

@@ -21,7 +21,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
-from dspex.engine.log.entries import LogAddress, Snapshot, bases, plain, readable, requests_in
+from dspex.engine.log.entries import LogAddress, Snapshot, bases, from_later, is_from_later, plain, readable, requests_in
 from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
 
@@ -269,6 +269,8 @@ async def changes(
     `known`: pieces that need not be asked for, by sequence. Raises BusError; Unreachable while the pieces are not to be seen.
     """
     if "pieces" not in entry:
+        if not are_changes(entry["tables"]) and is_from_later(message.data):
+            raise from_later(message.sequence)
         return entry["tables"] if are_changes(entry["tables"]) else None
     stream, first = address.stream, message.sequence - entry["covers"]
     stop = first + entry["pieces"] - 1

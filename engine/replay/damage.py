@@ -10,16 +10,20 @@ from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent
-from dspex.engine.log.entries import LogAddress, is_damaged_entry, was_read
+from dspex.engine.log.entries import LogAddress, from_later, is_damaged_entry, is_from_later, readable, was_read
 from dspex.engine.replay.marks import run_of
 from dspex.engine.runtime.arrival import Arrival
 
 
 async def end_of(bus: Bus, log: LogAddress, end: int, until: int) -> int:
-    """Up to where a log is read. Raises RecordingIncomplete where it ends because what lies behind its end is damaged."""
+    """Up to where a log is read. Raises RecordingIncomplete where it ends because what lies behind its end is damaged; BusError
+    where a later version of dspex has written it.
+    """
     for m in await bus.scan(log.stream, [log.subject], start=end + 1, stop=until) if until > end else ():
         if is_damaged_entry(m.data):
             raise RecordingIncomplete(f"the log entry at {m.sequence} is damaged: it is not what was stored")
+        if readable(m.data) is None and is_from_later(m.data):
+            raise from_later(m.sequence)
     return min(end, until)
 
 

@@ -10,7 +10,7 @@ from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import checked_out, is_whole
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow
-from dspex.engine.log.entries import LogAddress, is_changed, readable, requests_in, was_read
+from dspex.engine.log.entries import LogAddress, from_later, is_changed, is_from_later, readable, requests_in, was_read
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -67,6 +67,8 @@ class Commit:
 async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:
     """The commit that an entry of a log is; None for another entry, and what is none. Raises BusError."""
     entry = readable(m.data)
+    if entry is None and is_from_later(m.data):
+        raise from_later(m.sequence)
     if entry is None or entry["kind"] != "commit":
         return None
     return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry) or {})

@@ -10,7 +10,7 @@ import pytest
 from engine_lab import APP, STREAM, Lab
 
 from dspex.bus import subjects
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.errors import BusError, RecordingIncomplete
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.keys.hashes import hashed, is_damaged
@@ -18,7 +18,7 @@ from dspex.engine.again.repeat import repeat
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import Run
-from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, readable, was_read
+from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, readable, summed, was_read
 from dspex.engine.replay.topology import Replayed, replayed_run
 from dspex.engine.replay.topology import replayed as replayed_topology
 from dspex.operators.topology import Topology
@@ -300,3 +300,30 @@ def test_an_entry_of_before_there_were_sums_is_taken_as_it_is() -> None:
     assert readable(old) is not None
     assert not is_damaged_entry(old)
     assert was_read(readable(old) or {}, 1, b"any")
+
+
+@pytest.mark.parametrize("later", ["a row with one more field", "another table", "another format"])
+def test_what_a_later_version_has_written_is_told_as_that_and_is_not_guessed(one: Lab, later: str) -> None:
+    run = ran(one)
+    message = next(m for m in one.messages(subjects.log(APP, "*", "*", "*")) if b"taken" in m.data)
+    entry = dict(readable(message.data) or {})
+    if later == "another format":
+        entry["v"] = VERSION + 1
+    elif later == "another table":
+        entry["tables"] = {**entry["tables"], "later": ()}
+    else:
+        rows = [(number, (*row, "later")) for number, row in entry["tables"]["calls"]]
+        entry["tables"] = {**entry["tables"], "calls": tuple(rows)}
+    stored = one.server.streams[STREAM].messages
+    stored[message.sequence] = message._replace(data=summed(entry))
+    for what in (run.tree, run.file, run.info):
+        with pytest.raises(BusError, match="written by a newer version of dspex") as e:
+            one.run(what())
+        assert e.value.code == "DX411"
+
+    async def whole() -> Replayed:
+        applied = (await one.client.manifests())["words"]
+        return await replayed_topology(one.client.bus, APP, words().graph, applied, {})
+
+    with pytest.raises(BusError, match="written by a newer version of dspex"):
+        one.run(whole())
