@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -52,7 +54,13 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Properties are not measured: tracing makes them three times as long, and examples run over the same lines."""
+    """Properties are not measured: tracing makes them three times as long, and examples run over the same lines.
+
+    TEST_ORDER=SEED: the tests of each file in another order, as several processes may take them.
+    """
+    if seed := os.environ.get("TEST_ORDER"):
+        files = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
+        items[:] = [test for tests in files for test in random.Random(seed).sample(tests, len(tests))]
     for item in items:
         if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
