@@ -118,7 +118,7 @@ def main(args: list[str]) -> int:
     """Run a command; its exit code."""
     terminal = Terminal(json="--json" in args, arguments=args)
     try:
-        with Ending() as ending:
+        with Ending(args) as ending:
             return _run(globals_first(args), terminal, ending)
     except SystemExit as e:
         if not isinstance(e.__context__, BrokenPipeError):

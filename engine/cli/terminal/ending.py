@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 
 class Interrupted(Exception):
@@ -23,21 +23,25 @@ def interruptible() -> Generator[None]:
         raise Interrupted from error
 
 
+DRAINING: Final = frozenset(("run", "worker", "gateway", "ui"))
+"""Verbs that drain: who sees that they handle SIGTERM may rely on that."""
+
+
 class Ending:
-    """Wait for SIGTERM as long as this is entered. Verbs that drain, or that have signals of their own, set theirs over it.
+    """Wait for SIGTERM as long as this is entered, where none of the words is a verb that drains, and has signals of its own.
 
     Attributes:
         number: of the signal that ended it, where one did.
     """
 
-    def __init__(self) -> None:
-        self.number = signal.SIGINT
+    def __init__(self, words: Collection[str]) -> None:
+        self.number, self._drains = signal.SIGINT, not DRAINING.isdisjoint(words)
         self._before: Any = None
 
     def __enter__(self) -> Self:
         # signals come to the main thread, and are those of whose process it is
         mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        self._before = signal.signal(signal.SIGTERM, self._end) if mine else None
+        self._before = signal.signal(signal.SIGTERM, self._end) if mine and not self._drains else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:

@@ -3,7 +3,7 @@
 Windows, sessions, a join, gather, calls that are tried again, decisions of people and dead letters; engines and workers are
 killed, the server dies and comes back, and a third engine comes and leaves, so that partitions change their owners. Then all
 engines end, and what they did is replayed: by the command, by partition from the begin of each log and from each kept snapshot,
-and run by run.
+and run by run, and nobody asks the model anything.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ async def _by_command(world: World) -> list[Violation]:
 
 
 # -- all of it -----------------------------------------------------------------------------------------------------------
-async def _run(world: World, events: int, kills: int, pace: float, seed: int, patience: float) -> Report:
+async def _run(world: World, model: StandIn, events: int, kills: int, pace: float, seed: int, patience: float) -> Report:
     began = time.monotonic()
     tasks = [asyncio.create_task(_publish(world, events, pace)), asyncio.create_task(_decide(world))]
     tasks.append(asyncio.create_task(_trouble(world, kills, max(events * pace, 8.0), Random(seed))))
@@ -253,11 +253,13 @@ async def _run(world: World, events: int, kills: int, pace: float, seed: int, pa
     for task in tasks:
         task.cancel()
     await world.drain(40.0)
-    took, again = time.monotonic() - began, time.monotonic()
+    took, again, asked = time.monotonic() - began, time.monotonic(), model.stats()["requests"]
     applied = await Client(bus=world.bus, app=APP).manifests()
     runs = [info.id async for info in Client(bus=world.bus, app=APP).runs(limit=events + 1)]
     differ, numbers = await _by_partition(world, applied[NAME], await _stored(world))
     wrong += [*differ, *await _by_run(world, applied, runs), *await _by_command(world)]
+    if (more := model.stats()["requests"] - asked) or not asked:
+        wrong.append(Violation("a replay asks no model", f"{asked} requests live, and {more} more"))
     if len(runs) != events:
         wrong.append(Violation("each event is a run", f"{len(runs)} of {events}"))
     wanted_faults = dict.fromkeys(("kill-engine", "kill-worker", "kill-server", "come-and-go"), kills)
@@ -276,4 +278,4 @@ async def judged(
         async with StandIn(latency=0.05) as model:
             lm = profile(model="openai/stand-in", base_url=model.url, key_env="OPENAI_API_KEY")
             async with ReplaysWorld(Path(folder), lm, engines=engines, size=1) as world:
-                return await _run(world, events, kills, pace, seed, patience)
+                return await _run(world, model, events, kills, pace, seed, patience)

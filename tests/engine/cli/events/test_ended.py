@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from cli_bench import Project
+from waiting import eventually
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -25,3 +28,16 @@ def test_a_replay_of_many_files_that_is_ended_begins_no_other_file(native: Proje
         assert replay.process.wait(60) == 128 + how  # of the second one nobody writes a byte
         said = "interrupted" if how == signal.SIGINT else "ended by SIGTERM"
         assert (replay.lines, replay.errors().splitlines()[-1]) == ([], said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has /proc")
+def test_an_engine_that_hears_sigterm_drains_however_early_that_is(native: Project) -> None:
+    with native.start("run", "--pools", "none") as run:
+        file = Path(f"/proc/{run.process.pid}/status")
+
+        def hears() -> bool:
+            caught = next(line for line in file.read_text().splitlines() if line.startswith("SigCgt:"))
+            return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+        eventually(hears)
+        assert run.end() == 0, run.errors()
