@@ -54,6 +54,7 @@ from dspex.engine.log.unused_payloads import UnusedPayloads
 _log = logger("dspex.engine")
 MOST_AHEAD = 600.0  # seconds that a watermark may be ahead of the clock
 EVERY = 600.0  # seconds between two sweeps
+FIRST = 60.0  # seconds until the first one: else an application whose engines end again and again would never have one
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ async def keep(bus: Bus, app: str, mine: Callable[[], Sequence[str]], *, records
 
     Who owns that of the first topology also removes the payloads that none needs, and sessions that are over.
     """
-    unused = UnusedPayloads(bus, app)
+    unused, pause = UnusedPayloads(bus, app), min(FIRST, EVERY)
     while True:
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(pause)
+        pause = EVERY
         try:
             bucket = await bus.bucket(subjects.applied(app))
             for topology in (owned := mine()):

@@ -353,3 +353,20 @@ def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapsho
     one.work()
     one.advance(5)
     assert len(one.outputs("out")) == MANY
+
+
+def test_engines_that_live_for_two_minutes_only_remove_what_is_over(lab: MakeLab) -> None:
+    topology = Topology("brief", retention="30s")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    one, many = lab(topology), 400
+    one.work()
+    for _ in range(3):
+        one.start(records=30.0)
+        for n in range(many):
+            one.publish("in", {"text": str(n)})
+        one.advance(120)
+        one.kill()
+    assert len(one.messages("out")) == 3 * many
+    of = {"log": subjects.log(APP, "brief", "s1", 0), "records": subjects.record(APP, "*", "brief", "s1", 0), "source": "in"}
+    left = {what: len(one.messages(subject)) for what, subject in of.items()}
+    assert max(left.values()) < 2 * many, left

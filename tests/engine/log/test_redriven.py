@@ -90,7 +90,11 @@ def test_a_redrive_that_died_around_its_write_and_is_asked_for_an_hour_later_run
 def test_a_redrive_of_many_letters_that_died_half_way_runs_each_event_once(lab: MakeLab, at: int) -> None:
     one = failed(lab, 10)
     cut_off(one, at, landed=True)
+    one.advance(1)
+    one.kill()  # nobody does the housekeeping
     one.advance(300)
+    one.start()
+    one.advance(1)
     assert numbers(one) == list(range(at))
     assert one.run(one.client.redrive(one.letters())) == 11 - at
     one.advance(1)
