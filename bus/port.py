@@ -211,8 +211,14 @@ class Bucket(Protocol):
         """Remove a key; with `revision` only where nothing was written under it since."""
         ...
 
-    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
-        """All keys that are `prefix` or start with `prefix.`, with value and revision."""
+    async def items(self, prefix: str = "", *, after: int = 0) -> dict[str, tuple[bytes, int]]:
+        """All keys that are `prefix` or start with `prefix.`, with value and revision. `after`: put behind that revision,
+        which costs a question for each.
+        """
+        ...
+
+    async def revision(self) -> int:
+        """That of the last value that was put, under whatever key; 0 where none was."""
         ...
 
     async def expire(self, prefix: str, before: float) -> None:

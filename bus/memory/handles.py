@@ -233,6 +233,7 @@ class MemoryBucket:
             raise StreamFull(f"bucket {self._name} holds one value of each key")
         new = self._bus.server.number()
         self._values[key] = (value, new)
+        self._bus.server.last_put[self._name] = new
         self._bus.server.put_at[self._name, key] = self._bus.server.now
         return new
 
@@ -241,9 +242,13 @@ class MemoryBucket:
         if revision is None or self._values.get(key, (b"", 0))[1] <= revision:
             self._values.pop(key, None)
 
-    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+    async def items(self, prefix: str = "", *, after: int = 0) -> dict[str, tuple[bytes, int]]:
         await self._bus.trip()
-        return {k: v for k, v in self._values.items() if not prefix or k == prefix or k.startswith(f"{prefix}.")}
+        return {k: v for k, v in self._values.items() if v[1] > after and f"{k}.".startswith(f"{prefix}." if prefix else "")}
+
+    async def revision(self) -> int:
+        await self._bus.trip()
+        return self._bus.server.last_put.get(self._name, 0)
 
     async def expire(self, prefix: str, before: float) -> None:
         await self._bus.trip()
@@ -290,7 +295,6 @@ class MemoryObjects:
 
     async def remove(self, name: str, put: float) -> bool:
         await self._bus.trip()
-        if self._objects.get(name, (b"", -1.0))[1] != put:
-            return False
-        del self._objects[name]
-        return True
+        if there := self._objects.get(name, (b"", -1.0))[1] == put:
+            del self._objects[name]
+        return there

@@ -53,6 +53,7 @@ class MemoryServer:
         self._made: dict[str, MemoryStream] = {}  # the last one of each name, also where it was removed
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.put_at: dict[tuple[str, str], float] = {}  # bucket and key → when its value was put
+        self.last_put: dict[str, int] = {}  # bucket → the revision of what was put last
         self.once: set[str] = set()  # buckets whose keys take one value each
         self.objects: dict[str, dict[str, tuple[bytes, float]]] = {}  # bytes, and when they were put last
         self.subscriptions: list[MemorySubscription] = []

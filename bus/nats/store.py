@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -75,15 +76,21 @@ class NatsBucket:
         below = {} if revision is None else {"seq": revision + 1}
         await self._connection.api(f"STREAM.PURGE.{self._stream}", {"filter": self._subject(key), **below})
 
-    async def items(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+    async def items(self, prefix: str = "", *, after: int = 0) -> dict[str, tuple[bytes, int]]:
         wanted = [self._subject(prefix), self._subject(f"{prefix}.>")] if prefix else [self._subject(">")]
         # Of any replica, so it may lag a little where there are several: enough to see who is alive, and one round trip.
-        messages = await stored.direct(self._connection, self._stream, {"multi_last": wanted})
-        if messages is None:  # over 1024 keys
+        messages = None if after else await stored.direct(self._connection, self._stream, {"multi_last": wanted})
+        if after:  # one by one: who may only look may make no consumer
+            messages = [m for subject in wanted async for m in self._behind(subject, after)]
+        elif messages is None:  # over 1024 keys
             info = await streams.info(self._connection, self._stream)
             messages = await stored.scan(self._connection, self._stream, wanted, 1, info.last if info else 0)
         start = len(self._subject(""))
         return {m.subject[start:]: (value, m.sequence) for m in messages if (value := _value(m)) is not None}
+
+    async def revision(self) -> int:
+        info = await streams.info(self._connection, self._stream)
+        return info.last if info is not None else 0
 
     async def expire(self, prefix: str, before: float) -> None:
         info = await streams.info(self._connection, self._stream)
@@ -109,6 +116,12 @@ class NatsBucket:
     async def keys(self) -> list[str]:
         start = len(self._subject(""))
         return [subject[start:] for subject in await streams.subjects_of(self._connection, self._stream, self._subject(">"))]
+
+    async def _behind(self, subject: str, after: int) -> AsyncIterator[Message]:
+        ask = {"next_by_subj": subject}
+        while (found := await stored.message(self._connection, self._stream, {"seq": after + 1, **ask})) is not None:
+            yield found
+            after = found.sequence
 
     async def _last(self, key: str) -> Message | None:
         return await stored.message(self._connection, self._stream, {"last_by_subj": self._subject(key)})

@@ -148,17 +148,18 @@ def _unreadable(message: Message, why: DataError) -> DeadLetter:
 
 
 async def listing(
-    bus: Bus, app: str, topology: str = "*", *, node: str | None = None, reason: str | None = None
+    bus: Bus, app: str, topology: str = "*", *, node: str | None = None, reason: str | None = None, after: int = 0
 ) -> AsyncIterator[DeadLetter]:
     """The dead letters that are stored now, oldest first.
 
     Args:
         node: "draft" or "topology/draft", by its name of today or an older one. reason: name of an error class, or its code.
+        after: those behind this sequence.
 
     They are read in pages, so a caller who keeps none of them needs little memory however many there are.
     """
     manifests = await manifest.of_application(bus, app) if node is not None else {}
-    async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)]):
+    async for page in pages(bus, subjects.stream(app), [subjects.dead_pattern(app, topology)], start=after + 1):
         if bus.sealing is not None:
             await bus.sealing.at_hand(page)
         for message in page:

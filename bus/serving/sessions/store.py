@@ -13,7 +13,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -26,6 +26,7 @@ from dspex.bus.serving.keys.clear_text import SETTING, may_store
 from dspex.bus.serving.sessions.state import SessionState, ended
 
 FRESH: Final = 60.0  # seconds for which the server's clock is carried on without asking
+_FEW: Final = 256  # changes that are read one by one
 AT_ONCE: Final = 16  # sessions that are read together
 SessionChange = Callable[[SessionState | None, float], SessionState]
 
@@ -54,6 +55,13 @@ class _Line:
 _LINES: Final = weakref.WeakKeyDictionary[Bus, dict[str, _Line]]()  # of each connection, by the key of the session
 
 
+class KnownHeads(NamedTuple):
+    """The heads of all sessions by id, as of a revision of the bucket."""
+
+    heads: Mapping[str, SessionState] = {}
+    revision: int = 0
+
+
 class SessionStore:
     """The sessions of an application."""
 
@@ -71,6 +79,23 @@ class SessionStore:
         """The same without data and turns, for which no key is needed; one that cannot be read has ended. Raises BusError."""
         stored = await (await self._bucket()).get(subjects.session_key(id))
         return None if stored is None else _head(stored[0])
+
+    async def heads(self, known: KnownHeads) -> KnownHeads:
+        """The heads of all sessions. `known`: as it was before: only what was changed since is read. Raises BusError."""
+        if not (ids := await self.ids()):
+            return KnownHeads()
+        bucket = await self._bucket()
+        revision = await bucket.revision()  # before anything is read: what is put meanwhile is read the next time
+        few = 0 <= revision - known.revision <= _FEW  # else it is another bucket, or all are read sooner
+        heads = {id: known.heads[id] for id in ids if few and id in known.heads}
+        if heads:
+            changed = await bucket.items(after=known.revision)
+            heads |= {subjects.session_of(key): _head(stored) for key, (stored, _) in changed.items()}
+        left = [id for id in ids if id not in heads]
+        for start in range(0, len(left), AT_ONCE):
+            some = left[start : start + AT_ONCE]
+            heads |= {id: head for id, head in zip(some, await asyncio.gather(*map(self.head, some))) if head is not None}
+        return KnownHeads(heads, revision)
 
     async def change(self, id: str, change: SessionChange) -> SessionState:
         """The session as `change` makes it of what is stored and of the time. The same thing twice must be the same as once.

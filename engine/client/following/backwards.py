@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
@@ -34,8 +35,8 @@ async def by_begin(ways: Sequence[AsyncIterator[tuple[float, str]]], since: floa
     """
     heads: list[tuple[float, int, str]] = []  # the latest of each way that is left, by its negative time; and of no way, runs
     seen = set[str]()
-    for index, way in enumerate(ways):
-        if (head := await anext(way, None)) is not None:
+    for index, head in enumerate(await asyncio.gather(*(anext(way, None) for way in ways))):
+        if head is not None:
             heapq.heappush(heads, (-head[0], index, head[1]))
     while heads:
         at, index, run = heapq.heappop(heads)

@@ -7,10 +7,11 @@ index for it and sends nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -27,6 +28,7 @@ from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Position, Timer
 
+_NEAR: Final = 64  # sequences that are read for nothing, in place of some questions where runs began
 _log = structlog.get_logger("dspex.client")
 
 
@@ -62,7 +64,7 @@ class Follower:
         if info is None:
             return 0
         self._created = info.created
-        self._begun = await sequence_before(self.bus, info, self._since())
+        self._begun = await sequence_before(self.bus, info, self._since(), within=_NEAR)
         return self._begun
 
     def _since(self) -> float:
@@ -72,14 +74,14 @@ class Follower:
 
     async def sources(self) -> None:
         """Find the source events in streams that are not the application's own."""
-        for (stream, source), readers in self._sources.items():
-            info = await self.bus.stream(stream) if stream != self.stream else None
-            if info is None:
+        for stream in sorted({stream for stream, _ in self._sources if stream != self.stream}):
+            if (info := await self.bus.stream(stream)) is None:
                 continue
-            after = await sequence_before(self.bus, info, self._since())
-            async for page in pages(self.bus, stream, [source], start=after + 1):
-                for message in page:
-                    self._arrived(stream, message, readers, info.created)
+            after = await sequence_before(self.bus, info, self._since(), within=_NEAR)
+            for source, readers in [(source, readers) for (of, source), readers in self._sources.items() if of == stream]:
+                async for page in pages(self.bus, stream, [source], start=after + 1):
+                    for message in page:
+                        self._arrived(stream, message, readers, info.created)
 
     def filters(self) -> list[str]:
         """The subjects of which the messages concern runs."""
@@ -215,8 +217,8 @@ class Follower:
         """Take what is stored now, and wait for nothing. What lies behind the end of all runs says nothing more of them, unless
         dead letters of one are redriven.
         """
-        await self.sources()
-        async for page in pages(self.bus, self.stream, self.filters(), start=await self.begin() + 1):
+        after, _ = await asyncio.gather(self.begin(), self.sources())
+        async for page in pages(self.bus, self.stream, self.filters(), start=after + 1):
             for message in page:
                 await self.take(await self._whole(message))
             if all(run.done and not run.dead_letters for run in self.runs.values()):

@@ -10,7 +10,7 @@ from typing import Any
 
 from dspex.bus.port import Bus
 from dspex.bus.serving.sessions.state import SessionState
-from dspex.bus.serving.sessions.store import AT_ONCE, SessionStore
+from dspex.bus.serving.sessions.store import AT_ONCE, KnownHeads, SessionStore
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,21 @@ class SessionInfo:
         touched, ttl = datetime.fromtimestamp(state.touched, UTC), timedelta(seconds=state.ttl)
         running = line[0].call if line else None
         return cls(id, state.count, state.revision, touched, ttl, state.over(now), running, len(line[1:]))
+
+
+class SessionHeads:
+    """All sessions, for who looks again and again: only those that were changed meanwhile are read again."""
+
+    def __init__(self) -> None:
+        self._turn, self._known = asyncio.Lock(), KnownHeads()
+
+    async def now(self, bus: Bus, app: str) -> list[SessionInfo]:
+        """Those that there are now. Raises BusError."""
+        async with self._turn:  # who asks at the same time reads nothing twice
+            store = SessionStore(bus, app)
+            self._known = await store.heads(self._known)
+            now = await store.now() if self._known.heads else 0.0
+            return [SessionInfo.of(id, head, now) for id, head in self._known.heads.items()]
 
 
 async def listed(bus: Bus, app: str) -> AsyncIterator[SessionInfo]:

@@ -117,17 +117,50 @@ async def listing(bus: Bus, app: str, what: str, *, since: datetime | None = Non
     return sorted(found, key=lambda one: (one.key, one.partition))
 
 
+class KeptRead:
+    """What an operator keeps of all keys, for who looks again and again: only partitions with new entries are read again."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._turn = what, asyncio.Lock()
+        self._of: KeptBy | None = None
+        self._read = dict[tuple[str, int], tuple[int, list[KeyState]]]()  # of a partition, with its last entry then
+
+    async def now(self, bus: Bus, app: str) -> list[KeyState]:
+        """What it keeps now. Raises as `listing`."""
+        async with self._turn:  # who asks at the same time reads nothing twice
+            if (kept := await find(bus, app, self._what)) != self._of:
+                self._of, self._read = kept, {}
+            logs = _logs(app, kept)
+            ends = {logs[log]: m.sequence for log, m in (await bus.multi_last(subjects.stream(app), list(logs))).items()}
+            new = sorted(where for where, at in ends.items() if where not in self._read or self._read[where][0] != at)
+            for stage, index, tables in await _looked_at(bus, app, kept, new, NONE):
+                self._read[stage, index] = (ends[stage, index], _values(kept, [(stage, index, tables)]))
+            return [one for _, values in self._read.values() for one in values]
+
+
 async def tables_of(
     bus: Bus, app: str, kept: KeptBy, at: At | None = None, key: str | None = None
 ) -> list[tuple[str, int, Tables]]:
     """The tables of all partitions that have any, or of that of a key, with stage and partition."""
     sequence = await _sequence(bus, app, at)
-    there = [(stage, index) for stage, count in kept.stages for index in range(count)]
+    there = [*_logs(app, kept).values()]
     if key is not None:
         there = [(stage, index) for stage, index in there if index == partition_of(key, dict(kept.stages)[stage])]
     if len(there) > 1:  # most of them may never have taken anything
         logs = {subjects.log(app, kept.topology, *one): one for one in there}
         there = [logs[log] for log in sorted(await bus.multi_last(subjects.stream(app), list(logs)))]
+    return await _looked_at(bus, app, kept, there, sequence)
+
+
+def _logs(app: str, kept: KeptBy) -> dict[str, tuple[str, int]]:
+    """The logs of the partitions in which an operator runs."""
+    return {subjects.log(app, kept.topology, stage, i): (stage, i) for stage, count in kept.stages for i in range(count)}
+
+
+async def _looked_at(
+    bus: Bus, app: str, kept: KeptBy, there: Sequence[tuple[str, int]], sequence: int
+) -> list[tuple[str, int, Tables]]:
+    """The tables of some partitions, as of a sequence."""
     found: list[tuple[str, int, Tables]] = []
     for first in range(0, len(there), _AT_ONCE):
         some = there[first : first + _AT_ONCE]
@@ -167,7 +200,7 @@ async def _changed(bus: Bus, app: str, kept: KeptBy, since: datetime) -> set[str
     """The keys of which entries since a time change something."""
     stream, found = subjects.stream(app), set[str]()
     start = await _sequence(bus, app, since) + 1
-    logs = {subjects.log(app, kept.topology, stage, i): (stage, i) for stage, count in kept.stages for i in range(count)}
+    logs = _logs(app, kept)
     patterns = [subjects.log(app, kept.topology, stage, "*") for stage, _ in kept.stages]
     async for page in pages(bus, stream, patterns, start=start):
         for message in page:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Collection, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dspex.bus import subjects
 from dspex.bus.errors import DecodeError
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
@@ -22,6 +25,7 @@ from dspex.engine.gateway.looking.said import MOST, is_applied, json, number_of
 FILTERS: Final = ("topology", "node", "reason", "fingerprint")
 _VARIES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{8,}\b|\d[\d.,:]*")
 """What is another thing in each letter of a kind: what is quoted, ids, numbers."""
+_KEPT: Final = 16  # questions for groups whose letters are kept in mind
 _BEGIN: Final = 120  # characters of a message that tell its kind
 
 
@@ -30,6 +34,7 @@ class LettersOffered:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._groups = OrderedDict[str, _Groups]()  # by what was asked for
 
     async def letters(self, request: Request) -> Response:
         """Dead letters, the oldest first."""
@@ -46,20 +51,15 @@ class LettersOffered:
     async def groups(self, request: Request) -> Response:
         """Dead letters by operator and what went wrong, the largest group first."""
         self._entrance.access.to_look(request)
-        client, found, first = await self._entrance.client(), dict[str, dict[str, Any]](), list[DeadLetter]()
-        async for one in _chosen(client, query_of(request, "topology", "node", "reason")):
-            name = fingerprint(one)
-            row = {"fingerprint": name, "topology": one.topology, "node": one.node, "reason": one.reason, "code": one.code}
-            if name not in found:
-                first.append(one)
-                found[name] = {**row, "count": 0, "oldest": one.time}
-            group = found[name]
-            group["count"] += 1
-            group["latest"] = one.time
-        shown = await hidden.whole_letters(client, await hidden.secrets_of(client), first)
-        for group, one in zip(found.values(), shown, strict=True):
-            group["message"] = one.message
-        return json({"groups": sorted(found.values(), key=lambda group: -group["count"])})
+        client, query = await self._entrance.client(), query_of(request, "topology", "node", "reason")
+        if "topology" in query:
+            await is_applied(client, query["topology"])
+        asked = str(sorted(query.items()))
+        groups = self._groups[asked] = self._groups.pop(asked) if asked in self._groups else _Groups(query)
+        if len(self._groups) > _KEPT:
+            self._groups.popitem(last=False)
+        found = await groups.now(client)
+        return json({"groups": sorted(found, key=lambda group: -group["count"])})
 
     async def redrive(self, request: Request) -> Response:
         """Run events again from where they failed, or say how many it would be (`dry_run`).
@@ -103,19 +103,66 @@ class LettersOffered:
         return await self._entrance.client(), said
 
 
+class _Groups:
+    """Letters that are asked for, by what went wrong. Those that were read once are not read again, unless some are gone."""
+
+    def __init__(self, query: QueryParams) -> None:
+        self._query, self._turn = query, asyncio.Lock()
+        self._found = dict[str, dict[str, Any]]()
+        self._last, self._count = 0, 0  # of the letters that were read: the sequence of the last one, and how many
+        self._applied = dict[str, int]()  # what is secret, and the names of operators, change with versions
+
+    async def now(self, client: Client) -> Collection[dict[str, Any]]:
+        """The groups as they are now, each with how many letters it has, and when the first and the last one was given up."""
+        async with self._turn:  # who asks at the same time reads nothing twice
+            applied = {name: one.version for name, one in (await client.manifests()).items()}
+            last, count = await self._there(client, 0)
+            new = count if not self._last else (await self._there(client, self._last))[1] if last > self._last else 0
+            on = applied == self._applied and count - new == self._count
+            found = {name: {**group} for name, group in self._found.items()} if on else dict[str, dict[str, Any]]()
+            if not on or new:
+                await self._read(client, found, self._last if on else 0, last)
+            self._found, self._last, self._count, self._applied = found, last, count, applied
+        return found.values()
+
+    async def _there(self, client: Client, after: int) -> tuple[int, int]:
+        """The sequence of the last letter, and how many lie behind a sequence."""
+        stream, pattern = subjects.stream(client.app), subjects.dead_pattern(client.app, self._query.get("topology", "*"))
+        if await client.bus.stream(stream) is None or (last := await client.bus.last(stream, pattern)) is None:
+            return 0, 0
+        return last.sequence, await client.bus.count(stream, [pattern], after=after)
+
+    async def _read(self, client: Client, found: dict[str, dict[str, Any]], after: int, last: int) -> None:
+        """Add the letters behind a sequence, up to the last one."""
+        first = dict[str, DeadLetter]()
+        async for one in _chosen(client, self._query, after=after):
+            if one.sequence > last:
+                break
+            name = fingerprint(one)
+            row = {"fingerprint": name, "topology": one.topology, "node": one.node, "reason": one.reason, "code": one.code}
+            if name not in found:
+                first[name] = one
+                found[name] = {**row, "message": "", "count": 0, "oldest": one.time}
+            found[name] |= {"count": found[name]["count"] + 1, "latest": one.time}
+        shown = await hidden.whole_letters(client, await hidden.secrets_of(client), [*first.values()])
+        for name, one in zip(first, shown, strict=True):
+            found[name]["message"] = one.message
+
+
 def fingerprint(letter: DeadLetter) -> str:
     """What letters of one kind share: operator, error, and its message but for what is another thing in each."""
     message = _VARIES.sub("…", letter.message)[:_BEGIN]
     return sha256("\0".join((letter.topology, letter.node, letter.reason, letter.code, message)).encode()).hexdigest()[:12]
 
 
-async def _chosen(client: Client, said: QueryParams | Mapping[str, Any]) -> AsyncGenerator[DeadLetter]:
+async def _chosen(client: Client, said: QueryParams | Mapping[str, Any], after: int = 0) -> AsyncGenerator[DeadLetter]:
     """The letters that are asked for, as they are shown. Raises HTTPException (404): no such topology."""
     topology, wanted = said.get("topology", "*"), said.get("fingerprint")
     if topology != "*":
         await is_applied(client, topology)
     secrets = await hidden.secrets_of(client)
-    async for letter in client.dead_letters(topology, node=said.get("node"), reason=said.get("reason")):
+    node, reason = said.get("node"), said.get("reason")
+    async for letter in letters.listing(client.bus, client.app, topology, node=node, reason=reason, after=after):
         shown = hidden.letter(secrets, letter)
         if wanted in (None, fingerprint(shown)):
             yield shown

@@ -147,7 +147,7 @@ class Looking:
 async def _written(client: Client) -> Sequence[int]:
     """How far the application's stream and those of its sources are: no run changes without them."""
     streams = {stream for applied in (await client.manifests()).values() for stream in applied.streams.values()}
-    infos = [await client.bus.stream(name) for name in sorted({subjects.stream(client.app), *streams})]
+    infos = await asyncio.gather(*map(client.bus.stream, sorted({subjects.stream(client.app), *streams})))
     return [info.last for info in infos if info is not None]
 
 

@@ -12,6 +12,7 @@ from dspex.bus.errors import InvalidInput
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.client.following import hidden
 from dspex.engine.client.status import state
+from dspex.engine.client.status.sessions import SessionHeads
 from dspex.engine.gateway.entrance import Entrance, known, query_of
 from dspex.engine.gateway.looking.said import MOST, is_applied, json, number_of
 from dspex.engine.graph.manifest import Manifest
@@ -26,6 +27,8 @@ class Overview:
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
+        self._kept = dict[str, state.KeptRead]()  # of operators with windows
+        self._heads = SessionHeads()
 
     # -- what waits for a person
     async def approvals(self, request: Request) -> Response:
@@ -67,7 +70,8 @@ class Overview:
         self._entrance.access.to_look(request)
         most = number_of(query_of(request, "limit").get("limit"), 100, MOST)
         client = await self._entrance.client()
-        found = sorted([one async for one in client.sessions()], key=lambda one: one.touched, reverse=True)
+        infos = await self._heads.now(client.bus, client.app)
+        found = sorted(infos, key=lambda one: one.touched, reverse=True)
         return json({"sessions": [one.as_dict() for one in found[:most]], "count": len(found)})
 
     async def session(self, request: Request) -> Response:
@@ -97,7 +101,8 @@ class Overview:
         for name, applied in (await client.manifests()).items():
             for node in applied.states if topology in (None, name) else ():
                 if applied.nodes.get(node, {}).get("op") in WINDOWS:
-                    kept = await state.listing(client.bus, client.app, f"{name}/{node}")
+                    what = f"{name}/{node}"
+                    kept = await self._kept.setdefault(what, state.KeptRead(what)).now(client.bus, client.app)
                     found += [row for one in kept for row in _windows(hidden.state(secrets, one))]
         found.sort(key=lambda one: str(one["start"]))
         return json({"windows": found[:most], "count": len(found)})

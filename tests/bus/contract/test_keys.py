@@ -99,6 +99,21 @@ async def test_items_of_a_bucket_are_those_below_the_prefix(bus: Bus, unique: st
 
 
 @pytest.mark.asyncio
+async def test_a_bucket_tells_its_last_revision_and_what_was_put_behind_one(bus: Bus, unique: str) -> None:
+    bucket = await bus.bucket(unique)
+    assert await bucket.revision() == 0
+    first, second = await bucket.put("a", b"1"), await bucket.put("b.c", b"1")
+    assert await bucket.revision() == second
+    assert await bucket.items(after=first) == {"b.c": (b"1", second)}
+    assert await bucket.items(after=second) == {}
+    third = await bucket.put("a", b"2")
+    assert await bucket.items(after=second) == {"a": (b"2", third)}
+    assert await bucket.items("b", after=first) == {"b.c": (b"1", second)}
+    await bucket.delete("a")
+    assert (await bucket.revision(), await bucket.items(after=second)) == (third, {})
+
+
+@pytest.mark.asyncio
 async def test_keys_below_a_prefix_expire_by_when_they_were_put(bus: Bus, unique: str) -> None:
     bucket = await bus.bucket(unique)
     clock = await bus.ensure_stream(StreamConfig(f"{unique}-clock", [f"{unique}.clock"]))

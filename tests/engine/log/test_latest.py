@@ -11,10 +11,11 @@ from engine_lab import APP, Lab
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.message import Message
-from dspex.bus.port import BusEvents
+from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.log import commit_log, latest
 from dspex.engine.log.entries import unpack
 from dspex.engine.log.latest import look
+from dspex.engine.log.positions import sequence_before
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -56,3 +57,17 @@ def test_tables_of_many_partitions_are_those_of_each_of_them(lab: MakeLab, monke
         assert (its.keyed.rows, its.positions.rows) == (wanted.keyed.rows, wanted.positions.rows)
     assert sum(len(its.keyed.rows) for its in found) == 13
     assert (len(bus.alone) == 0, len(bus.alone) == 64) == (most == 500, most == 0)
+
+
+@pytest.mark.parametrize("within", [0, 1, 16, 1000])
+def test_the_place_of_a_time_is_exact_or_lower_by_no_more_than_will_do(lab: MakeLab, within: int) -> None:
+    one, drafts = lab(), [NewMessage("s", b"")]
+    bus = one.client.bus
+    one.run(bus.ensure_stream(StreamConfig("S", ["s"])))
+    for _ in range(300):
+        one.run(bus.publish_all(drafts))
+        one.advance(1)
+    info, messages = one.run(bus.stream("S")), one.run(bus.scan("S", ["s"], start=1, stop=300))
+    for message in messages[::7]:
+        before, found = message.sequence - 1, one.run(sequence_before(bus, info, message.time, within=within))
+        assert max(0, before - within) <= found <= before

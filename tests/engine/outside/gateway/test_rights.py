@@ -161,7 +161,9 @@ def _calls(visitor: Visitor) -> None:
     parts = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "What now?"}]}]
     assert "[DONE]" in visitor.ask("post", "/v1/ai-sdk/chat", {"id": "c", "messages": parts})
     assert visitor.ask("get", "/v1/sessions/ann")
-    assert "ann" in [one["id"] for one in visitor.ask("get", "/v1/sessions")["sessions"]]
+    assert {one["id"]: one["turns"] for one in visitor.ask("get", "/v1/sessions")["sessions"]}["ann"] == 1
+    visitor.ask("post", "/v1/call/chat?session=ann", {"question": "b"})
+    assert {one["id"]: one["turns"] for one in visitor.ask("get", "/v1/sessions")["sessions"]}["ann"] == 2
 
 
 def _rest(visitor: Visitor) -> None:
