@@ -89,6 +89,18 @@ def test_what_is_asked_for_is_exported(what: str, expression: str, exported: dic
     assert asked <= labels, what
 
 
+def test_what_the_dashboard_offers_to_choose_from_is_exported(exported: dict[str, set[str]]) -> None:
+    variables = json.loads((MONITORING / "grafana.json").read_text())["templating"]["list"]
+    asked = [one for one in variables if one["type"] == "query"]
+    assert asked
+    for one in asked:
+        found = re.fullmatch(
+            r"label_values\((\w+), (\w+)\)", one["query"] if isinstance(one["query"], str) else one["query"]["query"]
+        )
+        assert found is not None
+        assert found[2] in exported[found[1]]
+
+
 def test_each_alert_says_what_to_do_and_panels_do_not_overlap() -> None:
     for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
