@@ -15,6 +15,7 @@ from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar
 from dspex.engine.again.change import (
     ForkChange,
+    ForkPlace,
     Reached,
     altered,
     before,
@@ -25,18 +26,24 @@ from dspex.engine.again.change import (
     outputs_of,
     place_of,
 )
+from dspex.engine.again.change.contributed import following, keepers
+from dspex.engine.again.change.later import Later, LaterWatcher, Sought
 from dspex.engine.again.code import builds_now, of_run
+from dspex.engine.again.event import id_in
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
+from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import Diff, compare
 from dspex.engine.client.runs.export import RunFile, written
 from dspex.engine.client.runs.kept import keep
 from dspex.engine.client.runs.then.changes import CODE
+from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.positions import pages, sequence_before
+from dspex.engine.replay.onward import replayed_onward
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Forked:
     `changed`: whether anything differs from its parent, or was asked anew: else what was changed was never reached.
     `keeps`: where what goes into an operator with state was changed, what that keeps of the key then: without the change, and
     with it. None where several events were changed, or it is not known.
+    `later`: what follows in other runs; None where no operator keeps anything, or it is in no log.
     """
 
     run: str
@@ -59,10 +67,12 @@ class Forked:
     without: str = ""
     changed: bool = True
     keeps: tuple[Any, Any] | None = None
+    later: Later | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it."""
-        return {name: value for name, value in vars(self).items() if name != "diff"}
+        later = self.later.as_dict() if self.later is not None else None
+        return {name: value for name, value in vars(self).items() if name != "diff"} | {"later": later}
 
 
 async def forked(
@@ -92,6 +102,7 @@ async def forked(
     states = [*earlier.programs, *([change.program] if change.program is not None else [])]
     found = await repeat(client, other, code, mode="hybrid", alter=alter, states=states, told=told)
     own = kept(change, place)
+    later = await _later(client, client.run(run), file, found, change, place, reached, earlier.graphs)
     if own.what in ("inputs", "outputs") and is_of_engine(place, code, file.info.topology):
         reached.check(file.info.id, at, own.what)
     now = builds_now(of_run(graphs, file.info.topology, file.root.data))
@@ -101,8 +112,34 @@ async def forked(
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
     sent = await _delivered(client, made, code) if deliver else 0
-    spent, anew = (found.served, found.called, found.tokens), found.called > 0 or not diff.same or reached.keeps_other
-    return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew, reached.keeps)
+    anew = found.called > 0 or not diff.same or reached.keeps_other or (later is not None and bool(later.diffs))
+    spent = (found.served, found.called, found.tokens)
+    return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew, reached.keeps, later)
+
+
+async def _later(
+    client: Client,
+    run: Run,
+    file: RunFile,
+    found: Repeated,
+    change: ForkChange,
+    place: ForkPlace,
+    reached: Reached,
+    graphs: Sequence[Graph],
+) -> Later | None:
+    """What a fork leads to in other runs of the topology. `found`: what came of the run itself. `reached`: is told of it."""
+    topology, runs, later = file.info.topology, {id_in(file)}, Reached()
+    code = changed(change, place, file, graphs, later, runs)[1]
+    graph = next(one for one in code if one.name == topology)
+    if not any(node.role == "state" for node in graph.nodes.values()) or await run.kept() is not None:
+        return None
+    past, applied = await run.history()
+    sought = Sought(runs, keepers(graph, place.node), follows=not reached.times)
+    watcher = LaterWatcher(client.app, file.root, found.file.root, sought)
+    graph, taken = following(graph, runs, sought.tainted), taken_by([past], topology).get(topology, {})
+    ends = await replayed_onward(client.bus, client.app, graph, applied[topology], taken, watcher)
+    reached.add(later)
+    return Later(tuple(watcher.diffs), (*watcher.open, *ends))
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:

@@ -11,15 +11,14 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from dspex.bus import subjects
-from dspex.bus.errors import DspexError
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import LogAddress, packed, plain, readable, unpack
+from dspex.engine.log.entries import LogAddress, Snapshot, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import changes, follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
@@ -27,6 +26,7 @@ from dspex.engine.log.tables import Tables
 from dspex.engine.replay import damage
 from dspex.engine.replay.ahead import HowMany, inputs_of
 from dspex.engine.replay.marks import marked, run_of
+from dspex.engine.replay.nobody import Nobody, not_committed, unchecked
 from dspex.engine.replay.stored import StoredCommit, other_rows
 from dspex.engine.replay.told import ToldTables
 from dspex.engine.replay.watched import ReplayPlace, Watcher
@@ -69,7 +69,10 @@ class PartitionReplay:
         builds: what wrote the entries that counted, as their claims say.
         differing: the runs of which the last difference is.
         watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
+        onward: it goes on with what comes now. told: tables as the log has them. mine: what the last entry changed now.
     """
+
+    onward = False
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
         self.bus, self._stage, self._stream, self._source_stream = bus, stage, subjects.stream(app), source_stream
@@ -79,7 +82,7 @@ class PartitionReplay:
         self._names = stage.names
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order != "any")
         self._source = (
-            SourceInput(bus, app, stage, stage.source, source_stream, count, _unchecked, asyncio.Event())
+            SourceInput(bus, app, stage, stage.source, source_stream, count, unchecked, asyncio.Event())
             if stage.source
             else None
         )
@@ -87,6 +90,7 @@ class PartitionReplay:
         self._records = RecordsInput(bus, app, stage)
         self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
+        self.told, self.mine = Tables(), cast("Mapping[str, Any]", {})
         self.excused, self._fails = False, set[str]()  # of what failed now, the runs; "" of what is not known
         self._runs: Collection[str] | None = None
         self.watcher, self.first, self.differing = Watcher(), 0, tuple[str, ...]()
@@ -110,13 +114,7 @@ class PartitionReplay:
         if self._source is not None:
             info = await self.bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0
-        before, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
-        found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
-        if found is not None:
-            await restored(self.bus, self.log, found, tables)
-            await restored(self.bus, self.log, found, before)
-        told = ToldTables(before, fresh=found is None and not self._names)
-        self._own(tables, "")
+        found, told = await self._begin(snapshot)
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
         stop = await damage.end_of(self.bus, self.log, end.at, min(end.last, until))
@@ -137,17 +135,37 @@ class PartitionReplay:
             if only is None or message.sequence in only:
                 async for what in self._entry(message.sequence, entry, changed):
                     yield Difference(message.sequence, what)
-            if only is not None:  # what others would change now is no matter of who is looked at
-                self._p.tables.apply(changed, message.sequence)
+            if only is not None and (not self.onward or message.sequence not in only):
+                self._p.tables.apply(changed, message.sequence)  # what others would change now is no matter of who is looked at
+            elif self.over(message.sequence, changed):
+                return
         if stop >= end.at and packed(told.snapshot()) != packed(self._p.tables.snapshot()):
             yield Difference(end.at, "the tables are not those that the log tells")
+
+    async def _begin(self, snapshot: int) -> tuple[Snapshot | None, ToldTables]:
+        """Begin with a snapshot, if there is one: that, and what is told behind it."""
+        self.told, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
+        found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
+        if found is not None:
+            await restored(self.bus, self.log, found, tables)
+            await restored(self.bus, self.log, found, self.told)
+        self._own(tables, "")
+        return found, ToldTables(self.told, fresh=found is None and not self._names and not self.onward)
+
+    def over(self, sequence: int, changed: Mapping[str, Any]) -> bool:
+        """Whether nothing else is to be seen behind an entry, which was handled and has changed this then."""
+        return False
+
+    def timer(self, number: int) -> int:
+        """The number that a timer has now."""
+        return number
 
     def _own(self, tables: Tables, nonce: str) -> None:
         """Go on as the owner whose claim drew `nonce`."""
         self._nonce, a = nonce, replace(self._address, nonce=nonce)
         process = Process(self._stage, a, self._names, self._source_stream)
         log, alarm = CommitLog(self.bus, self.log, "replay", 0), asyncio.Event()
-        self._p = Partition(a.partition, log, tables, process, _Nobody(), _not_committed, alarm, (1, 1))
+        self._p = Partition(a.partition, log, tables, process, Nobody(), not_committed, alarm, (1, 1))
 
     async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
         if not self._nonce:  # it begins in the middle of an owner's time
@@ -174,6 +192,11 @@ class PartitionReplay:
                 self.excused = True
                 yield f"{run[0]} {run[1]} to {run[2]}: {run[3]} arrivals were taken, {count} are still there"
         self._batch.write_frames()
+        async for what in self._given(sequence, entry, changed):
+            yield what
+
+    async def _given(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
+        """What came of an entry, beside what it has."""
         mine: Mapping[str, Any] = self._changes("asks" in entry)
         same = digest(self._batch.messages) == entry["digest"]
         if mine != changed:
@@ -181,6 +204,11 @@ class PartitionReplay:
         stored, gave = StoredCommit(self.bus, self._address.app, sequence, entry), self._batch.messages
         if sequence >= self.first:
             await self.watcher.gave(self._where, gave)
+        if self.onward:
+            self.mine = mine
+            if not same:
+                await self.watcher.gave_other(self._where, gave, await stored.messages())
+            return
         if self._runs is not None and not (same and mine == changed):
             mine, same = changed, await stored.same_of(self._runs, gave)
         same = same or await stored.same_but_for_lines(gave)
@@ -211,7 +239,7 @@ class PartitionReplay:
             return
         inputs: list[Input | None] = [self._source, self._events, self._records, self._timers]
         reader = next(i for i in inputs if i is not None and i.name == input)
-        timer = Message(str(self._p.index), b"", {}, first)  # the number of a timer is its sequence
+        timer = Message(str(self._p.index), b"", {}, self.timer(first))  # the number of a timer is its sequence
         for message in [timer] if input == "timers" else await self._logs[input].between(first, last):
             if reader.owner(message) != self._p.index:
                 continue
@@ -270,18 +298,3 @@ class PartitionReplay:
         for number, index in self._batch.asked.items():
             if number in calls.rows:
                 calls.stored(number, sequence if within else first + index)
-
-
-class _Nobody:
-    """The owner of a partition that commits nothing."""
-
-    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
-    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
-
-
-def _not_committed(p: Partition) -> None:
-    """Nothing is written here."""
-
-
-async def _unchecked(partitions: Sequence[Partition], clock: float) -> float:
-    return 0.0  # nothing is read from a position here

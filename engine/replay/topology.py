@@ -144,7 +144,7 @@ async def _one(
     found.partitions += 1
     replay.watcher, replay.first = watcher or replay.watcher, first
     with silent():
-        async for entry, what in replay.differences(await _snapshot(bus, replay.log, first), last, only, runs):
+        async for entry, what in replay.differences(await snapshot_before(bus, replay.log, first), last, only, runs):
             if entry >= first:
                 found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
     found.taken += replay.taken
@@ -171,7 +171,7 @@ def _only(there: Sequence[tuple[Stage, int, int]], stage: str, index: int) -> li
     raise TopologyError(f"no partition {stage}/{index} has taken anything", code="DX235", fix=fix)
 
 
-async def _snapshot(bus: Bus, log: LogAddress, first: int) -> int:
+async def snapshot_before(bus: Bus, log: LogAddress, first: int) -> int:
     """The entry that names the snapshot to begin at, the last one before `first`; 0: the log's begin, where that is there."""
     end = await latest(bus, log)
     kept = [at for at in (bases(end.at, end.entry) if end.at else ()) if at]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
+from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
 from dspex.engine.graph.context import Build, Handler
 from dspex.engine.graph.graph import Graph
@@ -39,6 +40,9 @@ class Watcher:
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """All arrivals of an entry were handled; what came of them, which would be stored."""
+
+    async def gave_other(self, where: ReplayPlace, messages: Sequence[NewMessage], stored: Sequence[Message | None]) -> None:
+        """The same where it is not what was stored, of a replay that goes on with it. None: what is gone."""
 
     def enters(self, node: str, data: Any, walk: Any) -> Any:
         """Something comes to an operator; what it shall get."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -73,7 +73,8 @@ def place_of(at: str, file: RunFile, graphs: Sequence[Graph]) -> ForkPlace:
         fix = there if known is not None else did_you_mean(at, [*calls, *names], "see dspex runs show")
         raise RunNotFound(f"run {file.info.id} has no step or operator {at!r} that can be forked", run=file.info.id, fix=fix)
     if not mark and not native and not decided and not any(call.node == node for call in file.calls):
-        raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix="see dspex runs show")
+        fix = "see dspex runs show; behind a window or a batch it is called in other runs: change there what goes into it"
+        raise RunNotFound(f"{node} was not called in run {file.info.id}", run=file.info.id, fix=fix)
     return ForkPlace(node, int(number) if mark else None, None, key if keyed else None)
 
 
@@ -84,11 +85,16 @@ def is_of_engine(at: ForkPlace, graphs: Sequence[Graph], topology: str) -> bool:
 
 
 def changed(
-    change: ForkChange, at: ForkPlace, file: RunFile, graphs: Sequence[Graph], reached: Reached
+    change: ForkChange,
+    at: ForkPlace,
+    file: RunFile,
+    graphs: Sequence[Graph],
+    reached: Reached,
+    runs: Collection[str] | None = None,
 ) -> tuple[RunFile, list[Graph]]:
     """The event and the graphs of the fork. Raises ConfigError where the operator has not got what is changed.
 
-    `reached`: is told of it while the run is done again.
+    `reached`: is told of it while the run is done again. `runs`: whose steps are changed; None: those of the run.
     """
     graph = next(one for one in graphs if one.name == file.info.topology)
     node = graph.nodes[at.node]
@@ -102,7 +108,7 @@ def changed(
         return _decided(change, at, file), list(graphs)
     made: Node
     pools, is_own = graph.pools, change.inputs is not None or change.outputs is not None
-    put = Interposed(id_in(file), change.inputs, change.outputs, at.ordinal, reached, at.key)
+    put = Interposed(runs if runs is not None else {id_in(file)}, change.inputs, change.outputs, at.ordinal, reached, at.key)
     if isinstance(node, CallNode):
         made, pools = _of_call(change, at, node, submitted=graph.name == SUBMITTED), (*pools, *_pools(change, node))
     elif isinstance(node, NativeNode) and is_own:

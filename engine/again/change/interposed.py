@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from dspex.engine.graph.nodes import Emitted, State
 
 
 class Interposed(NamedTuple):
-    """What is changed. `run`: in its steps alone: others may be woken meanwhile. `ordinal`: in that one; None: in all.
+    """What is changed. `runs`: in their steps alone: others may be woken meanwhile. `ordinal`: in that one; None: in all.
 
     `key`: the step is numbered among those of a key; None: among all.
     """
 
-    run: str
+    runs: Collection[str]
     inputs: Mapping[str, Any] | None
     outputs: Mapping[str, Any] | None
     ordinal: int | None
@@ -68,16 +68,22 @@ class Interposed(NamedTuple):
             if not mine(rows, *(one.origin for one in found)):
                 return found
             self.reached.woken = self.ordinal is not None
-            return [self._later(one) for one in found]
+            return [self._later(one, finished=own.finish is None) for one in found]
 
-        return replace(own, step=step, woken=woken if own.woken is not None else None)
+        def finish(data: Any) -> Any:
+            if not isinstance(data, _Unfinished):
+                return own.finish(data) if own.finish is not None else data
+            return self.reached.merged(own.finish(data.data) if own.finish is not None else data.data, self.outputs or {})
+
+        made = replace(own, step=step, woken=woken if own.woken is not None else None)
+        return replace(made, finish=finish) if own.finish is not None else made
 
     def _chosen(self) -> Callable[..., bool]:
         """Which steps are meant, asked once for each. One that was woken is also of a run of which something comes out."""
         numbers = count()
 
         def is_meant(ctx: Any, *out: Origin) -> bool:
-            if self.run not in (ctx.origin.run, *(one.run for one in out)) or self.key not in (None, ctx.origin.key):
+            if not any(one.run in self.runs for one in (ctx.origin, *out)) or self.key not in (None, ctx.origin.key):
                 return False
             return self.ordinal is None or next(numbers) == self.ordinal
 
@@ -91,10 +97,16 @@ class Interposed(NamedTuple):
             return out
         return lambda data, ctx: out(self.reached.merged(data, fields) if now[0] else data, ctx)
 
-    def _later(self, one: Emitted) -> Emitted:
-        if self.outputs is None or one.error is not None or one.origin.run != self.run:
+    def _later(self, one: Emitted, *, finished: bool) -> Emitted:
+        if self.outputs is None or one.error is not None or one.origin.run not in self.runs:
             return one
-        return one._replace(data=self.reached.merged(one.data, self.outputs))
+        return one._replace(data=self.reached.merged(one.data, self.outputs) if finished else _Unfinished(one.data))
+
+
+class _Unfinished(NamedTuple):
+    """What an operator finishes later, and is changed then."""
+
+    data: Any
 
 
 def _nowhere(data: object, ctx: object) -> None:

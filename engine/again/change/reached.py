@@ -43,6 +43,11 @@ class Reached:
         self.times += 1
         return found
 
+    def add(self, other: Reached) -> None:
+        """What came of it elsewhere, too."""
+        self.times, self.woken = self.times + other.times, self.woken or other.woken
+        self.problem = self.problem or other.problem
+
     def check(self, run: str, node: str, what: str) -> None:
         """Raise ConfigError (DX105) where it could not be made, RunNotFound where nothing was there to be changed.
 
@@ -57,7 +62,7 @@ class Reached:
             raise RunNotFound(why, run=run, fix="change what it gives then: --set k=v")
         if what == "inputs":
             raise RunNotFound(f"the event of run {run} did not come to {node}", run=run, fix="see dspex runs show")
-        fix = "change what goes in (--input): what a window or a batch gives comes of many events, and is none of their runs"
+        fix = "change what goes in (--input); what a window or a batch gives is known once it has closed"
         raise RunNotFound(f"{node} gave nothing in run {run} that can be changed", run=run, fix=fix)
 
 

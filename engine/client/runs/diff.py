@@ -147,6 +147,11 @@ def _without(secrets: Secrets, one: StepDiff) -> StepDiff:
     return replace(one, a=secrets.masked(one.a), b=secrets.masked(one.b))
 
 
+def between(step: str, a: Any, b: Any, secrets: Secrets) -> list[StepDiff]:
+    """What differs in the data of a step, without what is secret."""
+    return [_without(secrets, one) for one in _values(step, "", a, b) if not _unknown(secrets, one)]
+
+
 def need_records(root: Happening) -> None:
     """Raise RecordingIncomplete where a record of a run is damaged or missing: what its call was answered is not known."""
     if root.changed:

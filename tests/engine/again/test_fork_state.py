@@ -144,8 +144,7 @@ def test_a_step_is_named_by_its_number_also_where_a_timer_has_woken_it(past: tup
 @pytest.mark.parametrize(
     ("at", "change", "error", "said"),
     [
-        ("window", {"outputs": {"value": 9}}, RunNotFound, "window gave nothing in run .* that can be changed"),
-        ("some", {"outputs": {"n": 9}}, RunNotFound, "some gave nothing"),
+        ("some", {"outputs": {"n": 9}}, ConfigError, r"some: its data is a list of \d, and has no 'n'"),
         ("both", {"outputs": {"n": 9}}, ConfigError, "its data is a list of 2, and has no 'n'"),
         ("both", {"outputs": {"middle.n": 9}}, ConfigError, "a list of 2, and has no 'middle.n'"),
         ("typed_both", {"outputs": {"left.n": "five"}}, ConfigError, 'typed_both: left.n: int, and "five" is none'),

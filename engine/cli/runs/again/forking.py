@@ -67,6 +67,7 @@ def fork(
     ]
     lines += [f"begins without state: {made.without}"] if made.without else []
     lines += [f"{at} keeps {change_of(*made.keeps)}"] if made.keeps is not None else []
+    lines += made.later.lines() if made.later is not None else []
     lines += [] if made.changed else [f"changed nothing: what it did at {at} is the same, or did not come there"]
     said: dict[str, Any] = made.as_dict() | ({"diff": made.diff.as_dict()} if diff else {})
     t.emit(said, *lines, *(made.diff.lines() if diff else []))

@@ -1,0 +1,253 @@
+"""What a change leads to in other runs: in those of windows that close later, and of events that find another state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from dspex.bus import codecs, subjects
+from dspex.bus.errors import DataError
+from dspex.bus.message import Message, content_type, plain
+from dspex.bus.port import NewMessage
+from dspex.bus.records import CallRequest, Letter, NodeEvent, unpack_event, unpack_frame
+from dspex.engine.again.change.contributed import RowAt
+from dspex.engine.client.runs import places
+from dspex.engine.client.runs.diff import NOTHING, between
+from dspex.engine.client.runs.judged.beside import change
+from dspex.engine.client.runs.then.masking import secrets_of
+from dspex.engine.client.runs.tree import Happening
+from dspex.engine.replay.onward import OnwardWatcher
+from dspex.engine.replay.watched import ReplayPlace
+from dspex.engine.runtime.arrival import Answered, Arrival, Due
+
+_NOTHING_ELSE: Final = object()
+_MOST: Final = 20  # differences that are printed
+
+
+class LaterDiff(NamedTuple):
+    """Something that another run gives otherwise. `step`: a subject, an operator that calls, or a letter. Else as StepDiff."""
+
+    run: str
+    step: str
+    field: str | None
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Later:
+    """What follows in other runs, with everything else as it is recorded.
+
+    `open`: what is not known of it, such as answers that nobody gave, and what is not as it was at the end of the log. None:
+    behind it all is as it was.
+    """
+
+    diffs: tuple[LaterDiff, ...] = ()
+    open: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """As people read it."""
+        if self.diffs:
+            yield "later, in other runs:"
+        for one in self.diffs[:_MOST]:
+            what = f"{one.step} {one.field}" if one.field is not None else one.step
+            yield f"     …{one.run[-8:]}  {what:<16} {change(one.a, one.b)}"
+        if len(self.diffs) > _MOST:
+            yield f"     … and {len(self.diffs) - _MOST:,} more"
+        yield from (f"later: {why}" for why in self.open)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `--json` has it."""
+        return {"diffs": [one._asdict() for one in self.diffs], "open": list(self.open)}
+
+
+class _Given(NamedTuple):
+    """Something of a commit: what it is, and its run. `event`: as it goes on."""
+
+    run: str
+    step: str
+    data: Any
+    event: NodeEvent | None = None
+
+
+@dataclass
+class Sought:
+    """What of other runs may come to what is changed.
+
+    Attributes:
+        runs: in which it is changed: that which is forked, and those that begin with what windows made of it.
+        tainted: rows that have something of theirs. operators: those that may begin such a run yet.
+        follows: whether the change is looked for behind them, since the run itself did not come to it.
+    """
+
+    runs: set[str]
+    operators: set[str]
+    follows: bool
+    tainted: set[RowAt] = field(default_factory=set["RowAt"])
+
+    @property
+    def pending(self) -> bool:
+        """Whether one may begin yet."""
+        return self.follows and any(at[0] in self.operators for at in self.tainted)
+
+
+class LaterWatcher(OnwardWatcher):
+    """Has the events of a run go on as they do in its fork, over calls and hops; and sees what others give otherwise.
+
+    `then`, `now`: the trees of the run and of its fork, with the same ids. `app`: the application. `sought`: other
+    runs that may come to what is changed.
+    """
+
+    def __init__(self, app: str, then: Happening, now: Happening, sought: Sought) -> None:
+        super().__init__()
+        self._app, self._run, self._subject, self._secrets = app, then.id, then.node, secrets_of(then, now)
+        self._sought, self._coming = sought, dict[tuple[str, int], set[str]]()  # by partition, events that are to come there
+        self._source = now.data if now.data != then.data else _NOTHING_ELSE
+        self._events, self._unknown = dict[str, NodeEvent | None](), set[str]()
+        self._outputs = dict[str, Mapping[str, Any]]()
+        self.diffs, self.open = list[LaterDiff](), dict[str, None]()
+        asked = {one.id: one for one in now if one.kind == "call"}
+        for call in (one for one in then if one.kind == "call" and one.id in asked):
+            gave, gives = call.attempts[-1].outputs, asked[call.id].attempts[-1].outputs
+            if gave != gives and gives is not None:
+                self._outputs[call.id] = gives
+            elif gave != gives:
+                self._unknown.add(call.id)
+
+    def waits(self, stage: str, partition: int) -> bool:
+        """See OnwardWatcher."""
+        return self._sought.pending or bool(self._coming.get((stage, partition)))
+
+    async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+        """See Watcher."""
+        for m in messages if self._sought.follows else ():
+            for (_, id), given in _given(Message(m.subject, m.data, {**(m.headers or {})})) if ".edge." in m.subject else ():
+                if given.run in self._sought.runs and given.run != self._run:
+                    self._comes(m.subject, id, where.entry)
+
+    def _comes(self, subject: str, id: str, entry: int) -> None:
+        """An event is handed on in an entry that is looked for where it arrives."""
+        if (to := places.edge(self._app, subject)) is not None:
+            self.reaches[to[1:]] = min(entry, self.reaches.get(to[1:], entry))
+            self._coming.setdefault(to[1:], set()).add(id)
+
+    def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
+        """See Watcher."""
+        match arrival.what:
+            case NodeEvent() as event:
+                self._coming.get((where.stage, where.partition), set[str]()).discard(event.origin.id)
+                return arrival._replace(what=self._event(event))
+            case Answered() as answered:
+                return arrival._replace(what=self._answered(answered))
+            case Due(what=NodeEvent() as event) as due:
+                return arrival._replace(what=due._replace(what=self._event(event) or event))
+            case Due(what=Answered() as answered) as due:
+                return arrival._replace(what=due._replace(what=self._answered(answered) or answered))
+            case _:
+                return arrival
+
+    def _event(self, event: NodeEvent) -> NodeEvent | None:
+        id, is_own = event.origin.id, event.origin.run == self._run and event.call is None
+        if (
+            is_own
+            and event.origin.subject == self._subject
+            and event.origin.cause is None
+            and self._source is not _NOTHING_ELSE
+        ):
+            data, media = codecs.encode(self._source, "auto")
+            return event._replace(data=data, content_type=media)
+        if id not in self._events:
+            return event
+        now = self._events[id]
+        return event._replace(data=now.data, content_type=now.content_type) if now is not None else None
+
+    def _answered(self, answered: Answered) -> Answered | None:
+        call = answered.record.call
+        if call in self._unknown:
+            return None
+        if (outputs := self._outputs.get(call)) is not None:
+            answered = answered._replace(record=replace(answered.record, outputs=outputs, error=None))
+        if (now := next((now for now, then in self.renamed.items() if then == call), None)) is not None:
+            answered = answered._replace(record=replace(answered.record, call=now))
+        return answered._replace(event=self._events.get(call, answered.event))
+
+    async def gave_other(self, where: ReplayPlace, messages: Sequence[NewMessage], stored: Sequence[Message | None]) -> None:
+        """See Watcher."""
+        now = [Message(m.subject, m.data, {**(m.headers or {})}) for m in messages]
+        then = [m for m in stored if m is not None]
+        theirs, mine = (dict(found for m in some for found in _given(m)) for some in (then, now))
+        for id, (a, b, now_id) in _paired(theirs, mine).items():
+            if id[1] != now_id and id[0] == "call":
+                self.renamed[now_id] = id[1]
+            if a == b:
+                continue
+            if a is None and id[0] == "event":
+                self.open[f"what comes to {b.step if b else ''} and did not then is not followed"] = None
+            if a is not None and id[0] == "event":
+                self._comes(next(m.subject for m in then if id in dict(_given(m))), id[1], where.entry)
+            if id[0] in ("event", "call"):
+                self._events[id[1]] = b.event if b is not None else None
+            self._differ(id, a, b)
+
+    def _differ(self, id: tuple[str, str], a: _Given | None, b: _Given | None) -> None:
+        one = a or b
+        if one is None or id[0] == "event" or one.run == self._run:
+            return
+        there, here = (NOTHING if given is None else given.data for given in (a, b))
+        for data in (there, here):
+            self._secrets.learn(data)
+        found = [LaterDiff(one.run, *step) for step in self._between(one.step, there, here)]
+        self.diffs += found
+        if found and id[0] == "call":
+            if a is not None and b is not None:
+                self.open[f"{one.step} is asked something else, and not called: what follows has the answers of then"] = None
+            elif b is not None:
+                self.open[f"{one.step} is asked where it was not then, and not called: what would follow is not known"] = None
+
+    def _between(self, step: str, a: Any, b: Any) -> Iterator[tuple[str, str | None, Any, Any]]:
+        """What differs, a thing that only one has as a whole."""
+        if a is NOTHING or b is NOTHING:
+            then, now = (value if value is NOTHING else self._secrets.masked(value) for value in (a, b))
+            yield step, None, then, now
+            return
+        yield from ((one.step, one.field, one.a, one.b) for one in between(step, a, b, self._secrets))
+
+
+_Pair: TypeAlias = tuple["_Given | None", "_Given | None", str]
+"""What a commit had, what it has now, and the id of that."""
+
+
+def _paired(theirs: Mapping[tuple[str, str], _Given], mine: Mapping[tuple[str, str], _Given]) -> dict[tuple[str, str], _Pair]:
+    """What is the same by its id; else by what it is, in order, since what another event began has another id."""
+    found: dict[tuple[str, str], _Pair] = {id: (one, mine.get(id), id[1]) for id, one in theirs.items()}
+    for id, one in [(id, one) for id, one in mine.items() if id not in theirs]:
+        same = (
+            old for old, (a, b, _) in found.items() if b is None and old[0] == id[0] and a is not None and a.step == one.step
+        )
+        old = next(same, None)
+        found[old or id] = (theirs.get(old) if old is not None else None, one, id[1])
+    return found
+
+
+def _given(m: Message) -> Iterator[tuple[tuple[str, str], _Given]]:
+    """What a message of a commit holds, by kind and id; nothing of what cannot be read."""
+    try:
+        if subjects.is_work(m.subject):
+            asked = CallRequest.unpack(m.data)
+            event = unpack_event(asked.record.event) if asked.record is not None else None
+            yield ("call", asked.call), _Given(asked.run, asked.node, dict(asked.inputs), event)
+        elif subjects.matches("dspex.*.edge.>", m.subject):
+            for event in unpack_frame(m.data):
+                yield ("event", event.origin.id), _Given(event.origin.run, event.node, None, event)
+        elif subjects.matches("dspex.*.dead.>", m.subject):
+            letter = Letter.unpack(m.data)
+            said = {name: letter.error.get(name) for name in ("type", "message")}
+            id, run = letter.event.call or letter.event.origin.id, letter.event.origin.run
+            yield ("letter", id), _Given(run, f"letter at {letter.node}", said)
+        else:
+            read = plain(m)
+            data = codecs.decode(read.data, content_type(read.headers))
+            yield ("output", m.headers.get(subjects.EVENT_ID, "")), _Given(m.headers.get(subjects.RUN, ""), m.subject, data)
+    except DataError:  # in the object store, or sealed
+        return
