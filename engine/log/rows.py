@@ -134,6 +134,13 @@ class Timer(NamedTuple):
     hold: float | None = None
     until: float | None = None
 
+    @property
+    def forgets(self) -> bool:
+        """Whether nothing comes out then: an operator forgets what it kept of events that have long gone on. What does come out
+        by a watermark holds it.
+        """
+        return self.kind == "mark" and self.hold is None
+
 
 def tell_what_is_kept(tables: Mapping[str, Any]) -> bool:
     """Whether changes of tables tell what operators keep, which is made of payloads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dspex.bus.message import Message
@@ -17,18 +17,24 @@ from dspex.engine.log.rows import OpenCall, Timer
 TABLES = {"calls": OpenCall, "timers": Timer}
 
 
+def waited_for(kind: type[OpenCall | Timer], row: Sequence[Any] | None) -> OpenRow | None:
+    """A row of a table for which its run waits; None where it is gone, or the run is over in spite of it."""
+    found = kind(*row) if row is not None else None
+    return None if isinstance(found, Timer) and found.forgets else found
+
+
 class Commit:
     """A commit of a log, read and checked once for all runs that look at it.
 
     Attributes:
-        rows: those that it changed, by table: their numbers, and what they are now; None: they are gone.
+        rows: those that it changed, by table: their numbers, and what they are now; None: they are gone, or no run waits for
+            them any more.
     """
 
     def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
         self._bus, self.message, self.entry = bus, message, entry
         self.rows: dict[str, list[tuple[int, OpenRow | None]]] = {
-            table: [(number, kind(*row) if row is not None else None) for number, row in changed.get(table, ())]
-            for table, kind in TABLES.items()
+            table: [(number, waited_for(kind, row)) for number, row in changed.get(table, ())] for table, kind in TABLES.items()
         }
         self.requests = [
             Message(ask.subject, ask.data, dict(ask.headers or {}), message.sequence, message.time)

@@ -21,12 +21,13 @@ from dspex.bus.message import Message, id_time, new_id, partition_of, run_of, sp
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, Usage
 from dspex.bus.serving import payloads
+from dspex.engine.client.following.commit import TABLES, waited_for
 from dspex.engine.client.following.progress import PartitionId, RowId, RunProgress, Waits
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, readable
 from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.log.reading import changes
-from dspex.engine.log.rows import OpenCall, Position, Timer
+from dspex.engine.log.rows import Position
 
 _NEAR: Final = 64  # sequences that are read for nothing, in place of some questions where runs began
 _log = structlog.get_logger("dspex.client")
@@ -155,16 +156,15 @@ class Follower:
 
     def _rows(self, partition: PartitionId, changes: Mapping[str, Any]) -> Iterator[RunProgress]:
         """Calls that the entry opened and closed, and events that it put off or released."""
-        rows = [("calls", n, OpenCall(*raw).run if raw else None) for n, raw in changes.get("calls", ())]
-        rows += [("timers", n, Timer(*raw).run if raw else None) for n, raw in changes.get("timers", ())]
-        for table, number, id in rows:
+        rows = [(t, n, waited_for(kind, raw)) for t, kind in TABLES.items() for n, raw in changes.get(t, ())]
+        for table, number, found in rows:
             row = (partition, table, number)
-            if id is None:
+            if found is None:
                 if (run := self._open.pop(row, None)) is not None:
                     run.open.discard(row)
                     run.calls += table == "calls"
                     yield run
-            elif (run := self._of(id)) is not None:
+            elif (run := self._of(found.run)) is not None:
                 run.open.add(row)
                 self._open[row] = run
 

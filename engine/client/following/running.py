@@ -42,7 +42,7 @@ async def open_runs(
 ) -> AsyncIterator[str]:
     """The ids of runs of which anything is open in tables, the latest first. `since`: of those that began then or later."""
     rows = {row.run for one in tables.values() for row in one.calls.rows.values()}
-    rows |= {row.run for one in tables.values() for row in one.timers.rows.values()}
+    rows |= {row.run for one in tables.values() for row in one.timers.rows.values() if not row.forgets}
     ways = [_in_order(rows, since)]
     for stream, subject, readers in places.sources(manifests):
         taken = [_taken(tables, manifests[topology], topology, *reads) for topology, reads in readers]

@@ -32,6 +32,7 @@ function boxes(one, now) {
     const row = now.operators.find((of) => of.topology === one.name && of.node === name);
     const letters = now.letters.filter((of) => of.topology === one.name && of.node === name).reduce((sum, of) => sum + of.count, 0);
     const lines = row && (row.calls || row.events) ? [[`${row.calls ? "calls" : "events"} ${many(row.calls || row.events)}`, seconds(row.p50)].filter(Boolean).join(", ")] : [];
+    if (row?.handled) lines.push(`${seconds(row.seconds / row.handled)} each`); // where the engine measures what operators take
     found[name] = { op: letters ? `${node.op}, ${many(letters)} dead` : node.op, from: node.from, lines, calls: Boolean(row?.calls), failing: letters > 0 };
   }
   return found;

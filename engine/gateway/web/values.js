@@ -3,6 +3,7 @@ import { fill, get, h, trouble } from "./base.js";
 
 export function seconds(value) {
   if (value === null || value === undefined) return "";
+  if (value && value < 0.001) return `${Math.round(value * 1e6)} µs`;
   if (value < 1) return `${Math.round(value * 1000)} ms`;
   if (value < 120) return `${value.toFixed(1)} s`;
   return value < 7200 ? `${Math.round(value / 60)} min` : value < 172800 ? `${Math.round(value / 3600)} h` : `${Math.round(value / 86400)} d`;

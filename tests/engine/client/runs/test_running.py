@@ -209,3 +209,29 @@ def test_a_status_that_is_none_is_refused_and_not_taken_for_no_runs(lab: MakeLab
 
     with pytest.raises(ConfigError, match="status='finished' is none"):
         one.run(listed("finished"))
+
+
+def keeping() -> Topology:
+    """Operators that keep something of an event for long after it has gone on, and one that does not let it go on before."""
+    topology = Topology("keeps")
+    keyed = topology.source("in").key_by("k")
+    keyed.dedupe("k", within="1h", name="once").sink("firsts")
+    keyed.stateful(lambda state, data, ctx: (state + 1, [state]), init=int, ttl="1h", name="count").sink("counts")
+    keyed.reduce(lambda a, b: {"k": "x", "n": a["n"] + b["n"]}, ttl="1h", name="sum").sink("sums")
+    keyed.lookup(topology.source("table").key_by("k"), ttl="1h", name="known").sink("looked")
+    keyed.join(topology.source("others").key_by("k"), within="1h", name="pairs").sink("paired")
+    topology.source("windowed").key_by("k").window("1h").count(name="hourly").sink("counted")
+    return topology
+
+
+def test_a_run_does_not_wait_until_operators_forget_what_they_keep_of_it(lab: MakeLab) -> None:
+    one = lab(keeping())
+    one.start()
+    for subject in ("table", "others", "in", "in"):
+        run = one.run(one.client.publish(subject, {"k": "x", "n": 1}))
+        assert one.run(run.wait("10s")).status == "done"
+        assert one.run(one.client.run(run.id).info()).status == "done"
+    assert running(one) == []
+    held = one.run(one.client.publish("windowed", {"k": "x", "n": 1}))
+    one.advance(10)
+    assert running(one) == [one.run(held.info()).id], "something comes out when the window ends"

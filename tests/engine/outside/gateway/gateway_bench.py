@@ -90,7 +90,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str, model: Stan
         made = Project(tmp_path_factory.mktemp("gateway"), u, SETTINGS.format(url=url, u=u), **env)
         made.write("support.yaml", TOPOLOGY.format(u=u))
         made.write("counts.yaml", COUNTS.format(u=u))
-        with made.start("run", "--http", f"127.0.0.1:{port}") as run:
+        with made.start("run", "--http", f"127.0.0.1:{port}", "--profile", "profile.json") as run:
             run.until("ready in")
             yield made
             assert run.end() == 0, run.errors()

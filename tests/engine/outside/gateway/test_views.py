@@ -65,7 +65,7 @@ def test_filters_are_in_the_address_and_are_kept_by_name(shown: Any, http: httpx
     assert shown.evaluate("localStorage.getItem('dspex.filters')") == "[]"
 
 
-def test_the_topology_is_drawn_with_rate_and_cost_on_its_edges(
+def test_the_topology_is_drawn_with_what_operators_take_and_rate_and_cost_on_its_edges(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
     published(http, project, "costs something")
@@ -75,6 +75,7 @@ def test_the_topology_is_drawn_with_rate_and_cost_on_its_edges(
     drawn.locator("text.way", has_text="$0.0").first.wait_for()
     drawn.locator("text.way", has_text="/s").first.wait_for()
     drawn.locator("text", has_text=re.compile(r"^predict, \d+ dead$")).first.wait_for()
+    drawn.locator("text", has_text=re.compile(r"^\d+(\.\d)? (µs|ms) each$")).first.wait_for()
     assert {"classify", "check", "draft"} <= set(drawn.locator("text").all_text_contents())
     shown.screenshot(path=tmp_path / "topology.png")
 
