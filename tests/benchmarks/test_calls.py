@@ -56,8 +56,8 @@ def test_a_table_shows_each_beside_the_raw_request_and_beside_celery() -> None:
     late = {"half": {**row, "kept": 0.5, "due": 300.0, "of core": 0.0625}}
     assert "      0.06  too much: calls were left over" in calls.tables({"direct": late})[1]
     lines = calls.tables({**middle, "slots": {"32": {**row, "rate": 240.0}}})
-    assert lines[1].split() == ["raw", "1.00", "2.00", "1.00x", "0.33x"]
-    assert lines[6].split() == ["celery", "1,000", "2.00", "0.25x", "1.00x", "client", "50,", "worker", "70"]
+    assert lines[1].split() == ["raw", "1.00", "2.00", "1.00x", "0.33x", "-"]
+    assert lines[6].split() == ["celery", "1,000", "2.00", "0.25x", "1.00x", "-", "client", "50,", "worker", "70"]
     assert lines[-1].split() == ["32", "240", "0.75", "client", "0.01,", "worker", "0.02"]
     crowd = calls.tables({"crowd": {"0": row, "64": {**row, "p99": 3.0}}})
     assert [line.split() for line in crowd[1:]] == [["0", "1.00", "2.00", "1.00x"], ["64", "1.00", "3.00", "1.50x"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import importlib
 import io
 import json
 import logging
@@ -200,14 +201,29 @@ class Project:
         return Done(found.returncode, found.stdout, found.stderr)
 
     def here(self, *args: str, stdin: str = "", **env: str) -> Done:
-        """The same command in this process: a subprocess costs a second of a core."""
-        with pytest.MonkeyPatch.context() as patch:
+        """The same command in this process: a subprocess costs a second of a core.
+
+        What it imports of the project is forgotten: another one may have a module of the same name.
+        """
+        with pytest.MonkeyPatch.context() as patch, self._forgotten():
             patch.chdir(self.folder)
             for name in [n for n in os.environ if n.startswith(("NATS_", "DSPEX_"))]:
                 patch.delenv(name)
             for name, value in {**self.env, **env}.items():
                 patch.setenv(name, value)
             return in_this_process(*args, stdin=stdin)
+
+    @contextmanager
+    def _forgotten(self) -> Iterator[None]:
+        path = [*sys.path]
+        try:
+            yield
+        finally:
+            sys.path[:] = path
+            importlib.invalidate_caches()
+            for name, module in [*sys.modules.items()]:
+                if (getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):
+                    del sys.modules[name]
 
     @contextmanager
     def start(self, *args: str, under: Sequence[str] = (), **env: str) -> Iterator[Running]:
