@@ -33,11 +33,12 @@ def need_unchanged(
     """Raise RecordingIncomplete where an event of a source is not what a commit took. `taken`: the arrivals among which it was.
     `runs`: those that count; None: all.
     """
-    at, run, event = arrival.place.sequence, run_of(arrival), arrival.what
-    counts = taken[0] == "source" and len(taken) == 5 and (runs is None or run in runs)
-    if counts and isinstance(event, NodeEvent) and not was_read(entry, at, event.data):
-        why = f"the event at {at} of {stream}, of run {run}, is damaged: it is not what was taken"
-        raise RecordingIncomplete(why, run=run)
+    at, event = arrival.place.sequence, arrival.what
+    if taken[0] != "source" or len(taken) != 5 or not isinstance(event, NodeEvent) or was_read(entry, at, event.data):
+        return
+    run = run_of(arrival)
+    if runs is None or run in runs:
+        raise RecordingIncomplete(f"the event at {at} of {stream}, of run {run}, is damaged: it is not what was taken", run=run)
 
 
 def of_record(m: Message) -> RecordingIncomplete:

@@ -15,7 +15,7 @@ from dspex.bus.errors import BusError, Fenced
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import Ack, BusEvents, NewMessage
 from dspex.engine.log import commit_log, housekeeping
-from dspex.engine.log.entries import requests_in, unpack
+from dspex.engine.log.entries import requests_in, sum_of, unpack, was_read
 from dspex.engine.log.latest import look
 from dspex.operators.topology import Topology
 
@@ -370,3 +370,14 @@ def test_engines_that_live_for_two_minutes_only_remove_what_is_over(lab: MakeLab
     of = {"log": subjects.log(APP, "brief", "s1", 0), "records": subjects.record(APP, "*", "brief", "s1", 0), "source": "in"}
     left = {what: len(one.messages(subject)) for what, subject in of.items()}
     assert max(left.values()) < 2 * many, left
+
+
+def test_an_event_is_found_among_those_that_a_commit_has_taken_and_not_across_two_of_them() -> None:
+    mine, others = sum_of(7, b"an event"), [sum_of(at, b"another") for at in range(50)]
+    across = b"\x00\x00" + mine + b"\x00\x00"
+    assert was_read({"read": b"".join([*others, mine])}, 7, b"an event")
+    assert was_read({"read": across + mine}, 7, b"an event")
+    for read in (b"".join(others), across, b""):
+        assert not was_read({"read": read}, 7, b"an event")
+    assert not was_read({"read": mine}, 8, b"an event"), "it lay somewhere else"
+    assert was_read({}, 7, b"an event"), "there were no sums then"
