@@ -38,7 +38,6 @@ def mcp(
     t = terminal(context)
     t.settings()  # what is wrong with them, or with the time, is said here, where somebody sees it
     seconds(timeout)
-    seconds(timeout)
     t.run(_serve(t, timeout))
 
 
