@@ -18,6 +18,7 @@ from dspex.engine.again.repeat import repeat
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import Run
+from dspex.engine.graph.graph import Graph
 from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, readable, summed, was_read
 from dspex.engine.replay.topology import Replayed, replayed_run
 from dspex.engine.replay.topology import replayed as replayed_topology
@@ -172,6 +173,18 @@ def kinds() -> Topology:
     return topology
 
 
+def told_as_damage(one: Lab, run: Run, at: int, graph: Graph, tmp_path: Path) -> None:
+    """What was committed at `at` is told as damaged by whatever reads the run whole."""
+    where = rf"of run {run.id}, what was committed at {at} is damaged"
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(run.export(tmp_path / "run.jsonl"))
+    with pytest.raises(RecordingIncomplete, match=where):
+        one.run(one.client.diff(run, run))
+    file = one.run(run.file())
+    with pytest.raises(RecordingIncomplete, match=where):
+        asyncio.run(repeat(None, file, [graph]))
+
+
 @pytest.mark.parametrize(
     ("subject", "was"),
     [
@@ -198,15 +211,8 @@ def test_what_a_commit_stored_and_is_changed_is_told_as_that(lab: MakeLab, tmp_p
     stored[message.sequence] = message._replace(data=data, headers=headers)
     root = one.run(run.tree())
     assert len(root.changed) == 1
-    where = rf"of run {run.id}, what was committed at {root.changed[0]} is damaged"
     assert root.as_dict()["changed"] == [*root.changed]
-    with pytest.raises(RecordingIncomplete, match=where):
-        one.run(run.export(tmp_path / "run.jsonl"))
-    with pytest.raises(RecordingIncomplete, match=where):
-        one.run(one.client.diff(run, run))
-    file = one.run(run.file())
-    with pytest.raises(RecordingIncomplete, match=where):
-        asyncio.run(repeat(None, file, [kinds().graph]))
+    told_as_damage(one, run, root.changed[0], kinds().graph, tmp_path)
 
 
 def test_a_replay_of_logs_tells_damage_from_a_difference(one: Lab) -> None:
@@ -262,14 +268,7 @@ def test_a_changed_byte_of_what_a_run_began_with_or_of_its_log_is_damage_and_no_
     flipped(one, *((stream, event.sequence) if place == "event" else (STREAM, entries[0].sequence)), at)
     root = one.run(run.tree())
     assert root.changed == (entries[0].sequence,)
-    where = rf"of run {run.id}, what was committed at {root.changed[0]} is damaged"
-    with pytest.raises(RecordingIncomplete, match=where):
-        one.run(run.export(tmp_path / "run.jsonl"))
-    with pytest.raises(RecordingIncomplete, match=where):
-        one.run(one.client.diff(run, run))
-    file = one.run(run.file())
-    with pytest.raises(RecordingIncomplete, match=where):
-        asyncio.run(repeat(None, file, [words().graph]))
+    told_as_damage(one, run, root.changed[0], words().graph, tmp_path)
 
     async def whole() -> Replayed:
         applied = (await one.client.manifests())["words"]
