@@ -5,6 +5,7 @@ Who goes away ends its call, and with it the request to the model.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import nullcontext
 from typing import Any, Final
@@ -95,13 +96,13 @@ class Calling:
             return
         await socket.accept()
         try:
+            said: str | None = None
             while True:
-                asked = _asked(await socket.receive_text())
+                asked = _asked(await _heard(socket) if said is None else said)
                 known(asked, ("inputs", "timeout", "session"))
                 limit, session = seconds(asked.get("timeout") or TIMEOUT), asked.get("session")
                 happens = self._happens(client, what, mapping(asked.get("inputs")), limit, session, caller)
-                if not await _told(socket, happens):
-                    return
+                said = await _told(socket, happens)
         except WebSocketDisconnect:
             return
         except (DspexError, HTTPException) as refused:
@@ -185,18 +186,40 @@ def _asked(text: str) -> dict[str, Any]:
         raise DecodeError(f"this is no JSON: {error}", fix='send {"inputs": {…}}') from None
 
 
-async def _told(socket: WebSocket, happens: AsyncGenerator[Happened]) -> bool:
-    """Tell a socket what happens; whether it is still there."""
+async def _told(socket: WebSocket, happens: AsyncGenerator[Happened]) -> str | None:
+    """Tell a socket what happens in a call, and listen to it meanwhile: what it has asked next, if it has.
+
+    Who reads the answer may ask on at once, before this side knows that all has been sent: that is the next call, not a second
+    one. Raises WebSocketDisconnect once the socket is gone, DecodeError for a question before the answer.
+    """
+    asked: list[str] = []
+    answered, told = False, asyncio.Event()
 
     async def tell() -> None:
+        nonlocal answered
         async for what in happens:
+            answered = isinstance(what, (Result, DspexError))
             await socket.send_text(orjson.dumps(as_object(what), default=str).decode())
+        told.set()
 
-    async def gone() -> None:
-        if (await socket.receive())["type"] != "websocket.disconnect":
+    async def listen() -> None:
+        asked.append(await _heard(socket))
+        if not answered:
             raise DecodeError("one call at a time: the last one is not answered yet", fix="open another socket")
+        await told.wait()
 
     try:
-        return await first(tell(), gone()) == 0
+        await first(tell(), listen())
     finally:
         await happens.aclose()
+    return asked[0] if asked else None
+
+
+async def _heard(socket: WebSocket) -> str:
+    """The next message of a socket. Raises WebSocketDisconnect, and DecodeError for one that is no text."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"], message.get("reason"))
+    if (text := message.get("text")) is None:
+        raise DecodeError("this message is no text", fix='send {"inputs": {…}} as text')
+    return str(text)
