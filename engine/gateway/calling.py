@@ -70,7 +70,11 @@ class Calling:
         caller: Bearer | None,
         id: str | None = None,
     ) -> AsyncGenerator[Happened]:
-        """What happens in a call, its result or its error at last. Closing it early cancels the call."""
+        """What happens in a call, its result or its error at last. Closing it early cancels the call.
+
+        The last is told once the call is over here, too: who reads it may ask on at once, and may have one call open.
+        """
+        last: Result[Any] | DspexError
         with _open(caller):
             try:
                 if session is not None:
@@ -80,9 +84,10 @@ class Calling:
                 async with asked as answer:
                     async for event in answer.events():
                         yield event
-                    yield await answer.result()
+                    last = await answer.result()
             except DspexError as error:
-                yield error
+                last = error
+        yield last
 
     async def socket(self, socket: WebSocket) -> None:
         """Calls over a WebSocket, one after the other: `{"inputs": {…}, "timeout": "30s", "session": "…"}` is answered by the

@@ -12,6 +12,9 @@ from gateway_bench import as_
 from standin import StandIn
 from waiting import eventually
 
+import dspex
+from dspex.asgi import app
+
 
 def test_a_call_is_answered_by_its_fields(http: httpx.Client) -> None:
     said = http.post("/v1/call/classify", json={"text": "My card was stolen"}, headers=as_("operator"))
@@ -153,6 +156,36 @@ def test_a_stream_that_fails_ends_with_the_problem(http: httpx.Client) -> None:
     with http.stream("POST", "/v1/call/draft", json={"text": "standin:400 bad"}, headers=_streaming("site")) as said:
         events = list(_events(said))
     assert (events[-1][0], events[-1][1]["title"], events[-1][1]["status"]) == ("error", "LMRefused", 502)
+
+
+@pytest.mark.asyncio
+async def test_who_may_have_one_call_open_asks_on_as_soon_as_a_stream_has_told_its_result(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in project.env.items():
+        monkeypatch.setenv(name, value)
+    gateway = app(dspex.Settings.load(project.folder))
+    asked_on: list[int] = []
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            said = await client.post("/v1/call/draft", json={"text": "one by one"}, headers=as_("one"))
+        return said.status_code
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def told(message: Any) -> None:
+            await send(message)
+            if b"event: result" in message.get("body", b""):  # the gateway does not know yet that this was sent
+                asked_on.append(await ask())
+
+        await gateway(scope, receive, told)
+
+    transport = httpx.ASGITransport(watched)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+        await client.post("/v1/call/draft", json={"text": "at first"}, headers=_streaming("one"))
+    await gateway.state.entrance.close()
+    assert asked_on == [200]
 
 
 def _streaming(who: str) -> dict[str, str]:
