@@ -1,4 +1,4 @@
-"""Files that are written whole: who is killed meanwhile leaves what was there before."""
+"""Files that are written whole: who is killed meanwhile, or loses power, leaves what was there before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from errno import EISDIR
+from errno import EINVAL, EISDIR
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,11 +26,15 @@ def write_all(texts: Mapping[Path, bytes], *, mode: int | None = None) -> None:
     """Write several, each as `write` does."""
     for folder in {path.resolve().parent for path in texts if not _is_open(path)}:
         _clear(folder)
+    written = set[Path]()
     for path, text in texts.items():
         if _is_open(path):
             path.write_bytes(text)
         else:
             _write(path.resolve(), text, path.stat().st_mode if mode is None and path.exists() else mode)
+            written.add(path.resolve().parent)
+    for folder in written:
+        _keep_names(folder)
 
 
 def check(path: Path) -> None:
@@ -53,7 +57,23 @@ def _write(whole: Path, text: bytes, mode: int | None) -> None:
             os.fchmod(file.fileno(), mode & 0o7777)
         file.write(text)
         file.flush()
+        os.fsync(file.fileno())  # else the name may be there after a loss of power, and nothing under it
         part.replace(whole)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the disk keep what files of a folder are called now."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # one that may be written, and not read: the system does it in its own time
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno != EINVAL:  # a file system that cannot
+            raise
+    finally:
+        os.close(opened)
 
 
 @contextmanager

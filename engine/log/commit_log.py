@@ -19,7 +19,7 @@ from dspex.bus import telemetry
 from dspex.bus.errors import TopologyError
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.seldom import logger
-from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed, summed
+from dspex.engine.log.entries import VERSION, ClaimFacts, LogAddress, Snapshot, bases, damaged, packed, sum_of_pieces, summed
 from dspex.engine.log.latest import Latest, Newest
 from dspex.engine.log.reading import read_back
 from dspex.engine.log.rows import tell_what_is_kept
@@ -136,6 +136,8 @@ class CommitLog:
         apart = len(changed) > size or (self.bus.sealing is not None and tell_what_is_kept(tables))
         pieces = [changed[i : i + size] for i in range(0, len(changed), size)] if apart else []
         what: dict[str, object] = {"pieces": len(pieces)} if pieces else {"tables": tables}
+        if pieces and self.bus.sealing is None:  # sealed ones open only as they were, and no sum must tell of their text
+            what["whole"] = sum_of_pieces(changed)
         if snapshot is not None:  # the claim may be removed before this entry is: what it says is said again
             what = {**what, "snapshot": snapshot, **self._facts()}
         whole = {"kind": "commit", "claim": self.claimed, "after": self.sequence, **self._frame(at), **body, **what}

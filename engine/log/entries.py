@@ -1,10 +1,10 @@
 """What lies in the commit log of a stage partition: claims and commits, as MessagePack.
 
     claim    {v, kind, time, epoch, owner, manifest, build, nonce, after, base, older}
-    commit   {v, kind, time, claim, after, covers, digest, taken, read?, tables | pieces, base, older, snapshot?}
+    commit   {v, kind, time, claim, after, covers, digest, taken, read?, tables | pieces, whole?, base, older, snapshot?}
 
 Each ends with `sum`, the CRC-32 of its bytes before that (ADR-0030); those of before have none. `read` has one of
-each event that was taken of the source, see `sum_of`.
+each event that was taken of the source, see `sum_of`; `whole` is that of its pieces together, where they are in clear text.
 
 Who owns the partition, and with what it runs, is said by the claim; a commit names its claim by sequence. An entry with a
 `snapshot` says it again, so that an owner who stays for months does not keep its whole log: see `facts`. `base` and `older` are
@@ -93,6 +93,11 @@ def sum_of(sequence: int, event: bytes) -> bytes:
     return crc32(event, sequence & 0xFFFFFFFF).to_bytes(_SUM)
 
 
+def sum_of_pieces(whole: bytes) -> bytes:
+    """That of the pieces of an entry, together."""
+    return crc32(whole).to_bytes(_SUM)
+
+
 def was_read(entry: Mapping[str, Any], sequence: int, event: bytes) -> bool:
     """Whether an event of the source is what the commit took there; True for one of before there were sums."""
     sums = entry.get("read")
@@ -134,9 +139,14 @@ def is_damaged_entry(data: bytes) -> bool:
     return sum(a == b for a, b in zip(end, _END)) == len(_END) - 1
 
 
-def is_from_later(data: bytes) -> bool:
-    """Whether what is no entry here was stored as one, as it is there: a later version of dspex has written it."""
+def is_as_stored(data: bytes) -> bool:
+    """Whether what lies in a log was stored as an entry, as it is there: where it is none here, a later version wrote it."""
     return data[-_SUM - len(_END) : -_SUM] == _END and not is_damaged_entry(data)
+
+
+def lacks_pieces(data: bytes, entry: Mapping[str, Any], changed: Mapping[str, Any] | None) -> bool:
+    """Whether an engine has written an entry, and pieces of it are gone or not what was stored. `changed`: what they say."""
+    return changed is None and "pieces" in entry and is_as_stored(data)
 
 
 def _is_sound(entry: Mapping[str, Any]) -> bool:
@@ -259,9 +269,9 @@ def other_version(found: int | None) -> BusError:
     )
 
 
-def from_later(sequence: int) -> BusError:
-    """The error for an entry that says what this version of dspex does not know."""
-    why = f"the commit log was written by a newer version of dspex: this one does not know what the entry at {sequence} says"
+def from_later(sequence: int, what: str = "entry") -> BusError:
+    """The error for an entry, or a snapshot, that says what this version of dspex does not know."""
+    why = f"the commit log was written by a newer version of dspex: this one does not know what the {what} at {sequence} says"
     return BusError(why, code="DX411", fix="run that version, or use another application name")
 
 

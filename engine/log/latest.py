@@ -22,10 +22,9 @@ from dspex.engine.log.entries import (
     version,
     without_begin,
 )
-from dspex.engine.log.positions import pages
+from dspex.engine.log.positions import Entries, pages
 from dspex.engine.log.reading import (
     Chain,
-    Entries,
     entry_at,
     fits,
     follows,

@@ -1,13 +1,15 @@
 """Where to begin in a stream: behind which sequence an application starts to read, what was stored before a time, what is
-still needed; and pages."""
+still needed; pages, and what was read of many logs."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from dspex.bus.message import Message
 from dspex.bus.port import PAGE_BYTES, PAGE_MESSAGES, Bus, StreamInfo
 from dspex.engine.graph.nodes import Source
+from dspex.engine.log.entries import LogAddress
 from dspex.engine.log.rows import NONE, Place
 from dspex.engine.log.tables import Change, Tables
 
@@ -93,3 +95,18 @@ def unwanted(stage: str, calls: Collection[str], resets: Mapping[str, int], tabl
     gone = {number for number, row in tables.calls.rows.items() if row.node not in calls}
     nodes = [node for node, at in resets.items() if at > tables.position("manifest").sequence]
     return gone | {int(key) for table, key, _ in held_by(tables, nodes, f"@{stage}") if table == "calls"}
+
+
+class Entries(NamedTuple):
+    """What was read of many logs from a sequence on, by subject: all that was stored then."""
+
+    begin: int
+    of: Mapping[str, Sequence[Message]]
+
+    def between(self, address: LogAddress, start: int, stop: int) -> list[Message] | None:
+        """The messages of a log, with pieces, up to the one at `stop`; None where that was not read, or not from `start` on."""
+        own = self.of.get(address.subject, ())
+        if start < self.begin or all(m.sequence != stop for m in own):
+            return None
+        found = [m for m in (*own, *self.of.get(address.pieces, ())) if start <= m.sequence <= stop]
+        return sorted(found, key=lambda m: m.sequence)

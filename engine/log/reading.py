@@ -21,7 +21,18 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
-from dspex.engine.log.entries import LogAddress, Snapshot, bases, from_later, is_from_later, plain, readable, requests_in
+from dspex.engine.log.entries import (
+    LogAddress,
+    Snapshot,
+    bases,
+    from_later,
+    is_as_stored,
+    plain,
+    readable,
+    requests_in,
+    sum_of_pieces,
+)
+from dspex.engine.log.positions import Entries
 from dspex.engine.log.rows import are_changes
 from dspex.engine.log.tables import Tables
 
@@ -170,21 +181,6 @@ def say_passed_over(address: LogAddress, strange: Sequence[int]) -> None:
         _log.error("what is no log entry is passed over", subject=address.subject, messages=len(strange), **between)
 
 
-class Entries(NamedTuple):
-    """What was read of many logs from a sequence on, by subject: all that was stored then."""
-
-    begin: int
-    of: Mapping[str, Sequence[Message]]
-
-    def between(self, address: LogAddress, start: int, stop: int) -> list[Message] | None:
-        """The messages of a log, with pieces, up to the one at `stop`; None where that was not read, or not from `start` on."""
-        own = self.of.get(address.subject, ())
-        if start < self.begin or all(m.sequence != stop for m in own):
-            return None
-        found = [m for m in (*own, *self.of.get(address.pieces, ())) if start <= m.sequence <= stop]
-        return sorted(found, key=lambda m: m.sequence)
-
-
 async def read_back(
     bus: Bus, address: LogAddress, base: int, older: int, stop: int, tables: Tables, entries: Entries | None = None
 ) -> Read:
@@ -237,16 +233,16 @@ async def named_snapshot(bus: Bus, address: LogAddress, sequence: int) -> Snapsh
 
 
 async def restored(bus: Bus, address: LogAddress, snapshot: Snapshot, tables: Tables) -> bool:
-    """Take over a snapshot. False, and nothing is changed, where it is damaged or gone."""
+    """Take over a snapshot. False, and nothing is changed, where it is damaged or gone. Raises BusError: a newer version."""
     found = await bus.scan(address.stream, [address.snapshots], start=snapshot.first, stop=snapshot.last)
     whole = await _joined(bus, address, found)
     if hashlib.sha256(whole).digest() != snapshot.sha256:
         return False
     with _no_garbage():
-        rows = _rows(whole)
-        if rows is not None:
-            tables.restore(rows)
-    return rows is not None
+        if (rows := _rows(whole)) is None:
+            raise from_later(snapshot.first, "snapshot")
+        tables.restore(rows)
+    return True
 
 
 @contextmanager
@@ -264,17 +260,16 @@ def _no_garbage() -> Generator[None, None, None]:
 async def changes(
     bus: Bus, address: LogAddress, message: Message, entry: Mapping[str, Any], known: Mapping[int, Message] = NO_PIECES
 ) -> Mapping[str, Any] | None:
-    """What an entry changed in the tables, as plain data; None where that is none: no engine wrote it, or a piece is gone.
+    """What an entry changed in the tables, as plain data; None where that is none: no engine wrote it, or pieces are damaged.
 
     `known`: pieces that need not be asked for, by sequence. Raises BusError; Unreachable while the pieces are not to be seen.
     """
     if "pieces" not in entry:
-        if not are_changes(entry["tables"]) and is_from_later(message.data):
+        if not are_changes(entry["tables"]) and is_as_stored(message.data):
             raise from_later(message.sequence)
         return entry["tables"] if are_changes(entry["tables"]) else None
     stream, first = address.stream, message.sequence - entry["covers"]
-    stop = first + entry["pieces"] - 1
-    if first < 1:
+    if (stop := first + entry["pieces"] - 1) < entry["pieces"]:
         return None
     if all(sequence in known for sequence in range(first, stop + 1)):
         found = [known[sequence] for sequence in range(first, stop + 1)]
@@ -282,7 +277,13 @@ async def changes(
         if await stored(bus, stream, stop) is None and ((info := await bus.stream(stream)) is None or info.last < stop):
             raise _behind(stream, stop)
         found = await bus.scan(stream, [address.pieces], start=first, stop=stop)
-    return _rows(await _joined(bus, address, found)) if len(found) == entry["pieces"] else None
+    if len(found) < entry["pieces"]:
+        return None
+    whole = await _joined(bus, address, found)
+    rows = _rows(whole) if entry.get("whole") in (None, summed_up := sum_of_pieces(whole)) else None
+    if rows is None and entry.get("whole") == summed_up and is_as_stored(message.data):
+        raise from_later(message.sequence)
+    return rows
 
 
 async def _joined(bus: Bus, address: LogAddress, pieces: Sequence[Message]) -> bytes:

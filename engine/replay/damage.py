@@ -10,7 +10,8 @@ from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent
-from dspex.engine.log.entries import LogAddress, from_later, is_damaged_entry, is_from_later, readable, was_read
+from dspex.engine.log.entries import LogAddress, from_later, is_as_stored, is_damaged_entry, lacks_pieces, readable, was_read
+from dspex.engine.log.reading import changes
 from dspex.engine.replay.marks import run_of
 from dspex.engine.runtime.arrival import Arrival
 
@@ -22,9 +23,17 @@ async def end_of(bus: Bus, log: LogAddress, end: int, until: int) -> int:
     for m in await bus.scan(log.stream, [log.subject], start=end + 1, stop=until) if until > end else ():
         if is_damaged_entry(m.data):
             raise RecordingIncomplete(f"the log entry at {m.sequence} is damaged: it is not what was stored")
-        if readable(m.data) is None and is_from_later(m.data):
+        if readable(m.data) is None and is_as_stored(m.data):
             raise from_later(m.sequence)
     return min(end, until)
+
+
+async def changed_by(bus: Bus, log: LogAddress, m: Message, entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """See `changes`. Raises RecordingIncomplete where that cannot be read because the entry's pieces are damaged, or gone."""
+    changed = await changes(bus, log, m, entry)
+    if lacks_pieces(m.data, entry, changed):
+        raise RecordingIncomplete(f"the log entry at {m.sequence} is damaged: its pieces are not what was stored")
+    return changed
 
 
 def need_unchanged(

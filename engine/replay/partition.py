@@ -20,7 +20,7 @@ from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, Snapshot, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
-from dspex.engine.log.reading import changes, follows, named_snapshot, restored
+from dspex.engine.log.reading import follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay import damage
@@ -126,7 +126,7 @@ class PartitionReplay:
                 claim, begun, self._build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
                 self._own(self._p.tables, entry["nonce"])
                 continue
-            changed = await changes(self.bus, self.log, message, entry)
+            changed = await damage.changed_by(self.bus, self.log, message, entry)
             if changed is None:
                 continue
             self.excused = not begun  # what was before is not there any more

@@ -10,7 +10,16 @@ from dspex.bus.port import Bus
 from dspex.bus.serving.payloads import checked_out, is_whole
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow
-from dspex.engine.log.entries import LogAddress, from_later, is_changed, is_from_later, readable, requests_in, was_read
+from dspex.engine.log.entries import (
+    LogAddress,
+    from_later,
+    is_as_stored,
+    is_changed,
+    lacks_pieces,
+    readable,
+    requests_in,
+    was_read,
+)
 from dspex.engine.log.reading import changes
 from dspex.engine.log.rows import OpenCall, Timer
 
@@ -28,20 +37,22 @@ class Commit:
 
     Attributes:
         rows: those that it changed, by table: their numbers, and what they are now; None: they are gone, or no run waits for
-            them any more.
+            them any more. lost: which it changed is not known: its pieces are damaged, or gone.
     """
 
-    def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    def __init__(self, bus: Bus, message: Message, entry: Mapping[str, Any], changed: Mapping[str, Any] | None) -> None:
         self._bus, self.message, self.entry = bus, message, entry
         self.rows: dict[str, list[tuple[int, OpenRow | None]]] = {
-            table: [(number, waited_for(kind, row)) for number, row in changed.get(table, ())] for table, kind in TABLES.items()
+            table: [(number, waited_for(kind, row)) for number, row in (changed or {}).get(table, ())]
+            for table, kind in TABLES.items()
         }
         self.requests = [
             Message(ask.subject, ask.data, dict(ask.headers or {}), message.sequence, message.time)
             for ask in requests_in(entry).values()
         ]
+        self.lost = lacks_pieces(message.data, entry, changed)
         self._before: list[Message] | None = None
-        self._changed: bool | None = None
+        self._changed: bool | None = True if self.lost else None
 
     async def before(self, stream: str) -> list[Message]:
         """The messages right before it that it covers, as far as they are still there."""
@@ -73,8 +84,8 @@ class Commit:
 async def commit_of(bus: Bus, app: str, m: Message) -> Commit | None:
     """The commit that an entry of a log is; None for another entry, and what is none. Raises BusError."""
     entry = readable(m.data)
-    if entry is None and is_from_later(m.data):
+    if entry is None and is_as_stored(m.data):
         raise from_later(m.sequence)
     if entry is None or entry["kind"] != "commit":
         return None
-    return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry) or {})
+    return Commit(bus, m, entry, await changes(bus, LogAddress.of(app, *places.partition(m)), m, entry))

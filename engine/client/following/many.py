@@ -148,11 +148,12 @@ class _Waits:
 
     async def entry(self, bus: Bus, app: str, m: Message) -> None:
         """Have an entry of a log taken by the runs that it concerns."""
-        if (commit := await commit_of(bus, app, m)) is not None:
+        commit = await commit_of(bus, app, m)
+        if commit is not None and not commit.lost:
             for run in sorted(self._concerned(places.partition(m), commit)):
                 await self._readers[run].entry(m, commit)
                 self._note(run)
-        elif is_damaged_entry(m.data):
+        elif commit is not None or is_damaged_entry(m.data):
             for run in self.left:
                 await self._readers[run].entry(m)
 

@@ -180,6 +180,8 @@ class HistoryReader:
             self._lost.append(m.sequence)
         if not self.left.may_be_in(where, m.data) or (commit := read or await commit_of(self._bus, self._app, m)) is None:
             return
+        if commit.lost:
+            self._lost.append(m.sequence)
         entry, before = commit.entry, {t: {**self._open.get((where, t), {})} for t in TABLES}
         opened, closed = self._rows(where, commit)
         inputs = [*self._taken(where, entry, {*before["timers"], *before["calls"]})]  # the timer of a call has its number

@@ -96,3 +96,19 @@ def test_whether_a_file_could_be_written_is_told_and_nothing_is_made_of_it(tmp_p
     for wrong in (tmp_path, tmp_path / "none" / "run.jsonl"):
         with pytest.raises(OSError, match="directory"):
             check(wrong)
+
+
+def test_what_is_written_is_on_the_disk_before_its_name_is_and_the_name_before_it_is_said_to_be(tmp_path: Path) -> None:
+    done = list[str]()
+
+    def noted(frame: object, event: str, of: object) -> None:
+        if event == "c_return" and getattr(of, "__name__", "") in ("fsync", "replace", "rename"):
+            done.append(cast(str, getattr(of, "__name__", "")))
+
+    before = sys.getprofile()
+    sys.setprofile(noted)
+    try:
+        write_all({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    finally:
+        sys.setprofile(before)
+    assert [one.replace("rename", "replace") for one in done] == ["fsync", "replace", "fsync", "replace", "fsync"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from dspex.bus.errors import BusError, StreamFull, TopologyError
 from dspex.bus.port import NewMessage
 from dspex.engine.graph import manifest
 from dspex.engine.log import commit_log
-from dspex.engine.log.entries import unpack
+from dspex.engine.log.entries import packed, plain, summed, unpack
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -263,3 +264,27 @@ def test_a_copy_of_an_earlier_claim_is_passed_over(lab: MakeLab, which: int) -> 
     one.store(NewMessage(LOG, claims[which].data))
     one.start()
     goes_on(one, 8)
+
+
+def test_a_snapshot_that_a_later_version_has_written_is_told_as_that_and_not_as_damaged(
+    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_log, "LEAST", 2_000)
+    one = lab(spoiled())
+    one.start()
+    for n in range(40):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    stored = one.server.streams[STREAM].messages
+    last = [m for m in one.messages(LOG) if "snapshot" in unpack(m.data)][-1]
+    entry = dict(unpack(last.data))
+    at, first, final, _, _ = entry["snapshot"]
+    assert first == final
+    whole = packed({**plain(stored[first].data), "later": ()})
+    stored[first] = stored[first]._replace(data=whole)
+    entry["snapshot"] = (at, first, final, hashlib.sha256(whole).digest(), len(whole))
+    stored[last.sequence] = last._replace(data=summed(entry))
+    with pytest.raises(BusError, match=f"written by a newer version of dspex: .* the snapshot at {first}") as e:
+        one.start()
+    assert e.value.code == "DX411"
+    one.hosts.clear()

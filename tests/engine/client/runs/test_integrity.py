@@ -19,7 +19,7 @@ from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import Run
 from dspex.engine.graph.graph import Graph
-from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, readable, summed, was_read
+from dspex.engine.log.entries import VERSION, is_damaged_entry, packed, plain, readable, sum_of_pieces, summed, was_read
 from dspex.engine.replay.topology import Replayed, replayed_run
 from dspex.engine.replay.topology import replayed as replayed_topology
 from dspex.operators.topology import Topology
@@ -326,3 +326,60 @@ def test_what_a_later_version_has_written_is_told_as_that_and_is_not_guessed(one
 
     with pytest.raises(BusError, match="written by a newer version of dspex"):
         one.run(whole())
+
+
+def large(data: dict[str, str]) -> dict[str, str]:
+    return {"kind": "k", "text": data["text"] * 4000}
+
+
+def in_pieces() -> Topology:
+    """What its partitions keep is too much for an entry."""
+    topology = Topology("words")
+    topology.source("in").map(large, name="large").key_by("kind", name="by").debounce("5s", name="calm").sink("out")
+    return topology
+
+
+@pytest.fixture
+def apart(lab: MakeLab) -> tuple[Lab, Run]:
+    """A run of which an entry has its changes in pieces."""
+    found = lab(in_pieces(), max_payload=20_000)
+    found.start()
+    run = found.client.run(found.publish("in", {"text": "good "}))
+    found.advance(10)
+    return found, run
+
+
+def replayed_all(one: Lab) -> Replayed:
+    async def whole() -> Replayed:
+        applied = (await one.client.manifests())["words"]
+        return await replayed_topology(one.client.bus, APP, in_pieces().graph, applied, {})
+
+    found: Replayed = one.run(whole())
+    return found
+
+
+def test_a_damaged_piece_of_an_entry_is_told_as_damage_also_where_it_still_reads_well(apart: tuple[Lab, Run]) -> None:
+    one, run = apart
+    assert (one.run(run.tree()).changed, replayed_all(one).same) == ((), True)
+    piece = next(m for m in one.messages(subjects.pieces(APP, "words", "*", "*")) if b"good good" in m.data)
+    flipped(one, STREAM, piece.sequence, piece.data.index(b"good good"))
+    entry = next(m for m in one.messages(subjects.log(APP, "words", "*", "*")) if m.sequence > piece.sequence)
+    assert one.run(run.tree()).changed == (entry.sequence,)
+    past = one.run(histories(one.client.bus, APP, one.run(one.client.manifests()), [run.id]))
+    assert past[run.id].changed == [entry.sequence]
+    with pytest.raises(RecordingIncomplete, match=f"the log entry at {entry.sequence} is damaged: its pieces"):
+        replayed_all(one)
+
+
+def test_pieces_that_a_later_version_has_written_are_told_as_that(apart: tuple[Lab, Run]) -> None:
+    one, run = apart
+    message = next(m for m in one.messages(subjects.log(APP, "words", "*", "*")) if "pieces" in (readable(m.data) or {}))
+    entry, stored = dict(readable(message.data) or {}), one.server.streams[STREAM].messages
+    first = message.sequence - entry["covers"]
+    parts = range(first, first + entry["pieces"])
+    whole = packed({**plain(b"".join(stored[at].data for at in parts)), "later": ()})
+    for n, at in enumerate(parts):
+        stored[at] = stored[at]._replace(data=whole[n * 10_000 : (n + 1) * 10_000])
+    stored[message.sequence] = message._replace(data=summed({**entry, "whole": sum_of_pieces(whole)}))
+    with pytest.raises(BusError, match=f"newer version of dspex.* entry at {message.sequence}"):
+        one.run(run.tree())
