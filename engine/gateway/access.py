@@ -91,6 +91,11 @@ class Access:
         """Whether no token is asked for."""
         return not self._bearers
 
+    @property
+    def looked_at(self) -> bool:
+        """Whether anybody may look at runs."""
+        return self.open or any(one.may("read") for one in self._bearers)
+
     def caller(self, request: HTTPConnection) -> Bearer | None:
         """Who asks, whose request is counted; None where no token is asked for. Raises HTTPException (401, 403, 429)."""
         _same_site(request)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import structlog
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dspex.bus.codecs import tracing
 from dspex.bus.errors import DspexError
 from dspex.bus.settings.model import Settings
+from dspex.bus.tasks import Tasks
 from dspex.engine.client.client import Client
 from dspex.engine.gateway import problems
 from dspex.engine.gateway.calling import Calling
@@ -38,6 +40,7 @@ from dspex.engine.gateway.web import page
 __all__ = ["app"]  # what `dspex.asgi` has
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
+_log = structlog.get_logger("dspex.gateway")
 _UNDESCRIBED: Final = ("/v1/hooks/{name}", "/openapi.json", "/asyncapi.json", "/metrics")  # for others than those who call
 
 
@@ -64,7 +67,8 @@ def app(
         ConfigError: DX112, the variable of a token is not set; DX105, a token is good for something that is not offered.
     """
     entrance = Entrance(settings, subjects, calls or {}, client)
-    told = _paths(entrance, works)
+    looking = Looking(entrance)
+    told = _paths(entrance, works, looking)
     described = Descriptions(
         entrance, [(path, method, do.__doc__ or "") for path, method, do in told if path not in _UNDESCRIBED]
     )
@@ -74,7 +78,10 @@ def app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        ahead = Tasks("gateway", lambda _, error: _log.info("runs are read when somebody looks", why=str(error)))
+        ahead.start(looking.ahead(), "runs")
         yield
+        await ahead.stop()
         await entrance.close()
 
     handlers: dict[Any, Any] = {DspexError: problems.of_error, HTTPException: problems.of_refusal, 500: problems.of_bug}
@@ -100,9 +107,9 @@ class Traced:
             await self._app(scope, receive, send)
 
 
-def _paths(entrance: Entrance, works: Callable[[], str]) -> list[tuple[str, str, _Endpoint]]:
+def _paths(entrance: Entrance, works: Callable[[], str], looking: Looking) -> list[tuple[str, str, _Endpoint]]:
     """Every path but those that describe the others: path, method, and what answers."""
-    publishing, calling, looking, health = Publishing(entrance), Calling(entrance), Looking(entrance), Health(entrance, works)
+    publishing, calling, health = Publishing(entrance), Calling(entrance), Health(entrance, works)
     again, letters, overview = AgainOffered(entrance), LettersOffered(entrance), Overview(entrance)
     return [
         ("/v1/publish/{subject}", "post", publishing.publish),

@@ -116,7 +116,7 @@ def known(given: Iterable[str], names: Sequence[str]) -> None:
             raise ConfigError(f"there is no parameter {name!r} here", code="DX105", fix=fix)
 
 
-def duration_of(query: QueryParams, name: str) -> float | None:
+def duration_of(query: Mapping[str, str], name: str) -> float | None:
     """A parameter of the query in seconds, "30s" or "30"; None: not given. Raises ConfigError (DX102)."""
     said = query.get(name)
     return None if said is None else seconds(float(said) if said.isascii() and said.isdigit() else said)

@@ -143,6 +143,11 @@ async def infos(bus: Bus, app: str, run: str = "") -> dict[str, RunInfo]:
     return {info.id: info for info in sorted(found, key=lambda info: info.started, reverse=True)}
 
 
+async def revision(bus: Bus, app: str) -> int:
+    """That of what was kept or removed last; 0 for nothing. Raises BusError."""
+    return await bucket.revision() if (bucket := await _opened(bus, app)) is not None else 0
+
+
 async def of_session(bus: Bus, app: str, session: str) -> list[str]:
     """The kept runs of a session, whether or not they can be read. Raises BusError."""
     if (bucket := await _opened(bus, app)) is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
@@ -13,7 +13,6 @@ from sse_starlette.event import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput, RunFailed
 from dspex.bus.serving.keys.secret_fields import Secrets
 from dspex.engine.client.client import Client
@@ -24,6 +23,7 @@ from dspex.engine.client.runs.steps import Step
 from dspex.engine.client.runs.then.masking import masked, secrets_of
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.gateway.entrance import Entrance, duration_of, known, query_of, while_there
+from dspex.engine.gateway.looking.lists import RunList, RunLists
 from dspex.engine.gateway.looking.prompts import prompts_of
 from dspex.engine.gateway.looking.said import MOST, as_object, dumped, flag_of, json, number_of, run_of
 from dspex.engine.gateway.problems import problem_of
@@ -37,45 +37,48 @@ class Looking:
     """What is below `/v1/runs`."""
 
     def __init__(self, entrance: Entrance) -> None:
-        self._entrance = entrance
+        self._entrance, self._lists = entrance, RunLists()
+
+    async def ahead(self) -> None:
+        """Read the list with which the page opens, before anybody looks. Raises DspexError."""
+        if self._entrance.access.looked_at:
+            await self._lists.of(_asked({})).now(await self._entrance.client())
 
     async def runs(self, request: Request) -> Response:
         """The latest runs first; `before=ID`: those that began before that one."""
         client, chosen = await self._chosen(request, "before")
-        return json({"runs": [as_object(info) async for info in client.runs(**chosen)]})
+        if (before := request.query_params.get("before")) is not None:
+            found = [info async for info in client.runs(**chosen, before=before)]
+        else:
+            found = await self._lists.of(chosen).now(client)
+        return json({"runs": [as_object(info) for info in found]})
 
     async def _chosen(self, request: Request, *more: str) -> tuple[Client, Mapping[str, Any]]:
         """Which runs are asked for. Raises HTTPException, ConfigError."""
         self._entrance.access.to_look(request)
-        query = query_of(request, "topology", "status", "since", "limit", *more)
-        status = query.get("status")
-        if status not in (None, *STATES):
-            raise ConfigError(f"status={status!r} is none", code="DX105", fix=f"one of {', '.join(STATES)}")
-        chosen = {"topology": query.get("topology"), "status": status, "since": duration_of(query, "since")}
-        chosen |= {"limit": number_of(query.get("limit"), 100, MOST), "before": query.get("before")}
-        return await self._entrance.client(), chosen
+        return await self._entrance.client(), _asked(query_of(request, "topology", "status", "since", "limit", *more))
 
     async def listing(self, request: Request) -> Response:
-        """The latest runs as they change: their ids in `order`, and in `runs` those that are new or other than before."""
-        client, chosen = await self._chosen(request)
-        at = await _written(client)
-        found = [info async for info in client.runs(**chosen)]  # raises before anything is sent
-        return EventSourceResponse(self._changing(client, chosen, at, found), ping=PING, sep="\n")
+        """The latest runs as they change: their ids in `order`, and in `runs` those that are new or other than before.
 
-    async def _changing(
-        self, client: Client, chosen: Mapping[str, Any], at: Sequence[int], found: list[RunInfo]
-    ) -> AsyncGenerator[ServerSentEvent]:
-        sent: dict[str, RunInfo] | None = None
+        Where somebody has looked at the same before, the first ones are those of then, which are not `current`.
+        """
+        client, chosen = await self._chosen(request)
+        shown = self._lists.of(chosen)
+        soon = await shown.soon(client)  # raises before anything is sent
+        return EventSourceResponse(self._changing(client, shown, soon), ping=PING, sep="\n")
+
+    async def _changing(self, client: Client, shown: RunList, soon: list[RunInfo]) -> AsyncGenerator[ServerSentEvent]:
+        sent = {info.id: info for info in soon}
+        yield _listed(sent, {}, current=False)
         try:
+            first = True
             while True:
-                now = {info.id: info for info in found}
-                if now != sent:
-                    rows = [as_object(info) for info in found if (sent or {}).get(info.id) != info]
-                    yield ServerSentEvent(dumped({"order": list(now), "runs": rows}), event="runs")
-                    sent = now
+                now = {info.id: info for info in await shown.now(client)}
+                if first or now != sent:
+                    yield _listed(now, sent, current=True)
+                sent, first = now, False
                 await asyncio.sleep(LOOK)
-                if (then := await _written(client)) != at:
-                    at, found = then, [info async for info in client.runs(**chosen)]
         except DspexError as error:
             yield ServerSentEvent(dumped(problem_of(error)), event="error")
 
@@ -144,11 +147,19 @@ class Looking:
         return json(asdict(await client.score(run.id, name, value, node=node, note=note)), 201)
 
 
-async def _written(client: Client) -> Sequence[int]:
-    """How far the application's stream and those of its sources are: no run changes without them."""
-    streams = {stream for applied in (await client.manifests()).values() for stream in applied.streams.values()}
-    infos = await asyncio.gather(*map(client.bus.stream, sorted({subjects.stream(client.app), *streams})))
-    return [info.last for info in infos if info is not None]
+def _asked(query: Mapping[str, str]) -> Mapping[str, Any]:
+    """Which runs are asked for. Raises ConfigError (DX102, DX105)."""
+    status = query.get("status")
+    if status not in (None, *STATES):
+        raise ConfigError(f"status={status!r} is none", code="DX105", fix=f"one of {', '.join(STATES)}")
+    chosen = {"topology": query.get("topology"), "status": status, "since": duration_of(query, "since")}
+    return {**chosen, "limit": number_of(query.get("limit"), 100, MOST)}
+
+
+def _listed(now: Mapping[str, RunInfo], sent: Mapping[str, RunInfo], *, current: bool) -> ServerSentEvent:
+    """What of a list is new or other than what was sent of it."""
+    rows = [as_object(info) for id, info in now.items() if sent.get(id) != info]
+    return ServerSentEvent(dumped({"order": list(now), "runs": rows, "current": current}), event="runs")
 
 
 async def _numbered(run: Run) -> AsyncGenerator[tuple[int, Step]]:

@@ -54,10 +54,11 @@ class Overview:
 
     # -- the application
     async def topologies(self, request: Request) -> Response:
-        """What is applied: of each topology its operators, and what each of them reads."""
+        """What is applied to which application: of each topology its operators, and what each of them reads."""
         self._entrance.access.to_look(request)
-        applied = await (await self._entrance.client()).manifests()
-        return json({"topologies": [_topology(name, one) for name, one in sorted(applied.items()) if name != SUBMITTED]})
+        client = await self._entrance.client()
+        applied = [_topology(name, one) for name, one in sorted((await client.manifests()).items()) if name != SUBMITTED]
+        return json({"app": client.app, "topologies": applied})
 
     async def status(self, request: Request) -> Response:
         """The application, as `dspex status --json` prints it."""

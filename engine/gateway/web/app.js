@@ -1,17 +1,18 @@
 // Moving between the views, looking again at what changes, and the keyboard. What each view shows is in a file of its own.
-import { Problem, entered, go, h, show, trouble } from "./base.js";
-import { letters } from "./letters.js";
-import { approvals, sessions } from "./people.js";
-import { run } from "./run.js";
+import { Problem, entered, go, h, live, show, trouble } from "./base.js";
 import { runs } from "./runs.js";
-import { pools, topology, windows } from "./state.js";
 
 // Each is a function of the place (id and query of the address) that makes its frame, so that what somebody types or has opened
-// stays, and gives what is done at every look; that gives whether to look again. In the order of their keys.
-const VIEWS = { runs: (at) => (at.id ? run(at) : runs(at)), letters, approvals, topology, sessions, windows, pools };
+// stays, and gives what is done at every look; that gives whether to look again. In the order of their keys. People wait for the
+// list of runs first: the files of the other views are asked for once something is shown.
+const FILES = { run: () => import("./run.js"), letters: () => import("./letters.js"), people: () => import("./people.js"), state: () => import("./state.js") };
+const of = (file, name) => async (at) => (await FILES[file]())[name](at);
+const VIEWS = { runs: (at) => (at.id ? of("run", "run")(at) : runs(at)), letters: of("letters", "letters"), approvals: of("people", "approvals"),
+  topology: of("state", "topology"), sessions: of("people", "sessions"), windows: of("state", "windows"), pools: of("state", "pools") };
+const LATER = ["again", "charts", "graph", "letters", "people", "run", "state"];
+document.addEventListener("shown", () => document.head.append(...LATER.map((name) => h("link", { rel: "modulepreload", href: `${name}.js` }))), { once: true });
 
 const main = document.getElementById("main");
-const live = document.getElementById("live");
 const ask = document.getElementById("ask");
 const EVERY = 2000;  // milliseconds between two looks at what changes
 
@@ -38,16 +39,17 @@ async function enter() {
   }
   main.replaceChildren(h("p", { class: "quiet" }, "…"));
   window.scrollTo(0, 0);
-  const update = VIEWS[here.name](here);  // gives true while there may be something new
-  let again = true, shown = false;
+  let update = null, again = true, shown = false;
   while (again && !signal.aborted) {
     try {
-      again = await update(signal);
+      update ??= await VIEWS[here.name](here);
+      if (signal.aborted) return;
+      again = await update(signal);  // true while there may be something new
       shown = true;
-      live.textContent = again ? "live" : "";
+      live(again ? "live" : "");
     } catch (error) {
       if (signal.aborted) return;
-      live.textContent = error.message;
+      live(error.message);
       const refused = error instanceof Problem;  // else the gateway is away for a while, and what is shown stays
       if (refused || !shown) show(trouble(error));
       again = !refused;

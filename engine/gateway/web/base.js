@@ -69,10 +69,11 @@ function newToken(why) {
 }
 ask.addEventListener("cancel", (event) => event.preventDefault());
 
-// Server-sent events by fetch: EventSource cannot send a token.
-export async function* events(path) {
-  const reader = (await request(path, { headers: { Accept: "text/event-stream" } })).body
-    .pipeThrough(new TextDecoderStream()).getReader();
+// Server-sent events by fetch: EventSource cannot send a token. They are asked for at once, before anybody reads them.
+export const events = (path) => told(request(path, { headers: { Accept: "text/event-stream" } }));
+
+async function* told(asked) {
+  const reader = (await asked).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();
@@ -97,6 +98,12 @@ export function fill(element, ...children) {
   const id = element.contains(document.activeElement) ? document.activeElement.dataset.row : undefined;
   element.replaceChildren(...children.flat(9).filter(Boolean));
   if (id !== undefined) [...element.querySelectorAll("[data-row]")].find((one) => one.dataset.row === id)?.focus({ preventScroll: true });
+}
+
+// How current the view is, in the head; what else the page needs may be asked for from now on.
+export function live(said) {
+  document.getElementById("live").textContent = said;
+  document.dispatchEvent(new Event("shown"));
 }
 
 export const show = (...children) => fill(main, ...children);

@@ -1,6 +1,6 @@
 // Dead letters by what went wrong, the largest group first and open; run again at a pace, or dropped.
 import { fill, get, go, h, post, show } from "./base.js";
-import { button, changing, data, facts, many, opening, quiet, runLink, status, table, when } from "./values.js";
+import { button, changing, data, facts, many, named, opening, quiet, runLink, table, when } from "./values.js";
 
 const SHOWN = 20;  // letters of a group
 
@@ -25,7 +25,7 @@ export function letters({ query }) {
     drawGroups({ groups, of: open?.fingerprint });
     if (open) drawLetters({ group: open, found: (await get(`letters?${new URLSearchParams({ fingerprint: open.fingerprint, limit: SHOWN })}`)).letters });
     else fill(inside);
-    await status();
+    await named();
     return true;
   };
 }

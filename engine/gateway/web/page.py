@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -13,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _FOLDER: Final = files("dspex.engine.gateway.web")
 _KINDS: Final = {one.name: _TYPES[end] for one in _FOLDER.iterdir() if (end := one.name.rpartition(".")[2]) in _TYPES}
+_read = cache(lambda name: (_FOLDER / name).read_bytes())  # they are those of this version
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",  # nothing of other sites, and nothing inline: what an event holds can then not become a script
@@ -44,4 +46,4 @@ async def _file(request: Request) -> Response:
     name = request.path_params.get("name", "index.html")
     if name not in _KINDS:
         raise HTTPException(404, f"the page has no file {name!r}")
-    return Response((_FOLDER / name).read_bytes(), 200, HEADERS, _KINDS[name])
+    return Response(_read(name), 200, HEADERS, _KINDS[name])

@@ -1,6 +1,6 @@
 // What waits for a person's decision; and sessions, with what was said in them.
 import { fill, get, go, h, post, show, trouble } from "./base.js";
-import { changing, data, facts, many, opening, quiet, runLink, seconds, short, status, table, text, when } from "./values.js";
+import { changing, data, facts, many, named, opening, quiet, runLink, seconds, short, table, text, when } from "./values.js";
 
 // -- approvals
 export function approvals() {
@@ -21,7 +21,7 @@ export function approvals() {
       body.querySelector(":scope > p")?.remove();
       for (const one of found) if (!cards.get(one.id).isConnected) body.append(cards.get(one.id));
     }
-    await status();
+    await named();
     return true;
   };
 }
@@ -59,7 +59,7 @@ export function sessions({ id }) {
   count > found.length ? quiet(`and ${many(count - found.length)} more`) : null));
   return async () => {
     update(await get("sessions"));
-    await status();
+    await named();
     return true;
   };
 }
@@ -75,7 +75,7 @@ function session(id, body) {
     Object.keys(one.data).length ? [h("h2", {}, "Data"), data(one.data)] : null));
   return async () => {
     update(await get(`sessions/${encodeURIComponent(id)}`));
-    await status();
+    await named();
     return true;
   };
 }

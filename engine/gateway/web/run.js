@@ -1,7 +1,7 @@
 // One run: what it did as a tree on a time line, what models were asked and said, and doing it again.
 import { events, fill, get, h, show } from "./base.js";
 import { again } from "./again.js";
-import { changing, data, facts, many, money, quiet, runLink, seconds, status, text, took, when } from "./values.js";
+import { changing, data, facts, many, money, named, quiet, runLink, seconds, text, took, when } from "./values.js";
 
 const KINDS = { letter: "dead letter", source: "event" };
 
@@ -37,7 +37,7 @@ export function run({ id, query }) {
   };
   return async (signal) => {
     const found = await look();
-    await status();
+    await named();
     if (found.status !== "running") return false;
     for await (const { event } of events(`runs/${encodeURIComponent(found.id)}/events`)) {
       if (signal.aborted || event !== "step") break;

@@ -1,6 +1,6 @@
 // The list of runs: by status, topology and time, with filters that are kept; it changes as runs do.
-import { events, fill, get, go, h, show } from "./base.js";
-import { choice, money, opening, quiet, short, status, table, tokens, took, when } from "./values.js";
+import { events, fill, get, go, h, live, show } from "./base.js";
+import { applied, choice, money, opening, quiet, short, table, tokens, took, when } from "./values.js";
 
 const SAVED = "dspex.filters";  // in this browser: [{name, query}]
 const PAGE = 100;
@@ -12,6 +12,8 @@ const row = (run) => opening([h("code", { title: run.id }, short(run.id)), h("sp
 
 export function runs({ query }) {
   const said = Object.fromEntries(query);
+  const ask = () => events(`runs/events?${new URLSearchParams({ limit: PAGE, ...said })}`);
+  let asked = ask();  // before anything is drawn
   const filter = (more) => go("runs", "", { ...said, ...more });
   const body = h("div", {}, quiet("…")), byId = new Map();
   let order = [], earlier = [], last = false;
@@ -41,19 +43,21 @@ export function runs({ query }) {
     choice("Time", [["", "any time"], ["15m", "15 minutes"], ["1h", "an hour"], ["1d", "a day"], ["7d", "a week"]], said.since || "",
       (since) => filter({ since })), kept(query)), body);
   const around = async () => {  // after the runs, which people wait for
-    const [{ topologies: applied }] = [await get("topologies"), await status()];
-    topologies.append(...applied.map(({ name }) => h("option", { value: name, selected: name === said.topology }, name)));
+    topologies.append(...(await applied()).map(({ name }) => h("option", { value: name, selected: name === said.topology }, name)));
   };
+  when(new Date().toISOString());  // while the runs are on their way: the first time that a browser writes a time takes it 15 ms
   let known = false;
   return async (signal) => {
-    for await (const { event, data } of events(`runs/events?${new URLSearchParams({ limit: PAGE, ...said })}`)) {
+    const now = asked ?? ask();
+    asked = null;
+    for await (const { event, data } of now) {
       if (signal.aborted) return false;
       if (event !== "runs") continue;
       for (const run of data.runs) byId.set(run.id, run);
       order = data.order;
       draw();
-      document.getElementById("live").textContent = "live";
-      if (!known) {
+      live(data.current ? "live" : "…");
+      if (!known && data.current) {
         known = true;
         await around();
       }

@@ -2,7 +2,7 @@
 import { fill, get, h, show } from "./base.js";
 import { line, remember, share } from "./charts.js";
 import { drawing } from "./graph.js";
-import { changing, data, many, money, quiet, seconds, short, status, table, when } from "./values.js";
+import { applied, changing, data, many, money, named, quiet, seconds, short, table, when } from "./values.js";
 
 const rate = (value) => (value === null || value === undefined ? "" : `${value && value < 10 ? value.toFixed(1) : Math.round(value)}/s`);
 
@@ -20,7 +20,7 @@ export function topology() {
           : row.unowned ? h("span", { class: "bad" }, "no owner") : row.gate ? h("span", { class: "running", title: JSON.stringify(row.gate) }, "waits") : "runs"]))];
   }) : quiet("nothing is applied")));
   return async () => {
-    const [{ topologies }, now] = await Promise.all([get("topologies"), status()]);
+    const [topologies, now] = await Promise.all([applied(), get("status")]);
     update({ topologies, status: now });
     return true;
   };
@@ -63,8 +63,9 @@ export function windows() {
     one.topology, one.node, one.key, when(one.start), when(one.end), typeof one.value === "object" ? data(one.value) : String(one.value)])),
   count > found.length ? quiet(`and ${many(count - found.length)} more`) : null));
   return async () => {
-    who((await status()).stages.filter((row) => !row.dropped && row.topology !== "_submit"));
     which(await get("windows"));
+    who((await get("status")).stages.filter((row) => !row.dropped && row.topology !== "_submit"));
+    await named();
     return true;
   };
 }
@@ -90,7 +91,8 @@ export function pools() {
     h("h2", {}, "Ways of calls"), table(["operator", "route", "~model", "reason", ">calls"], now.routes.map((row) => [
       row.topology ? `${row.topology}/${row.node}` : h("span", { class: "quiet" }, "of no topology"), row.route, row.lm, row.reason, row.calls]))));
   return async () => {
-    update(await status());
+    update(await get("status"));
+    await named();
     return true;
   };
 }

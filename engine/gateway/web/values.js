@@ -48,15 +48,14 @@ export const opening = (row, key, open, here = false) => Object.assign(row, { ke
 export const facts = (pairs) => h("dl", { class: "facts" }, Object.entries(pairs).filter(([, value]) => value !== "" && value !== null && value !== undefined)
   .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
-export async function status() {
-  const found = await get("status");
-  named(found.server.app);
-  return found;
+// The topologies that are applied; with them comes the name of the application, which stands in the head.
+export async function applied() {
+  const found = await get("topologies");
+  document.getElementById("app").textContent = found.app;
+  document.title = `dspex ${found.app}`;
+  return found.topologies;
 }
-export function named(app) {
-  document.getElementById("app").textContent = app;
-  document.title = `dspex ${app}`;
-}
+export const named = async () => document.getElementById("app").textContent || applied();
 
 // What is drawn again only where something is another than before.
 export function changing(draw) {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -159,7 +161,48 @@ def test_a_list_of_runs_does_not_look_for_its_time_again_for_each_source(lab: Ma
     assert asked(5) <= few + 4 * 6, "of each more: where its stream is, its last events, and those of the runs"
 
 
-def test_all_files_of_the_page_are_asked_for_at_once() -> None:
+def test_a_list_of_runs_is_read_again_where_anything_was_written_and_only_there(lab: MakeLab, tmp_path: Path) -> None:
+    def working(name: str) -> Lab:
+        topology = Topology(name)
+        topology.source("in").map(dict, name="same").sink("out")
+        one = lab(topology)
+        one.start()
+        return one
+
+    here, elsewhere = working("t"), working("t")
+    elsewhere.advance(60)
+    page = LabPage(here)
+
+    def listed(query: str = "") -> list[str]:
+        return [run["id"] for run in page.get(f"/v1/runs?limit=10{query}")["runs"]]
+
+    runs = [here.publish("in", {"n": n}) for n in range(5)]
+    here.advance(1)
+    assert listed() == runs[::-1]
+    whole, read = page.bus.asked, page.bus.got
+    assert listed() == runs[::-1]
+    assert (page.bus.got, page.bus.asked < whole, read > 0) == (0, True, True)
+    runs.append(here.publish("in", {"n": 5}))
+    assert listed() == runs[::-1]
+    assert listed("&status=failed") == []
+    other = elsewhere.client.run(elsewhere.publish("in", {"n": 6}))
+    elsewhere.advance(1)
+    elsewhere.run(other.export(tmp_path / "run.jsonl"))
+    here.run(here.client.import_run(tmp_path / "run.jsonl"))  # no stream has anything of it
+    assert listed() == [other.id, *runs[::-1]]
+    assert listed(f"&before={runs[1]}") == runs[:1]
+    assert listed() == [other.id, *runs[::-1]]
+
+
+def test_the_page_asks_at_once_for_the_files_of_its_list_and_for_all_others_once_that_is_shown() -> None:
     web = files("dspex.engine.gateway.web")
-    scripts = {one.name for one in web.iterdir() if one.name.endswith(".js")}
-    assert set(re.findall(r'(?:src|href)="(\w+\.js)"', (web / "index.html").read_text())) == scripts
+    texts = {one.name: one.read_text() for one in web.iterdir() if one.name.endswith(".js")}
+
+    def needed(by: str) -> set[str]:
+        names = re.findall(r'^import .* from "\./(\w+\.js)"', texts[by], re.MULTILINE)
+        return {by}.union(*map(needed, names))
+
+    first, later = needed("app.js"), re.search(r"^const LATER = (\[.*\]);$", texts["app.js"], re.MULTILINE)
+    assert set(re.findall(r'(?:src|href)="(\w+\.js)"', (web / "index.html").read_text())) == first
+    assert later is not None
+    assert {f"{name}.js" for name in json.loads(later[1])} == texts.keys() - first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ def test_runs_are_paged_by_the_last_one_that_was_seen(http: httpx.Client, projec
     assert http.get("/v1/runs?before=short", headers=as_("looker")).status_code == 404
 
 
+def lists(said: httpx.Response) -> Iterator[dict[str, Any]]:
+    return (json.loads(line[6:]) for line in said.iter_lines() if line.startswith("data: "))
+
+
 def test_a_list_of_runs_tells_what_has_changed_and_nothing_else(http: httpx.Client, project: Project) -> None:
     published(http, project, "before the list")
     with http.stream("GET", "/v1/runs/events?limit=5", headers=as_("looker")) as said:
-        told = (json.loads(line[6:]) for line in said.iter_lines() if line.startswith("data: "))
+        told = lists(said)
         first = next(told)
         assert [one["id"] for one in first["runs"]] == first["order"]
         known = {one["id"]: one for one in first["runs"]}
@@ -43,6 +48,11 @@ def test_a_list_of_runs_tells_what_has_changed_and_nothing_else(http: httpx.Clie
                 assert known.get(one["id"]) != one, "those that are as they were are not sent again"
                 known[one["id"]] = one
         assert said_then["order"][0] == run
+    with http.stream("GET", "/v1/runs/events?limit=5", headers=as_("looker")) as again:
+        told = lists(again)
+        then, now = next(told), next(told)
+    assert (then["current"], then["order"][0]) == (False, run), "at once, what the other one has seen last"
+    assert (now["current"], [one for one in now["runs"] if one in then["runs"]]) == (True, [])
     assert http.get("/v1/runs/events?before=x", headers=as_("looker")).status_code == 400
     assert http.get("/v1/runs/events", headers=as_("site")).status_code == 403
 
