@@ -211,11 +211,12 @@ class Run:
         return await history(self._bus, self._app, applied, id), applied
 
     async def cancel(self) -> None:
-        """End its open calls in their workers, with the requests that they make, and those that follow from what is under way:
-        each becomes a dead letter, which can be redriven. What was sent stays. A run that is over is left as it is.
+        """End its open calls in their workers, with the requests that they make, and those that follow from what is under way,
+        and withdraw its approvals: each becomes a dead letter, which can be redriven. What was sent stays. A run that is over
+        is left as it is.
 
         It returns when nothing of the run is open any more, or after ten seconds: a call that waits for a slot ends when it
-        would begin. Events that wait for their time, or for somebody's approval, go on then.
+        would begin. Events that wait for their time go on then.
 
         Raises Saturated where no process of a pool is there that could end its calls; RunNotFound; BusError.
         """

@@ -5,7 +5,9 @@ A decision is a message on a subject of its own beside that of the partition's e
 client with the rights of an approver can write it.
 
     Dspex-Decide: NODE
-    {"approval": ID, "digest": DIGEST, "decision": "accept"|"reject", "edit": {…}, "note": "…", "who": "…"}
+    {"approval": ID, "digest": DIGEST, "decision": "accept"|"reject"|"cancel", "edit": {…}, "note": "…", "who": "…"}
+
+Who cancels a run writes "cancel" about what waits in it: that is final, too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dspex.bus.errors import DecodeError, InvalidInput
 from dspex.bus.records import Origin
 
 AcceptOrReject: TypeAlias = Literal["accept", "reject"]
+DecisionKind: TypeAlias = Literal["accept", "reject", "cancel"]
 LONGEST: Final = 8192  # characters of a note
 
 
@@ -34,7 +37,7 @@ class Decision:
 
     approval: str
     digest: str
-    decision: AcceptOrReject
+    decision: DecisionKind
     edit: Mapping[str, Any] | None = None
     note: str = ""
     who: str = ""

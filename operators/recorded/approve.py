@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from dspex.bus.codecs import encode
-from dspex.bus.errors import DataError, DspexError, InvalidInput, Reject
+from dspex.bus.errors import Cancelled, DataError, DspexError, InvalidInput, Reject
 from dspex.engine.graph.approvals import Decision, Waiting
 from dspex.engine.graph.context import Handler, Rows
 from dspex.engine.graph.nodes import Emitted, State
@@ -80,6 +80,8 @@ class _Approve:
             why = f"nobody decided about it within {self._timeout:g} s"
             raise DataError(why, code="DX516", fix="redriven, it waits again: dspex dlq redrive")
         by = f" by {decision.who}" if decision is not None and decision.who else ""
+        if decision is not None and decision.decision == "cancel":
+            raise Cancelled(f"its run was cancelled{by} while it waited for a decision", fix=_AGAIN)
         if decision is not None and decision.decision == "reject":
             why = f"rejected{by}: {decision.note}" if decision.note else f"rejected{by}"
             raise Reject(why, fix=_AGAIN)

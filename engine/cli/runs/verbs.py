@@ -239,12 +239,12 @@ def wait(
 
 
 def cancel(context: typer.Context, run: RUN) -> None:
-    """End the open calls of a run, and those that follow; each becomes a dead letter. What was sent stays."""
+    """End the open calls and approvals of a run, and those that follow; each becomes a dead letter. What was sent stays."""
     t = terminal(context)
-    info, (calls, over) = t.run(_cancelled(t, run))
-    row = {"run": info.id, "topology": info.topology, "status": info.status, "calls": calls}
-    what = f"{count(calls, 'call')} ended" if calls else "nothing to end"
-    t.emit(row, f"{info.id}  {info.topology}  {info.status}  {what}")
+    info, (calls, approvals, over) = t.run(_cancelled(t, run))
+    row = {"run": info.id, "topology": info.topology, "status": info.status, "calls": calls, "approvals": approvals}
+    what = [f"{count(number, name)} ended" for number, name in ((calls, "call"), (approvals, "approval")) if number]
+    t.emit(row, f"{info.id}  {info.topology}  {info.status}  {', '.join(what) or 'nothing to end'}")
     if not over:
         t.note("something of it is open yet: a call ends when it would begin; dspex runs show says what waits")
 

@@ -1,7 +1,8 @@
-"""To cancel a run: its calls are ended in their workers, each in Cancelled, which nobody retries and no fallback stands in for.
+"""To cancel a run: its calls are ended in their workers, each in Cancelled, which nobody retries and no fallback stands in for;
+and what waits for a person's decision has it.
 
 So a call that is cancelled ends as every call that failed for good: as a dead letter, which holds its event and can be
-redriven. The engine learns nothing new, and a replay finds what it has always found: a record.
+redriven. The engine learns nothing new, and a replay finds what it has always found: a record, or a decision.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving import audit
 from dspex.engine.client.runs.history import History, history
+from dspex.engine.client.status import approvals
 from dspex.engine.client.status.scaling import absent, manage
 from dspex.engine.graph.manifest import Manifest
 
@@ -25,9 +27,12 @@ _LOOK: Final = 0.2  # seconds between two looks at a run that ends
 
 
 class CancelledRun(NamedTuple):
-    """What came of cancelling. `calls`: that were told to end. `over`: nothing of the run is open any more."""
+    """What came of cancelling. `calls`: that were told to end. `approvals`: that were withdrawn. `over`: nothing of the run is
+    open any more.
+    """
 
     calls: int
+    approvals: int
     over: bool
 
 
@@ -37,6 +42,7 @@ async def cancel(bus: Bus, app: str, applied: Mapping[str, Manifest], run: str) 
     Raises Saturated where a call waits for a pool of which no process is there; RunNotFound; BusError.
     """
     clock, told = asyncio.get_running_loop().time, dict[str, int]()
+    withdrawn, looked = 0, frozenset[str]()
     end, past = clock() + WITHIN, await history(bus, app, applied, run)
     while not past.done and clock() < end:
         for pool, calls in _open(past).items():
@@ -44,10 +50,12 @@ async def cancel(bus: Bus, app: str, applied: Mapping[str, Manifest], run: str) 
             if new and not await manage(bus, app, pool, "cancel", calls=new):
                 raise absent(pool)
             told |= new
+        if past.alarms - looked:  # each approval has one, under its id
+            withdrawn, looked = withdrawn + await approvals.withdraw(bus, app, run), looked | past.alarms
         await asyncio.sleep(_LOOK)
         past = await history(bus, app, applied, run)
-    await audit.leave(bus, app, "cancel", run=run, calls=len(told))
-    return CancelledRun(len(told), past.done)
+    await audit.leave(bus, app, "cancel", run=run, calls=len(told), approvals=withdrawn)
+    return CancelledRun(len(told), withdrawn, past.done)
 
 
 def _open(past: History) -> dict[str, dict[str, int]]:

@@ -25,7 +25,7 @@ from dspex.engine.client.runs.leap import OpenRow, Outstanding, leap
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import is_damaged_entry, is_elsewhere
 from dspex.engine.log.positions import pages, sequence_before
-from dspex.engine.log.rows import OpenCall
+from dspex.engine.log.rows import OpenCall, Timer
 
 BEFORE = 2.0  # seconds before a run began by its id, from which on logs are read: clocks of servers differ
 _FEW, _MANY = 256, 8192  # sequences that are looked through at a time: most runs are short
@@ -61,7 +61,8 @@ class History:
     Attributes:
         run: its id. stream, source: its source event, and where that lies. created: when the stream was made.
         taken: the commits, in their order. records: of its calls, as they were taken.
-        done: nothing of it is open. open: ids of calls that are, also where their last attempt has ended.
+        done: nothing of it is open. open: ids of calls that are, also where their last attempt has ended. alarms: names of
+            timers of operators that are.
         missing: attempts at calls whose records were taken and are not there any more. changed: sequences of entries whose
             commits are not what was stored.
     """
@@ -76,6 +77,7 @@ class History:
     changed: list[int] = field(default_factory=list[int])
     done: bool = False
     open: frozenset[str] = frozenset()
+    alarms: frozenset[str] = frozenset()
     created: float = 0.0
 
     @property
@@ -153,8 +155,9 @@ class HistoryReader:
         """Note what is open now: it is read no further."""
         self.found.done = self.idle
         self.found.changed += self._lost if not self.idle else []  # else what it held was done again
-        rows = (row for of in self._open.values() for row in of.values())
+        rows = [row for of in self._open.values() for row in of.values()]
         self.found.open = frozenset(row.id for row in rows if isinstance(row, OpenCall))
+        self.found.alarms = frozenset(row.name for row in rows if isinstance(row, Timer) and row.name)
 
     async def _piece(self, start: int, stop: int, where: Collection[PartitionId] | None) -> tuple[int, int]:
         """Read a piece of the logs; of these partitions alone, until something is outstanding elsewhere. How far it came, and

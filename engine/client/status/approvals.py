@@ -21,10 +21,11 @@ from dspex.bus.serving.audit import AuditEntry
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.status.state import kept_by, tables_of
 from dspex.engine.graph import manifest
-from dspex.engine.graph.approvals import AcceptOrReject, Decision, Waiting
+from dspex.engine.graph.approvals import AcceptOrReject, Decision, DecisionKind, Waiting
 from dspex.engine.log.positions import pages, sequence_before
 
 VERB: Final = "decide"
+_VERDICTS: Final = {"accept": "accepted", "reject": "rejected", "cancel": "cancelled with its run"}
 _APART: Final = 60.0  # seconds by which the clocks of two servers may differ
 _AGAIN: Final = 0.1  # seconds until it is looked again, after somebody else decided about something
 
@@ -110,8 +111,34 @@ async def decide(
         RunError: DX626, it is decided otherwise already, is another than was shown, or does not wait.
         ConfigError: DX105 for what is no decision.
     """
-    given = approval.id if isinstance(approval, Approval) else approval
     _check(decision, edit)
+    await _settle(bus, app, approval, decision, edit, note)
+
+
+async def withdraw(bus: Bus, app: str, run: str) -> int:
+    """End what waits for a decision in a run that is cancelled; how much. Raises BusError, ConfigError."""
+    found = [one async for one in listing(bus, app) if one.event.run == run]
+    return sum([await _withdrawn(bus, app, one) for one in found])
+
+
+async def _withdrawn(bus: Bus, app: str, one: Approval) -> bool:
+    try:
+        await _settle(bus, app, one, "cancel")
+    except RunError:  # somebody has decided meanwhile, or its time is over: it has gone on, and ends there
+        return False
+    return True
+
+
+async def _settle(
+    bus: Bus,
+    app: str,
+    approval: str | Approval,
+    decision: DecisionKind,
+    edit: Mapping[str, Any] | None = None,
+    note: str = "",
+) -> None:
+    """Store a decision, once. Raises RunError (DX626) where another one holds."""
+    given = approval.id if isinstance(approval, Approval) else approval
     while True:
         last, before = await _decided(bus, app, given)
         if before is not None:
@@ -176,8 +203,8 @@ def _same(before: AuditEntry, decision: str, edit: Mapping[str, Any] | None) -> 
     what = before.what
     if what.get("decision") == decision and what.get("edited", []) == sorted(edit or ()):
         return
-    verdict = "accepted" if what.get("decision") == "accept" else "rejected"
-    how = f"{verdict}, with {', '.join(map(str, what['edited']))} edited," if what.get("edited") else verdict
+    how = _VERDICTS.get(str(what.get("decision")), "rejected")
+    how += f", with {', '.join(map(str, what['edited']))} edited," if what.get("edited") else ""
     note = f": {what['note']}" if what.get("note") else ""
     why = f"{what.get('approval')} was {how} by {before.who} at {before.time.isoformat(timespec='seconds')}{note}"
-    raise RunError(why, code="DX626", fix="a decision is final; a rejected event waits again: dspex dlq redrive")
+    raise RunError(why, code="DX626", fix="a decision is final; a rejected or cancelled event waits again: dspex dlq redrive")

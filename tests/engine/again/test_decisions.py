@@ -97,3 +97,21 @@ def test_who_decided_about_other_data_decides_the_same_in_a_fork(past: tuple[Lab
     one, runs = past
     made = one.run(forked(one.client, runs[0], "ask", ForkChange(outputs={"price": 1}), [approving().graph]))
     assert [o.data["price"] for o in one.run(one.client.run(made.run).file()).outputs] == [1]
+
+
+def test_a_run_that_was_cancelled_while_it_waited_is_so_again_and_a_fork_may_accept_but_not_cancel(lab: MakeLab) -> None:
+    one = lab(approving())
+    one.answers["ask"] = lambda inputs, work: {"price": 7}
+    one.start()
+    one.work()
+    run = one.publish("in", {"text": "t"})
+    one.advance(2)
+    one.run(one.client.run(run).cancel())
+    file = file_of(one, run)
+    found = again(file)
+    assert (found.diff.same, found.file.info.status, file.info.status) == (True, "cancelled", "cancelled"), str(found.diff)
+    accept, cancel = (ForkChange(outputs={"decision": how}) for how in ("accept", "cancel"))
+    made = one.run(forked(one.client, run, "ok", accept, [approving().graph]))
+    assert one.run(one.client.run(made.run).info()).status == "done"
+    with pytest.raises(ConfigError, match="that ends a whole run"):
+        one.run(forked(one.client, run, "ok", cancel, [approving().graph]))

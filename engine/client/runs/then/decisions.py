@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs.checking import checked
-from dspex.bus.errors import ConfigError, DataError
+from dspex.bus.errors import ConfigError, DataError, InvalidInput
 from dspex.bus.port import Bus
 from dspex.bus.serving import payloads
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs.history import History
-from dspex.engine.graph.approvals import AcceptOrReject, Decision
+from dspex.engine.graph.approvals import Decision, DecisionKind
 from dspex.engine.graph.manifest import Manifest
 
 
@@ -21,7 +21,7 @@ class DecisionThen(NamedTuple):
 
     node: str
     approval: str
-    decision: AcceptOrReject
+    decision: DecisionKind
     edit: dict[str, Any] | None
     note: str
     who: str
@@ -35,6 +35,8 @@ class DecisionThen(NamedTuple):
         """Another one, as a fork says. Raises ConfigError (DX105) where that is none."""
         try:
             made = Decision.read({"approval": self.approval, "digest": "", "decision": "accept", **fields})
+            if made.decision == "cancel":
+                raise InvalidInput("that ends a whole run")
         except DataError as error:
             fix = "--set decision=reject, --set note=…, or --set edit:={…}"
             raise ConfigError(f"{self.node} waits for a decision, and {error.message}", code="DX105", fix=fix) from None

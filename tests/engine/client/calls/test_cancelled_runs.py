@@ -74,7 +74,7 @@ def test_cancelling_a_run_closes_the_connection_to_its_model_and_leaves_other_ru
     run, other = published(project, "standin:hang"), published(project, "standin:gate")
     eventually(lambda: model.running == 2)
     (said,) = project.here("--json", "runs", "cancel", run).objects()
-    assert said == {"run": said["run"], "topology": "two", "status": "cancelled", "calls": 1}
+    assert said == {"run": said["run"], "topology": "two", "status": "cancelled", "calls": 1, "approvals": 0}
     model.go_on()
     assert project.here("runs", "wait", other, "--timeout", "60s").code == 0
     eventually(lambda: model.running == 0)
@@ -82,7 +82,7 @@ def test_cancelling_a_run_closes_the_connection_to_its_model_and_leaves_other_ru
     assert (letter["reason"], letter["node"], letter["event"]["data"]) == ("Cancelled", "ask", {"text": "standin:hang"})
     assert (status(project, run), status(project, other)) == ("cancelled", "done")
     cancelled = [e["what"] for e in project.here("--json", "audit", "ls").objects() if e["verb"] == "cancel"]
-    assert {"run": said["run"], "calls": 1} in cancelled
+    assert {"run": said["run"], "calls": 1, "approvals": 0} in cancelled
 
 
 def test_a_cancelled_call_is_not_retried_and_can_be_redriven(project: Project, running: Running, model: StandIn) -> None:

@@ -111,3 +111,13 @@ def test_probes_need_no_token_and_status_is_that_of_the_application(http: httpx.
     found = http.get("/v1/status", headers=as_("looker")).json()
     assert found["server"]["app"] == project.u
     assert [pool["pool"] for pool in found["pools"]] == ["lightweight"]
+
+
+def test_a_cancelled_run_waits_for_nobody_any_more_and_who_decides_is_told(http: httpx.Client, project: Project) -> None:
+    run = published(http, project, "nobody will decide")
+    eventually(lambda: waiting(http, run))
+    (asked,) = waiting(http, run)
+    said = http.post(f"/v1/runs/{run}/cancel", headers=as_("operator"))
+    assert (said.status_code, said.json()["status"], waiting(http, run)) == (200, "cancelled", []), said.text
+    late = http.post(f"/v1/approvals/{asked['id']}", json={"decision": "accept"}, headers=as_("operator"))
+    assert (late.status_code, "was cancelled with its run" in late.json()["detail"]) == (409, True), late.text
