@@ -31,8 +31,7 @@ async def replay(
     mode: Mode,
 ) -> Replay:
     """See `Client.replay`."""
-    if mode not in MODES:
-        raise ConfigError(f"mode={mode!r} is none", code="DX105", fix=f"one of {', '.join(MODES)}")
+    _check(mode)
     if (run is None and topology is None) or (run is not None and (since or until is not None)):
         fix = "replay(run), or replay(topology=…, since=…)"
         raise ConfigError("what is replayed is a run, or a topology with a time", code="DX105", fix=fix)
@@ -52,12 +51,19 @@ async def fork(
     topology: HasGraph | None,
     *,
     deliver: bool,
+    mode: Mode,
 ) -> Forked:
     """See `Client.fork`."""
+    _check(mode)
     change = ForkChange(**given, topology=topology is not None)
     change.check()
     if settings is not None and change.lm is not None and change.lm not in settings.lm:
         fix = did_you_mean(change.lm, sorted(settings.lm), "see dspex config show")
         raise ConfigError(f"there is no language model {change.lm!r}", code="DX105", fix=fix)
     graphs = code(client.app, settings, [topology] if topology is not None else ())
-    return await forked(client, run, at, change, graphs, deliver=deliver)
+    return await forked(client, run, at, change, graphs, deliver=deliver, mode=mode)
+
+
+def _check(mode: str) -> None:
+    if mode not in MODES:
+        raise ConfigError(f"mode={mode!r} is none", code="DX105", fix=f"one of {', '.join(MODES)}")

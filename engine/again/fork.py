@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, cast
 
 from dspex.bus import codecs, subjects
@@ -12,7 +13,7 @@ from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.bus.message import derived_id, new_id
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
-from dspex.engine.again.answering import CallsSoFar
+from dspex.engine.again.answering import CallsSoFar, Make, Mode
 from dspex.engine.again.change import (
     ForkChange,
     ForkPlace,
@@ -26,10 +27,12 @@ from dspex.engine.again.change import (
     outputs_of,
     place_of,
 )
+from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import following, keepers
 from dspex.engine.again.change.later import Later, LaterWatcher, Sought
 from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.event import id_in
+from dspex.engine.again.making import made as made_by_a_worker
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
 from dspex.engine.client import publish as publishing
@@ -83,9 +86,11 @@ async def forked(
     graphs: Sequence[Graph],
     *,
     deliver: bool = False,
+    mode: Mode = "hybrid",
+    make: Make | None = None,
     told: Callable[[CallsSoFar], None] | None = None,
 ) -> Forked:
-    """Do a run again with one change, and keep what comes of it. See `Client.fork`."""
+    """Do a run again with one change, and keep what comes of it. See `Client.fork`, and `repeat` for `mode` and `make`."""
     change.check()
     file = await file_of(client, client.run(run), graphs)
     if file.info.status == "running":
@@ -100,9 +105,10 @@ async def forked(
     other, code = changed(change, place, file, earlier.graphs, reached)
     alter = altered([one for one in (earlier.alter, outputs_of(change, place)) if one is not None])
     states = [*earlier.programs, *([change.program] if change.program is not None else [])]
-    found = await repeat(client, other, code, mode="hybrid", alter=alter, states=states, told=told)
-    own = kept(change, place)
-    later = await _later(client, client.run(run), file, found, change, place, reached, earlier.graphs)
+    make = make or partial(made_by_a_worker, client.bus, client.app)
+    found = await repeat(client, other, code, mode=mode, make=make, alter=alter, states=states, told=told)
+    own, calls = kept(change, place), LaterCalls(make, mode)
+    later = await _later(client, client.run(run), file, found, change, place, reached, earlier.graphs, calls)
     if own.what in ("inputs", "outputs") and is_of_engine(place, code, file.info.topology):
         reached.check(file.info.id, at, own.what)
     now = builds_now(of_run(graphs, file.info.topology, file.root.data))
@@ -113,7 +119,7 @@ async def forked(
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
     sent = await _delivered(client, made, code) if deliver else 0
     anew = found.called > 0 or not diff.same or reached.keeps_other or (later is not None and bool(later.diffs))
-    spent = (found.served, found.called, found.tokens)
+    spent = (found.served, found.called + calls.called, found.tokens + calls.tokens)
     return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew, reached.keeps, later)
 
 
@@ -126,20 +132,23 @@ async def _later(
     place: ForkPlace,
     reached: Reached,
     graphs: Sequence[Graph],
+    calls: LaterCalls,
 ) -> Later | None:
     """What a fork leads to in other runs of the topology. `found`: what came of the run itself. `reached`: is told of it."""
     topology, runs, later = file.info.topology, {id_in(file)}, Reached()
-    code = changed(change, place, file, graphs, later, runs)[1]
+    code = graphs  # of a call of the run it is known what it gives, and those of others are as they were
+    if change.topology or not any(one.name == topology and one.nodes[place.node].role == "call" for one in graphs):
+        code = changed(change, place, file, graphs, later, runs)[1]
     graph = next(one for one in code if one.name == topology)
     if not any(node.role == "state" for node in graph.nodes.values()) or await run.kept() is not None:
         return None
     past, applied = await run.history()
     sought = Sought(runs, keepers(graph, place.node), follows=not reached.times)
-    watcher = LaterWatcher(client.app, file.root, found.file.root, sought)
+    watcher = LaterWatcher(client.app, file.root, found.file.root, sought, calls)
     graph, taken = following(graph, runs, sought.tainted), taken_by([past], topology).get(topology, {})
     ends = await replayed_onward(client.bus, client.app, graph, applied[topology], taken, watcher)
     reached.add(later)
-    return Later(tuple(watcher.diffs), (*watcher.open, *ends))
+    return Later(tuple(watcher.diffs), (*watcher.open, *calls.open, *ends))
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:

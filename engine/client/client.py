@@ -457,6 +457,7 @@ class Client:
         outputs: Mapping[str, Any] | None = None,
         topology: HasGraph | None = None,
         deliver: bool = False,
+        mode: Literal["strict", "hybrid", "live"] = "hybrid",
     ) -> Run:
         """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
         kept as an imported one is. Calls that ask what was asked then are read back, and others are made, with the
@@ -469,17 +470,18 @@ class Client:
                 an operator with state what it gives in this run.
             topology: other code, for the whole run.
             deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
+            mode: "strict": no call is made; "live": all calls of the run are.
 
         Raises:
             ConfigError: DX105, not one change, or none that the operator can have, or a value that does not fit its field.
             RunNotFound: the run has no such step, or nothing there that could be changed.
-            Saturated: a pool has no worker. As `replay`.
+            Saturated: a pool has no worker. Divergence: a call would have to be made. As `replay`.
         """
         from dspex.engine.again import door
 
         change = {"lm": lm, "program": program, "spec": spec, "inputs": inputs, "outputs": outputs}
         given = run if isinstance(run, str) else run.id
-        made = await door.fork(self, self._settings, given, at, change, topology, deliver=deliver)
+        made = await door.fork(self, self._settings, given, at, change, topology, deliver=deliver, mode=mode)
         return self.run(made.run)
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:

@@ -601,6 +601,7 @@ class Client:
         outputs: Mapping[str, Any] | None = None,
         topology: HasGraph | None = None,
         deliver: bool = False,
+        mode: Literal["strict", "hybrid", "live"] = "hybrid",
     ) -> Run:
         """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
         kept as an imported one is. Calls that ask what was asked then are read back, and others are made, with the
@@ -613,11 +614,12 @@ class Client:
                 an operator with state what it gives in this run.
             topology: other code, for the whole run.
             deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
+            mode: "strict": no call is made; "live": all calls of the run are.
 
         Raises:
             ConfigError: DX105, not one change, or none that the operator can have, or a value that does not fit its field.
             RunNotFound: the run has no such step, or nothing there that could be changed.
-            Saturated: a pool has no worker. As `replay`.
+            Saturated: a pool has no worker. Divergence: a call would have to be made. As `replay`.
         """
         return Run(
             background.run(
@@ -631,6 +633,7 @@ class Client:
                     outputs=outputs,
                     topology=topology,
                     deliver=deliver,
+                    mode=mode,
                 )
             )
         )

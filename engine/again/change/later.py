@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
-from dspex.bus import codecs, subjects
-from dspex.bus.errors import DataError
-from dspex.bus.message import Message, content_type, plain
+from dspex.bus import codecs
+from dspex.bus.message import Message
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRequest, Letter, NodeEvent, unpack_event, unpack_frame
+from dspex.bus.records import CallRecord, NodeEvent
+from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import RowAt
+from dspex.engine.again.change.given import Given, given, paired
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.diff import NOTHING, between
 from dspex.engine.client.runs.judged.beside import change
@@ -62,15 +63,6 @@ class Later:
         return {"diffs": [one._asdict() for one in self.diffs], "open": list(self.open)}
 
 
-class _Given(NamedTuple):
-    """Something of a commit: what it is, and its run. `event`: as it goes on."""
-
-    run: str
-    step: str
-    data: Any
-    event: NodeEvent | None = None
-
-
 @dataclass
 class Sought:
     """What of other runs may come to what is changed.
@@ -96,16 +88,16 @@ class LaterWatcher(OnwardWatcher):
     """Has the events of a run go on as they do in its fork, over calls and hops; and sees what others give otherwise.
 
     `then`, `now`: the trees of the run and of its fork, with the same ids. `app`: the application. `sought`: other
-    runs that may come to what is changed.
+    runs that may come to what is changed. `calls`: makes those of other runs.
     """
 
-    def __init__(self, app: str, then: Happening, now: Happening, sought: Sought) -> None:
+    def __init__(self, app: str, then: Happening, now: Happening, sought: Sought, calls: LaterCalls) -> None:
         super().__init__()
         self._app, self._run, self._subject, self._secrets = app, then.id, then.node, secrets_of(then, now)
         self._sought, self._coming = sought, dict[tuple[str, int], set[str]]()  # by partition, events that are to come there
         self._source = now.data if now.data != then.data else _NOTHING_ELSE
         self._events, self._unknown = dict[str, NodeEvent | None](), set[str]()
-        self._outputs = dict[str, Mapping[str, Any]]()
+        self._outputs, self._calls, self._made = dict[str, Mapping[str, Any]](), calls, dict[str, CallRecord]()
         self.diffs, self.open = list[LaterDiff](), dict[str, None]()
         asked = {one.id: one for one in now if one.kind == "call"}
         for call in (one for one in then if one.kind == "call" and one.id in asked):
@@ -122,8 +114,8 @@ class LaterWatcher(OnwardWatcher):
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """See Watcher."""
         for m in messages if self._sought.follows else ():
-            for (_, id), given in _given(Message(m.subject, m.data, {**(m.headers or {})})) if ".edge." in m.subject else ():
-                if given.run in self._sought.runs and given.run != self._run:
+            for (_, id), one in given(Message(m.subject, m.data, {**(m.headers or {})})) if ".edge." in m.subject else ():
+                if one.run in self._sought.runs and one.run != self._run:
                     self._comes(m.subject, id, where.entry)
 
     def _comes(self, subject: str, id: str, entry: int) -> None:
@@ -168,6 +160,8 @@ class LaterWatcher(OnwardWatcher):
             return None
         if (outputs := self._outputs.get(call)) is not None:
             answered = answered._replace(record=replace(answered.record, outputs=outputs, error=None))
+        elif (made := self._made.get(call)) is not None:
+            answered = answered._replace(record=replace(answered.record, outputs=made.outputs, error=made.error))
         if (now := next((now for now, then in self.renamed.items() if then == call), None)) is not None:
             answered = answered._replace(record=replace(answered.record, call=now))
         return answered._replace(event=self._events.get(call, answered.event))
@@ -176,34 +170,39 @@ class LaterWatcher(OnwardWatcher):
         """See Watcher."""
         now = [Message(m.subject, m.data, {**(m.headers or {})}) for m in messages]
         then = [m for m in stored if m is not None]
-        theirs, mine = (dict(found for m in some for found in _given(m)) for some in (then, now))
-        for id, (a, b, now_id) in _paired(theirs, mine).items():
+        theirs, mine = (dict(found for m in some for found in given(m)) for some in (then, now))
+        for id, (a, b, now_id) in paired(theirs, mine).items():
             if id[1] != now_id and id[0] == "call":
                 self.renamed[now_id] = id[1]
-            if a == b:
+            if a is not None and b is not None and a.same(b):
                 continue
             if a is None and id[0] == "event":
                 self.open[f"what comes to {b.step if b else ''} and did not then is not followed"] = None
             if a is not None and id[0] == "event":
-                self._comes(next(m.subject for m in then if id in dict(_given(m))), id[1], where.entry)
+                self._comes(a.to, id[1], where.entry)
             if id[0] in ("event", "call"):
                 self._events[id[1]] = b.event if b is not None else None
-            self._differ(id, a, b)
+            if self._differ(id, a, b) and id[0] == "call" and b is not None:
+                await self._call(id[1], b, was=a is not None)
 
-    def _differ(self, id: tuple[str, str], a: _Given | None, b: _Given | None) -> None:
+    async def _call(self, id: str, one: Given, *, was: bool) -> None:
+        """Have a call of another run made. `was`: it was asked then, too."""
+        if not was:
+            self.open[f"{one.step} is asked where it was not then, and not called: what would follow is not known"] = None
+        elif one.asked is not None and (made := await self._calls.answer(one.asked)) is not None:
+            self._made[id] = made
+
+    def _differ(self, id: tuple[str, str], a: Given | None, b: Given | None) -> bool:
+        """Note what differs of something of another run; whether anything does."""
         one = a or b
         if one is None or id[0] == "event" or one.run == self._run:
-            return
+            return False
         there, here = (NOTHING if given is None else given.data for given in (a, b))
         for data in (there, here):
             self._secrets.learn(data)
         found = [LaterDiff(one.run, *step) for step in self._between(one.step, there, here)]
         self.diffs += found
-        if found and id[0] == "call":
-            if a is not None and b is not None:
-                self.open[f"{one.step} is asked something else, and not called: what follows has the answers of then"] = None
-            elif b is not None:
-                self.open[f"{one.step} is asked where it was not then, and not called: what would follow is not known"] = None
+        return bool(found)
 
     def _between(self, step: str, a: Any, b: Any) -> Iterator[tuple[str, str | None, Any, Any]]:
         """What differs, a thing that only one has as a whole."""
@@ -212,42 +211,3 @@ class LaterWatcher(OnwardWatcher):
             yield step, None, then, now
             return
         yield from ((one.step, one.field, one.a, one.b) for one in between(step, a, b, self._secrets))
-
-
-_Pair: TypeAlias = tuple["_Given | None", "_Given | None", str]
-"""What a commit had, what it has now, and the id of that."""
-
-
-def _paired(theirs: Mapping[tuple[str, str], _Given], mine: Mapping[tuple[str, str], _Given]) -> dict[tuple[str, str], _Pair]:
-    """What is the same by its id; else by what it is, in order, since what another event began has another id."""
-    found: dict[tuple[str, str], _Pair] = {id: (one, mine.get(id), id[1]) for id, one in theirs.items()}
-    for id, one in [(id, one) for id, one in mine.items() if id not in theirs]:
-        same = (
-            old for old, (a, b, _) in found.items() if b is None and old[0] == id[0] and a is not None and a.step == one.step
-        )
-        old = next(same, None)
-        found[old or id] = (theirs.get(old) if old is not None else None, one, id[1])
-    return found
-
-
-def _given(m: Message) -> Iterator[tuple[tuple[str, str], _Given]]:
-    """What a message of a commit holds, by kind and id; nothing of what cannot be read."""
-    try:
-        if subjects.is_work(m.subject):
-            asked = CallRequest.unpack(m.data)
-            event = unpack_event(asked.record.event) if asked.record is not None else None
-            yield ("call", asked.call), _Given(asked.run, asked.node, dict(asked.inputs), event)
-        elif subjects.matches("dspex.*.edge.>", m.subject):
-            for event in unpack_frame(m.data):
-                yield ("event", event.origin.id), _Given(event.origin.run, event.node, None, event)
-        elif subjects.matches("dspex.*.dead.>", m.subject):
-            letter = Letter.unpack(m.data)
-            said = {name: letter.error.get(name) for name in ("type", "message")}
-            id, run = letter.event.call or letter.event.origin.id, letter.event.origin.run
-            yield ("letter", id), _Given(run, f"letter at {letter.node}", said)
-        else:
-            read = plain(m)
-            data = codecs.decode(read.data, content_type(read.headers))
-            yield ("output", m.headers.get(subjects.EVENT_ID, "")), _Given(m.headers.get(subjects.RUN, ""), m.subject, data)
-    except DataError:  # in the object store, or sealed
-        return

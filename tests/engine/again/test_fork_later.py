@@ -12,7 +12,7 @@ from cli_bench import Project
 from engine_lab import Lab
 
 from dspex.bus.errors import RunNotFound
-from dspex.bus.records import CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.engine.again.change import ForkChange
 from dspex.engine.again.change.later import Later, LaterDiff
 from dspex.engine.again.fork import Forked, forked
@@ -64,10 +64,22 @@ def done(lab: MakeLab) -> tuple[Lab, list[str]]:
     return one, runs
 
 
-def fork(done: tuple[Lab, list[str]], number: int, at: str, **change: Any) -> Forked:
+def fork(done: tuple[Lab, list[str]], number: int, at: str, how: dict[str, Any] | None = None, **change: Any) -> Forked:
     one, runs = done
-    made: Forked = one.run(forked(one.client, runs[number], at, ForkChange(**change), [later().graph]))
+    made: Forked = one.run(forked(one.client, runs[number], at, ForkChange(**change), [later().graph], **(how or {})))
     return made
+
+
+def graded_now(calls: list[tuple[str, Any]]) -> Callable[[str, CallRequest], Any]:
+    """Who makes calls for a fork, and is told of them."""
+
+    async def make(pool: str, request: CallRequest) -> CallRecord:
+        calls.append((pool, request.inputs["n"]))
+        return CallRecord(
+            request.call, 1, 1, "", "", outputs={"grade": f"now {request.inputs['n']}"}, usage={"input_tokens": 7}
+        )
+
+    return make
 
 
 def of(found: Forked, step: str) -> list[tuple[str | None, Any, Any]]:
@@ -83,11 +95,31 @@ def test_a_window_gives_something_else_when_it_closes_and_so_does_what_hangs_on_
     assert of(made, "grade") == [("n", 2, 20)]
     assert made.later is not None
     assert made.later.open == (
-        "grade is asked something else, and not called: what follows has the answers of then",
+        "grade is asked something else, and not called (pool p has no worker): what follows has the answers of then",
         "at the end of the log of_windows is not as it was",
     )
     assert made.later.as_dict()["diffs"][0]["run"] not in done[1]
     assert made.as_dict()["later"] == made.later.as_dict()
+
+
+def test_a_call_of_another_run_is_made_once_where_it_is_asked_something_else_and_what_follows_has_its_answer(
+    done: tuple[Lab, list[str]],
+) -> None:
+    calls = list[tuple[str, Any]]()
+    made = fork(done, 2, "window", {"make": graded_now(calls)}, inputs={"n": 20})
+    assert calls == [("p", 20)]
+    assert of(made, "grades") == [("n", 2, 20), ("grade", "is 2", "now 20")]
+    assert (made.called, made.tokens) == (1, 7)
+    assert made.later is not None
+    assert made.later.open == ("at the end of the log of_windows is not as it was",)
+
+
+def test_a_call_of_another_run_is_not_made_in_mode_strict_and_named(done: tuple[Lab, list[str]]) -> None:
+    calls = list[tuple[str, Any]]()
+    made = fork(done, 2, "window", {"make": graded_now(calls), "mode": "strict"}, inputs={"n": 20})
+    assert (calls, made.called, of(made, "grades")) == ([], 0, [("n", 2, 20)])
+    assert made.later is not None
+    assert made.later.open[0].startswith("grade is asked something else, and not called (no record answers it, and no call is ")
 
 
 def test_what_behind_windows_comes_again_to_what_it_was_is_not_looked_at_any_further(done: tuple[Lab, list[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,10 +16,17 @@ from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
+    from dspex.engine.again.answering import Mode
     from dspex.engine.again.change import ForkChange
     from dspex.engine.again.fork import Forked
 
 FIELDS = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="What it gives instead: k=v, or k:=JSON.")]
+MODE = Annotated[
+    Literal["strict", "hybrid", "live"],
+    typer.Option(
+        "--mode", help="strict: no call is made; hybrid: those that are asked something else are; live: all of the run."
+    ),
+]
 INPUTS = Annotated[list[str] | None, typer.Option("--input", metavar="K=V", help="What goes into it: k=v, or k:=JSON.")]
 
 
@@ -34,6 +41,7 @@ def fork(
     program: Annotated[str | None, typer.Option("--program", metavar="NAME@V", help="The saved state that they have.")] = None,
     folder: BUILD = None,
     any_build: ANY_BUILD = False,
+    mode: MODE = "hybrid",
     deliver: Annotated[bool, typer.Option("--deliver", help="Publish its outputs to the sinks.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="And print what differs from the run.")] = False,
 ) -> None:
@@ -59,7 +67,7 @@ def fork(
     change.check()
     if lm is not None and lm not in t.settings().lm:
         raise ConfigError(f"there is no language model {lm!r}", code="DX105", fix="see dspex config show")
-    made = t.run(quietly(t, _forked(t, run, at, change, target, deliver)))
+    made = t.run(quietly(t, _forked(t, run, at, change, target, mode, deliver)))
     lines = [
         f"run {made.run}  fork of …{made.parent[-8:]} at {at}",
         f"{count(made.served, 'call')} read back, {made.called:,} made, {made.tokens:,} tokens",
@@ -81,13 +89,13 @@ async def _delivered(t: Terminal, run: str) -> tuple[str, int]:
         return await delivered(c, run, graphs)
 
 
-async def _forked(t: Terminal, run: str, at: str, change: ForkChange, target: str | None, deliver: bool) -> Forked:
+async def _forked(t: Terminal, run: str, at: str, change: ForkChange, target: str | None, mode: Mode, deliver: bool) -> Forked:
     from dspex.engine.again.fork import forked
 
     graphs = code_of(t, target)
     async with client(t, "fork") as c:
         with calls_made(t, "fork", (await c.run(run).info()).calls) as told:
-            return await forked(c, run, at, change, graphs, deliver=deliver, told=told)
+            return await forked(c, run, at, change, graphs, deliver=deliver, mode=mode, told=told)
 
 
 def _fields(given: list[str] | None) -> Mapping[str, Any] | None:
