@@ -15,8 +15,8 @@ Parts:
 * even: the same at one rate for all, which the slowest of them can keep: half of a core is another rate for each system.
 * crowd: calls of dspex at a fixed rate, alone, and beside another pool all of whose slots have calls that wait: what the crowd
   costs those who are not in it.
-* slots: calls of dspex that wait for 100 ms, as for a model, with more and more slots and as many in flight: the rate beside
-  what so many slots could do, and the share of a core of each process.
+* slots: calls of dspex that wait for 100 ms, as for a model, with more and more slots and as many in flight, which begin one
+  after the other: the rate beside what so many slots could do, and the share of a core of each process.
 * stream: streamed calls of dspex: when a worker has the call, and when the first word is there, beside a raw stream of the same
   model's server; then STREAMS of them at a time, alone and beside one whose reader does not read.
 
@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arguments import one_of, positive
-from calling.one import KEPT
+from calling.one import KEPT, SPREAD
 from calling.processes import module, running
 from calling.programs import WAIT
 from calling.where import Where
@@ -110,14 +110,15 @@ async def measure(args: argparse.Namespace) -> tuple[Rounds, dict[str, str]]:
         turn = [(system, system, parts, Where(processes=args.processes)) for system in args.systems if parts]
         for slots in SLOTS if "slots" in args.parts else ():
             where = Where(processes=args.processes, slots=slots, program="waits")
-            turn.append(("slots", "direct", [str(slots * args.processes)], where))
+            turn.append(("slots", "direct", [f"{SPREAD}{slots * args.processes}"], where))
         for crowd in (0, Where().slots) if "crowd" in args.parts else ():
             turn.append(("crowd", "direct", [f"@{CROWD_RATE}"], Where(processes=args.processes, crowd=crowd)))
         for name, system, of, where in turn if number % 2 else turn[::-1]:
             rows, why = await one(system, args.seconds, of, where)
             failed |= {name: why} if why else {}
             for row in rows:
-                part = str(where.crowd) if name == "crowd" else "even" if row["part"] == f"@{EVEN_RATE}" else row["part"]
+                part = "even" if row["part"] == f"@{EVEN_RATE}" else row["part"].removeprefix(SPREAD)
+                part = str(where.crowd) if name == "crowd" else part
                 _note(found, name, {**row, "part": part})
     return found, failed
 

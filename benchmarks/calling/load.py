@@ -115,6 +115,25 @@ class Coroutines:
                 group.create_task(lane())
         return Took(latencies, time.perf_counter() - began)
 
+    async def spread(self, calls: int, seconds: float, over: float) -> Took:
+        """`in_flight`, where they begin one after the other within `over` seconds; from when all have begun.
+
+        Calls of one length that begin together end together, and wait for each other at every step. Those of a model do not.
+        """
+        latencies, began = list[float](), time.perf_counter()
+
+        async def lane(number: int) -> None:
+            await asyncio.sleep(over * number / calls)
+            while (sent := time.perf_counter()) < began + over + seconds:
+                await self.once()
+                if began + over <= (now := time.perf_counter()) < began + over + seconds:
+                    latencies.append(now - sent)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(calls):
+                group.create_task(lane(number))
+        return Took(latencies, seconds)
+
     async def burst(self, calls: int) -> Took:
         """See Load."""
         latencies, began = list[float](), time.perf_counter()

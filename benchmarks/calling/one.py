@@ -18,8 +18,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from calling.load import Took
+from calling.load import Coroutines, Took
 from calling.processes import READY, System, used
+from calling.programs import WAIT
 from calling.where import Where
 
 SYSTEMS = {
@@ -38,6 +39,7 @@ SYSTEMS = {
 }
 BURST = 1500  # calls at once
 AT = "@"  # before a number of calls a second
+SPREAD = "~"  # before a number of calls in flight, which begin one after the other
 MOST = "64"  # calls in flight, by which the rate is known at which a core is full: before `half`
 KEPT = 0.9  # of the calls on a schedule: with fewer answered at its end, it was too much
 LEAST = 1 / 16  # of what fills a core
@@ -59,6 +61,8 @@ async def measure(name: str, seconds: float, parts: list[str]) -> None:
                 found = await _figures(system, where, partial(system.load.burst, BURST))
             elif part.startswith(AT):
                 found = await _figures(system, where, partial(system.load.on_schedule, float(part[1:]), seconds))
+            elif part.startswith(SPREAD) and isinstance(system.load, Coroutines):
+                found = await _figures(system, where, partial(system.load.spread, int(part[1:]), seconds, WAIT))
             else:
                 found = await _figures(system, where, partial(system.load.in_flight, int(part), seconds))
             if part == MOST:

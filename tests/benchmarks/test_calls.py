@@ -123,6 +123,23 @@ async def test_what_is_answered_behind_the_end_of_a_schedule_was_not_kept() -> N
 
 
 @pytest.mark.asyncio
+async def test_calls_that_begin_one_after_the_other_count_from_when_all_have_begun() -> None:
+    began = list[float]()
+
+    async def ask(text: str) -> str:
+        loop = asyncio.get_running_loop()
+        began.append(loop.time())
+        answered = loop.create_future()
+        loop.call_later(0.05, answered.set_result, text)
+        return str(await answered)
+
+    took = await Coroutines(ask).spread(4, 0.2, 0.2)
+    assert took.seconds == 0.2
+    assert began[1] - began[0] >= 0.04
+    assert len(took.latencies) < len(began)  # those that were answered before all had begun are not counted
+
+
+@pytest.mark.asyncio
 async def test_a_wrong_answer_ends_the_measurement() -> None:
     async def ask(text: str) -> str:
         return "something else"
