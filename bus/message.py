@@ -19,7 +19,8 @@ from hashlib import blake2s
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dspex.bus import subjects
-from dspex.bus.codecs import cloud_events, times
+from dspex.bus.codecs import cloud_events, times, tracing
+from dspex.bus.codecs.cloud_events import CloudEvent
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import NodeEvent
 
@@ -192,8 +193,11 @@ def plain(message: Message) -> Message:
     found = cloud_events.read(content_type(message.headers), message.headers, message.data)
     if found is None:
         return message
-    said = {subjects.KEY: found.attributes.get("subject"), subjects.TRACEPARENT: found.attributes.get("traceparent")}
-    headers = {name: value for name, value in said.items() if value is not None}
+    headers = dict[str, str]()
+    if (key := found.attributes.get("subject")) is not None:
+        headers[subjects.KEY] = key
+    if subjects.TRACEPARENT not in message.headers and (trace := _traced(found)) is not None:
+        tracing.put(headers, trace)
     headers |= {n: v for n, v in cloud_events.without(message.headers).items() if n.lower() != "content-type"}
     if found.time is not None:
         headers[subjects.TIME] = cloud_events.rfc3339(found.time)
@@ -227,10 +231,14 @@ def opened(event: NodeEvent) -> NodeEvent:
     origin = o._replace(
         key=said.get("subject") if o.key is None else o.key,
         time=o.time if found.time is None else found.time,
-        trace=said.get("traceparent") if o.trace is None else o.trace,
+        trace=_traced(found) if o.trace is None else o.trace,
         headers={**cloud_events.without(o.headers or {}), **found.headers},
     )
     return event._replace(origin=origin, content_type=found.content_type, data=found.data)
+
+
+def _traced(found: CloudEvent) -> str | None:
+    return tracing.joined(found.attributes.get("traceparent"), found.attributes.get("tracestate"))
 
 
 def opened_if_it_can_be(event: NodeEvent) -> NodeEvent:

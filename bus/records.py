@@ -87,7 +87,7 @@ class Origin(NamedTuple):
     """Where an event stands in its run: what its children inherit. `time` is event time in seconds since the epoch.
 
     `headers`: the publisher's own; children do not inherit those. `fallback`: the error's class, where outputs stand in.
-    `forks`: gather → the id that the event has for it, in all of its branches.
+    `trace`: as `tracing.joined` says it. `forks`: gather → the id that the event has for it, in all of its branches.
     """
 
     id: str
@@ -237,7 +237,7 @@ class CallRequest(_Packed):
         required: no other one may for as long as that lives, and then the call is told: AffinityLost.
         batch: seconds that it may wait for the answer of a provider's batch, counted as `left` is; 0: it is asked live.
         state: the version that the state of the spec meant in an execution before this one; "": none is known.
-        trace: the `traceparent` of who makes an interactive call; None: it has none. That of a durable one is its event's.
+        trace: of who makes an interactive call, as `tracing.joined` says it; None: none. That of a durable one is its event's.
     """
 
     call: str

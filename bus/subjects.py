@@ -41,6 +41,7 @@ CANCELLED: Final = "Dspex-Cancelled"  # of the dead letter of a call that somebo
 FALLBACK: Final = "Dspex-Fallback"  # of what was made of a fallback's outputs: the class of the call's error
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
 CLOUD_EVENT: Final = "ce-"  # how headers begin that hold attributes of a CloudEvent
 OWN_HEADERS: Final = frozenset({EVENT_ID, MESSAGE_ID, RUN, CAUSE, KEY, SESSION, TIME, AT, CLAIM_CHECK, SEALED, CONTENT_TYPE})
 

@@ -115,7 +115,7 @@ def headers_of(
     headers = dict(more or {})
     says = (subjects.TRACEPARENT, "ce-traceparent")  # a CloudEvent in one piece may say it, too, and that comes first
     if not headers.keys() & set(says) and content_type != cloud_events.STRUCTURED and (trace := tracing.current()):
-        headers[subjects.TRACEPARENT] = trace
+        tracing.put(headers, trace)
     if id is not None:
         headers[subjects.MESSAGE_ID] = id
     if key is not None:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dspex.bus import subjects
 from dspex.bus.codecs import tracing
 from dspex.bus.errors import DspexError
 from dspex.bus.settings.model import Settings
@@ -92,14 +93,15 @@ def app(
 
 
 class Traced:
-    """What is asked for is of the trace that the request names in its `traceparent`."""
+    """What is asked for is of the trace that the request names in its `traceparent` and `tracestate`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request within its trace."""
-        said = Headers(scope=scope).get("traceparent") if scope["type"] in ("http", "websocket") else None
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
+        said = tracing.joined(headers.get(subjects.TRACEPARENT), ",".join(headers.getlist(subjects.TRACESTATE)))
         if said is None:  # then that of a span that the program around it has open
             await self._app(scope, receive, send)
             return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orjson import dumps, loads
 
-from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode
+from dspex.bus.codecs import JSON, PLAIN, Codec, decode, encode, tracing
 from dspex.bus.codecs.json import EVERY, LONG_RUN, ZEROS, simpler_json
 from dspex.bus.codecs.plain import OPTIONS, finite
 from dspex.bus.errors import DspexError, RetryLater, from_dict
@@ -22,7 +22,7 @@ from dspex.bus.message import INHERITED, id_seed, opened
 from dspex.bus.port import NewMessage
 from dspex.bus.records import NodeEvent, Origin, StoredAt
 from dspex.bus.serving import payloads
-from dspex.bus.subjects import AT, CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION, TRACEPARENT
+from dspex.bus.subjects import AT, CAUSE, CONTENT_TYPE, EVENT_ID, FALLBACK, KEY, RUN, SESSION
 from dspex.engine.graph.context import Handler
 from dspex.engine.graph.nodes import CallNode, NativeNode, Sink, SinkNode, Source, StateNode
 from dspex.engine.log.positions import held_by
@@ -206,7 +206,7 @@ class Walk(StateWalk):
         if session is not None:
             headers[SESSION] = session
         if trace is not None:
-            headers[TRACEPARENT] = trace
+            tracing.put(headers, trace)
         if fallback is not None:
             headers[FALLBACK] = fallback
         if sink.cloudevents is not None:

@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
 
 from dspex.bus.codecs.tracing import TraceOf, in_logs
@@ -21,6 +21,7 @@ from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, r
 from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
 
 _log = structlog.get_logger("dspex.telemetry")
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
 
 
@@ -62,7 +63,7 @@ class Traces:
         within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
         if self._sampler.should_sample(within, trace, span.name, _KINDS[span.kind]).decision is Decision.DROP:
             return
-        context = SpanContext(trace, span.span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        context = SpanContext(trace, span.span, is_remote=False, trace_flags=_SAMPLED, trace_state=_state(span.of))
         attributes = span.attributes if not span.error else {**span.attributes, "error.type": span.error}
         if self._content is not None and span.said is not None:
             said = self._content.of(span.said)
@@ -88,4 +89,8 @@ class Traces:
 def _context(of: TraceOf, span: int) -> SpanContext:
     """A span that is told elsewhere, or has been."""
     flags = TraceFlags(TraceFlags.SAMPLED if of.sampled is not False else TraceFlags.DEFAULT)
-    return SpanContext(of.trace, span, is_remote=True, trace_flags=flags)
+    return SpanContext(of.trace, span, is_remote=True, trace_flags=flags, trace_state=_state(of))
+
+
+def _state(of: TraceOf) -> TraceState | None:
+    return TraceState.from_header([of.state]) if of.state else None

@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs import tracing
 from dspex.bus.errors import DecodeError, DspexError, InvalidInput, OutputTooLarge, Saturated
 from dspex.bus.message import Message, new_id
 from dspex.bus.port import Bus, NewMessage
@@ -48,7 +49,7 @@ async def request_of(message: Message, deployed: Deployed) -> CallRequest:
         raise InvalidInput("a call takes fields: a JSON object")
     call = new_id()
     node_of = (node.topology, node.node, node.spec)
-    trace = message.headers.get(subjects.TRACEPARENT)
+    trace = tracing.joined(message.headers.get(subjects.TRACEPARENT), message.headers.get(subjects.TRACESTATE))
     return CallRequest(call, 1, 1, *node_of, inputs, call, timeout=TIMEOUT, left=TIMEOUT, trace=trace)
 
 

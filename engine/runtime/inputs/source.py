@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import ClassVar, Literal
 
 from dspex.bus import codecs, subjects
+from dspex.bus.codecs import tracing
 from dspex.bus.errors import BusError, SourceGap, Unreachable
 from dspex.bus.message import SEQUENCE, Message, cause_of, content_type, event_time, opened, partition_of, place_form, spread_of
 from dspex.bus.port import Bus, Reader, Sealing
@@ -25,7 +26,7 @@ from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.watermarks.heard import AHEAD
 
-_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT}
+_READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT, subjects.TRACESTATE}
 _new = tuple.__new__  # the class itself as constructor takes twice as long, and five are made for every event
 
 
@@ -228,7 +229,7 @@ class SourceInput(Input):
             session=h.get(subjects.SESSION),
             time=at,
             sequence=sequence,
-            trace=h.get(subjects.TRACEPARENT),
+            trace=tracing.joined(h.get(subjects.TRACEPARENT), h.get(subjects.TRACESTATE)),
             headers=own or None,
         )
         if self._in_lane and subjects.AT in h:  # it comes about when its time has come: on that side of the boundary

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from dspex.bus import subjects
-from dspex.bus.codecs import cloud_events
+from dspex.bus.codecs import cloud_events, tracing
 from dspex.bus.errors import InvalidInput, OutputTooLarge
 from dspex.bus.message import derived_id, in_session
 from dspex.bus.port import NewMessage
@@ -192,8 +192,10 @@ def cloud_event(
         "time": cloud_events.rfc3339(origin.time),
         "correlationid": origin.run,
         "causationid": origin.id,
-        "traceparent": origin.trace,
     }
+    if origin.trace is not None:
+        attributes["traceparent"], state = tracing.parted(origin.trace)
+        attributes["tracestate"] = state or None
     said = {name: value for name, value in attributes.items() if value is not None}
     body, more = cloud_events.write(sink.cloudevents, said, body, content_type)
     headers.update(more)

@@ -22,7 +22,7 @@ MakeLab = Callable[..., Lab]
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ATTRIBUTES = {
     "specversion": "1.0", "id": "A-1", "source": "/shop", "type": "sold", "subject": "ann", "time": "2026-03-04T05:06:07Z",
-    "correlationid": "order-9", "traceparent": TRACE,
+    "correlationid": "order-9", "traceparent": TRACE, "tracestate": "congo=a",
 }  # fmt: skip
 STRUCTURED = NewMessage(
     "in", json.dumps({**ATTRIBUTES, "data": {"n": 1}}).encode(), {"content-type": "application/cloudevents+json"}
@@ -55,6 +55,7 @@ def test_an_event_of_others_has_the_key_and_the_time_that_it_says(lab: MakeLab, 
     data = codecs.decode(out.data)
     assert data == {"n": 1, "who": "ann", "time": ATTRIBUTES["time"].replace("Z", "+00:00"), "said": said, "run": True}
     assert (out.subject, out.headers[subjects.KEY], out.headers[subjects.TRACEPARENT]) == ("out.ann", "ann", TRACE)
+    assert out.headers[subjects.TRACESTATE] == "congo=a"
 
 
 @BOTH
@@ -87,7 +88,8 @@ def test_the_run_of_an_event_of_others_is_done_when_its_own_partition_has_taken_
 def test_a_sink_writes_what_the_official_sdk_reads(lab: MakeLab, mode: str) -> None:
     one = lab(_topology(cloudevents=mode))
     one.start()
-    run = one.publish("in", {"n": 2}, key="bob", time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), headers={"traceparent": TRACE})
+    traced = {"traceparent": TRACE, "tracestate": "congo=a"}
+    run = one.publish("in", {"n": 2}, key="bob", time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), headers=traced)
     one.advance(1)
     (out,) = one.messages("out.bob")
     event = http.from_http(http.HTTPMessage(dict(out.headers), out.data), JSONFormat())
@@ -101,7 +103,7 @@ def test_a_sink_writes_what_the_official_sdk_reads(lab: MakeLab, mode: str) -> N
         "datacontenttype": "application/json",
         "correlationid": run,
         "causationid": run,
-        "traceparent": TRACE,
+        **traced,
     }
     data: Any = event.get_data()
     assert (data if isinstance(data, dict) else json.loads(data))["n"] == 2

@@ -124,11 +124,13 @@ def test_key_session_and_trace_are_inherited_and_causes_are_named(lab: MakeLab) 
     one.start()
     one.work()
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    run = one.publish("in", {"text": "a"}, key="k", session="s", headers={"traceparent": trace, "X-Tenant": "t"})
+    headers = {"traceparent": trace, "tracestate": "a=b", "X-Tenant": "t"}
+    run = one.publish("in", {"text": "a"}, key="k", session="s", headers=headers)
     one.advance(1)
     (m,) = one.messages("out")
     h = m.headers
     assert (h[subjects.KEY], h[subjects.SESSION], h[subjects.TRACEPARENT], h[subjects.RUN]) == ("k", "s", trace, run)
+    assert h[subjects.TRACESTATE] == "a=b"
     assert h[subjects.CAUSE] == one.asked[0].call
     assert one.asked[0].record is not None
     assert unpack_event(one.asked[0].record.event).origin.id == run

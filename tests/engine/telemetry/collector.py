@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class SpanSeen(NamedTuple):
-    """A span as it came. Ids as hex; `parent`: "" for none. `service`: of the process that sent it."""
+    """A span as it came. Ids as hex; `parent`: "" for none. `service`: of the process that sent it. `state`: its tracestate."""
 
     name: str
     trace: str
@@ -23,6 +23,7 @@ class SpanSeen(NamedTuple):
     failed: bool
     seconds: float
     service: str
+    state: str
 
 
 class Collector:
@@ -90,4 +91,4 @@ def _plain(attributes: Any) -> dict[str, Any]:
 def _seen(span: Any, service: str) -> SpanSeen:
     took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
     ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-    return SpanSeen(span.name, *ids, _plain(span.attributes), span.status.code == 2, took, service)
+    return SpanSeen(span.name, *ids, _plain(span.attributes), span.status.code == 2, took, service, span.trace_state)

@@ -13,6 +13,7 @@ import pytest
 from cli_bench import Project, stand_in
 from collector import Collector, SpanSeen
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 from standin import StandIn
 
 from dspex.bus import codecs
@@ -25,6 +26,7 @@ from dspex.engine.client.publish import headers_of
 
 TRACE, ABOVE = "1af7651916cd43dd8448eb211c80319c", "c7ad6b7169203331"
 PARENT = f"00-{TRACE}-{ABOVE}-01"
+STATE = "congo=t61rcWkgMzE"
 SETTINGS = """
 topologies = ["triage.yaml"]
 server.local = {{ port = -1 }}
@@ -62,10 +64,10 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SpanSeen]]:
         with project.start("run") as run, project.start("gateway", "--bind", f"127.0.0.1:{port}") as gateway:
             run.until("ready in")
             gateway.until("gateway")
-            posted(port, "/v1/call/draft", {"text": "one"}, traceparent=PARENT)
+            posted(port, "/v1/call/draft", {"text": "one"}, traceparent=PARENT, tracestate=STATE)
             posted(port, "/v1/call/ask", {"question": "two"}, traceparent=PARENT, Accept="text/event-stream")
             posted(port, "/v1/call/ask", {"question": "three"})
-            posted(port, f"/v1/publish/{app}.in", {"text": "four"}, traceparent=PARENT)
+            posted(port, f"/v1/publish/{app}.in", {"text": "four"}, traceparent=PARENT, tracestate=STATE)
             collector.until(3, "ask ")
             collector.until(4, "call ")
             collector.until(4, "chat ")
@@ -104,18 +106,27 @@ def test_a_call_without_a_trace_is_one_of_its_own(spans: list[SpanSeen]) -> None
     assert call.parent == ask.span
 
 
+def test_what_who_asks_keeps_in_its_tracestate_is_told_by_every_process(spans: list[SpanSeen]) -> None:
+    with_it = [span for span in spans if span.state == STATE]
+    assert sorted(span.name.split()[0] for span in with_it) == ["ask", "call", "call", "chat", "chat", "process"]
+    assert {span.state for span in spans} == {STATE, ""}  # that of a call without it has none
+
+
 def test_no_step_has_two_spans(spans: list[SpanSeen]) -> None:
     assert len({span.span for span in spans}) == len(spans)
 
 
 def test_a_program_that_has_a_span_open_publishes_in_its_trace() -> None:
     tracer = TracerProvider().get_tracer("a program's own")
-    with tracer.start_as_current_span("its own") as span:
-        said = headers_of(new_id(), None, None, None, None, codecs.JSON)["traceparent"]
+    above = SpanContext(int(TRACE, 16), int(ABOVE, 16), True, TraceFlags(1), TraceState([("congo", "a")]))
+    with tracer.start_as_current_span("its own", set_span_in_context(NonRecordingSpan(above))) as span:
+        headers = headers_of(new_id(), None, None, None, None, codecs.JSON)
+        said = headers["traceparent"]
+        assert headers["tracestate"] == "congo=a"
         with tracing.within(PARENT):  # what a request says comes first
             assert headers_of(new_id(), None, None, None, None, codecs.JSON)["traceparent"] == PARENT
     context = span.get_span_context()
-    assert tracing.trace_of(said, "run") == (context.trace_id, context.span_id, True)
+    assert tracing.trace_of(said, "run") == (context.trace_id, context.span_id, True, "")
     assert "traceparent" not in headers_of(new_id(), None, None, None, None, codecs.JSON)
     own = {"traceparent": PARENT}
     assert headers_of(new_id(), None, None, None, own, codecs.JSON)["traceparent"] == PARENT
@@ -124,7 +135,7 @@ def test_a_program_that_has_a_span_open_publishes_in_its_trace() -> None:
 @pytest.mark.parametrize("said", ["", "00-x", f"00-{'0' * 32}-{ABOVE}-01", f"00-{TRACE}-{'0' * 16}-01", PARENT + "é" * 5000])
 def test_what_is_no_trace_begins_one(said: str) -> None:
     run = uuid.uuid4()
-    assert tracing.trace_of(said, str(run)) == (run.int, 0, None)
+    assert tracing.trace_of(said, str(run)) == (run.int, 0, None, "")
 
 
 def test_a_request_without_a_trace_is_packed_as_it_was_before_there_were_any() -> None:

@@ -22,6 +22,7 @@ from dspex.bus import telemetry
 from dspex.engine.testing.driver import Driver
 
 TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # what an event comes with
+STATE = "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"
 TOOL = {"next_thought": "I ask", "next_tool_name": "weather", "next_tool_args": {"city": "Bern"}}  # what an agent does next
 SETTINGS = """
 topologies = ["triage.yaml", "agents.yaml"]
@@ -88,7 +89,8 @@ def traces(tmp_path_factory: pytest.TempPathFactory, logged: list[dict[str, Any]
     with collected(tmp_path_factory.mktemp("project")) as (project, collector):
         with project.start("run") as run:
             run.until("ready in")
-            published(project, "in", "text=my card was stolen", "--header", f"traceparent=00-{TRACE}-{ABOVE}-01")
+            of = ("--header", f"traceparent=00-{TRACE}-{ABOVE}-01", "--header", f"tracestate={STATE}")
+            published(project, "in", "text=my card was stolen", *of)
             traces = {
                 "given": TRACE,
                 "own": published(project, "in", "text=my card was stolen"),
@@ -123,6 +125,7 @@ def test_each_hop_call_and_request_of_a_run_has_one_span_below_what_caused_it(tr
     assert [chat.parent for chat in chats] == [classify.span, draft.span]
     assert all(chat.attributes["gen_ai.usage.input_tokens"] > 0 for chat in chats)
     assert len({span.span for span in spans}) == len(spans) == 6
+    assert {span.state for span in spans} == {STATE}
 
 
 def test_a_run_without_a_traceparent_is_a_trace_of_its_own(traces: Mapping[str, list[SpanSeen]]) -> None:
