@@ -30,6 +30,7 @@ from running import TOPOLOGY
 from dspex.bus import telemetry
 from dspex.bus.settings.model import Settings
 from dspex.engine.hosting.engine import Engine, stop_on_signals, until_stopped
+from dspex.engine.telemetry.exporting import exporting
 
 
 def say(what: str, **facts: object) -> None:
@@ -62,8 +63,9 @@ async def main(args: argparse.Namespace) -> None:
     telemetry.subscribe(Listener(f"s{1 + JOBS[args.job].behind(args.number)}"))
     say("began")
     settings = Settings.load(server__url=args.url, app=args.app, engine__encrypt_key_env="SEAL" if args.sealed else None)
-    async with Engine(made, settings=settings, pools="none") as engine:
-        await until_stopped(engine, stopped)
+    with exporting(args.app, "engine", "bench", None):  # where the environment asks for it
+        async with Engine(made, settings=settings, pools="none") as engine:
+            await until_stopped(engine, stopped)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 
 def emit(name: str, /, **facts: object) -> None:
     """Say that something happened. `name` and the facts are those of HAPPENINGS. What is done again in silence was said."""
-    for listener in () if is_silent() else listeners:
+    for listener in () if not listeners or is_silent() else listeners:
         try:
             listener(name, facts)
         except Exception as e:  # noqa: BLE001  somebody else's code, which must not stop what it watches

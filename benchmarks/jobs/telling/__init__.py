@@ -1,0 +1,1 @@
+"""What telemetry costs: off, and on with spans and metrics that go to a server which takes OTLP."""
