@@ -482,7 +482,9 @@ class Client:
         change = {"lm": lm, "program": program, "spec": spec, "inputs": inputs, "outputs": outputs}
         given = run if isinstance(run, str) else run.id
         made = await door.fork(self, self._settings, given, at, change, topology, deliver=deliver, mode=mode)
-        return self.run(made.run)
+        run = self.run(made.run)
+        run.later = made.later.as_dict() if made.later is not None else None
+        return run
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:
         """The runs that have just finished, by their full ids, as they do, until all of `ids` have. Raises CallTimeout."""

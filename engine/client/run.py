@@ -49,6 +49,7 @@ class Run:
             That of a submitted call is `<pool>/<call>` until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
+        later: of a fork that this client has made, what it leads to in other runs, as `dspex fork --json` has it; else None.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         self.stream = stream
         self.sequence = sequence
         self.duplicate = duplicate
+        self.later: Mapping[str, Any] | None = None
         self._submission = submission or Submission.of(id)
         self._told: tuple[RunProgress, Mapping[str, Manifest]] | None = None  # what a wait has seen of it
 

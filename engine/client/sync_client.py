@@ -54,6 +54,7 @@ class Run:
             That of a submitted call is `<pool>/<call>` until then.
         subject, stream, sequence: where its event is stored, if this client published it.
         duplicate: the same event was stored before.
+        later: of a fork that this client has made, what it leads to in other runs, as `dspex fork --json` has it; else None.
     """
 
     def __init__(self, of: _run.Run) -> None:
@@ -78,6 +79,10 @@ class Run:
     @property
     def duplicate(self) -> bool:
         return self._of.duplicate
+
+    @property
+    def later(self) -> Mapping[str, Any] | None:
+        return self._of.later
 
     def info(self) -> RunInfo:
         """What is known of it now. Raises RunNotFound."""

@@ -38,7 +38,8 @@ class AgainOffered:
     async def fork(self, request: Request) -> Response:
         """Do a run again with one change, as a run of its own: `{"at": "classify#0", "outputs": {…}, "deliver": false}`.
 
-        Calls that were asked something else are made. Its outputs are published to the sinks with `deliver` alone.
+        Calls that were asked something else are made. Its outputs are published to the sinks with `deliver` alone. `later`
+        is what it leads to in other runs.
         """
         self._entrance.access.to_look(request, "operate")
         run, client = await run_of(self._entrance, request)
@@ -48,7 +49,8 @@ class AgainOffered:
         async with self._turns:
             made = await while_there(request, client.fork(run, at, **given, deliver=deliver))
         told = await client.diff(run, made)
-        return json({"run": made.id, "parent": run.id, "at": at, "delivered": deliver, "diff": _diff(told)}, 201)
+        found = {"run": made.id, "parent": run.id, "at": at, "delivered": deliver, "diff": _diff(told), "later": made.later}
+        return json(found, 201)
 
     async def diff(self, request: Request) -> Response:
         """What another run did otherwise: `?with=ID`."""

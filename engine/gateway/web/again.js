@@ -50,12 +50,26 @@ export function compared(diff, [a, b]) {
   const rows = diff.steps.map((one) => {
     const step = one.step === before ? "" : one.step;
     before = one.step;
-    const [x, y] = words(value(one.a), value(one.b)).map((said, at) => ([one.a, one.b][at] ?? null) === null ? quiet("none") : said);
-    return h("tr", {}, h("td", {}, h("strong", {}, step)), h("td", {}, one.field ?? "the step"),
-      h("td", { "data-side": a }, x), h("td", { "data-side": b }, y));
+    return sides(h("strong", {}, step), one, [a, b]);
   });
-  return [h("div", { class: "wide" }, h("table", { class: "diff" }, h("thead", {}, h("tr", {}, h("th", {}, "step"), h("th", {}, "field"), head(a, 0), head(b, 1))), h("tbody", {}, rows))),
+  return [beside([h("th", {}, "step"), h("th", {}, "field"), head(a, 0), head(b, 1)], rows),
     diff.equal.length ? h("p", { class: "quiet" }, `the same: ${diff.equal.join(", ")}`) : null];
+}
+const beside = (heads, rows) => h("div", { class: "wide" }, h("table", { class: "diff" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows)));
+
+function sides(what, one, [a, b]) {
+  const [x, y] = words(value(one.a), value(one.b)).map((said, at) => ([one.a, one.b][at] ?? null) === null ? quiet("none") : said);
+  return h("tr", {}, h("td", {}, what), h("td", {}, one.field ?? "all of it"), h("td", { "data-side": a }, x), h("td", { "data-side": b }, y));
+}
+
+// What a fork leads to in other runs: where windows close later, and where later events find another state.
+const MOST = 100;  // differences that are drawn
+function later(found) {
+  if (!found || !(found.diffs.length + found.open.length)) return null;
+  const was = ["as it was", "with the change"];
+  const rows = found.diffs.slice(0, MOST).map((one) => sides([runLink(one.run), " ", h("strong", {}, one.step)], one, was));
+  return h("section", {}, h("h3", {}, "Later, in other runs"), rows.length ? beside(["run", "field", ...was].map((name) => h("th", {}, name)), rows) : null,
+    found.diffs.length > MOST ? quiet(`and ${many(found.diffs.length - MOST)} more`) : null, found.open.map(quiet));
 }
 const value = (one) => (one === null || one === undefined ? "" : text(one));
 
@@ -93,7 +107,7 @@ function forking(run, all, wrong, tell) {
     const change = ["lm", "program"].includes(way.value) ? name.value.trim() : changed(JSON.parse(field.value), at.value, way.value);
     const made = await post(path(run.id, "fork"), { at: at.value, [way.value]: change, deliver: deliver.checked });
     form.hidden = true;
-    tell(h("p", { role: "status" }, "fork ", runLink(made.run), deliver.checked ? ", its outputs were published" : ""), compared(made.diff, ["this run", "the fork"]));
+    tell(h("p", { role: "status" }, "fork ", runLink(made.run), deliver.checked ? ", its outputs were published" : ""), compared(made.diff, ["this run", "the fork"]), later(made.later));
   }, wrong, { class: "first" });
   // Of fields only those that are another than they were: to give them all would say that all were changed.
   const changed = (fields, place, what) => {

@@ -26,11 +26,12 @@ sinks:
 COUNTS = """
 dspex: 1
 topology: counts
-sources: {{ {u}.ticks: {{ time: at }} }}
+sources: {{ {u}.ticks: {{ time: at }}, {u}.names: {{}} }}
 nodes:
   by_customer: {{ from: {u}.ticks, key_by: customer }}
   minutes: {{ from: by_customer, window: 1m, count: {{}} }}
-sinks: {{ {u}.counts: {{ from: minutes }} }}
+  first: {{ from: {u}.names, dedupe: name, within: 1h }}
+sinks: {{ {u}.counts: {{ from: minutes }}, {u}.firsts: {{ from: first }} }}
 """
 SETTINGS = """
 topologies = ["support.yaml", "counts.yaml"]
@@ -42,7 +43,7 @@ profile = "main"
 cost = 50.0
 per = "day"
 [http]
-subjects = ["{u}.in", "{u}.hooks.*", "{u}.ticks"]
+subjects = ["{u}.in", "{u}.hooks.*", "{u}.names", "{u}.ticks"]
 calls = {{ classify = "support/classify", draft = "support/draft", chat = "question, history: dspy.History -> answer" }}
 max_body = "64KiB"
 [http.hooks]

@@ -76,6 +76,34 @@ def test_a_run_is_replayed_forked_and_compared_in_the_page(shown: Any, project: 
     assert f"?with={decided}" in shown.url, "a bookmark keeps the comparison"
 
 
+def test_the_page_shows_what_a_fork_leads_to_in_other_runs(
+    shown: Any, http: httpx.Client, project: Project, tmp_path: Path
+) -> None:
+    def named(number: int) -> str:
+        event = {"name": "Ann", "number": number}
+        said = http.post(f"/v1/publish/{project.u}.names", json=event, headers=as_("operator")).json()
+        return str(http.get(f"/v1/runs/{said['run']}?wait=30s", headers=as_("looker")).json()["id"])
+
+    first, second = named(1), named(2)  # of the second one nothing comes, since the name is known
+    shown.goto(f"{project.env['GATEWAY']}/ui/#/runs/{first}")
+    shown.get_by_role("button", name="Fork…").click()
+    shown.get_by_label("What is changed").select_option("inputs")
+    shown.get_by_label("Fields to change, as JSON").fill('{"name": "Ben", "number": 1}')
+    shown.get_by_role("button", name="Make the fork").click()
+    later = shown.locator("section", has_text="Later, in other runs")
+    row = later.locator("tr", has_text=second[-8:])
+    row.locator("[data-side='with the change'] mark", has_text="Ann").wait_for()
+    assert (row.locator("strong").inner_text(), row.locator("[data-side='as it was']").inner_text()) == (
+        f"{project.u}.firsts",
+        "nothing",
+    )
+    shown.screenshot(path=tmp_path / "later.png", full_page=True)
+    shown.emulate_media(color_scheme="dark")
+    shown.set_viewport_size({"width": 420, "height": 800})
+    shown.screenshot(path=tmp_path / "later-narrow-dark.png", full_page=True)
+    assert shown.evaluate("document.scrollingElement.scrollWidth") <= 420
+
+
 def test_a_read_only_token_is_told_that_it_may_not_fork(browser: Any, project: Project, decided: str, tmp_path: Path) -> None:
     with opened(browser, project, tmp_path, "looker") as page:
         page.goto(f"{project.env['GATEWAY']}/ui/#/runs/{decided}")

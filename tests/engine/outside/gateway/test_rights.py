@@ -25,7 +25,18 @@ U, KEY, SECRET = "rights", "0123456789abcdef" * 4, "of the hook"
 OPTIONS: Mapping[str, list[str]] = {
     "engine": [],
     "worker": ["--pool", "lightweight"],
-    "gateway": ["--pool", "lightweight", "--subject", f"{U}.in", "--subject", f"{U}.hooks.*", "--subject", f"{U}.ticks"],
+    "gateway": [
+        "--pool",
+        "lightweight",
+        "--subject",
+        f"{U}.in",
+        "--subject",
+        f"{U}.hooks.*",
+        "--subject",
+        f"{U}.names",
+        "--subject",
+        f"{U}.ticks",
+    ],
 }
 
 
@@ -171,6 +182,7 @@ def _rest(visitor: Visitor) -> None:
     signed = hmac.new(SECRET.encode(), json.dumps(issue).encode(), hashlib.sha256).hexdigest()
     visitor.ask("post", "/v1/hooks/issues", issue, 202, **{"X-Hub-Signature-256": f"sha256={signed}"})
     visitor.ask("post", f"/v1/publish/{U}.ticks", {"customer": "Ann", "at": "2026-01-01T00:00:01Z"}, 202)
+    visitor.ask("post", f"/v1/publish/{U}.names", {"name": "Ann"}, 202)
     eventually(lambda: visitor.ask("get", "/v1/windows")["windows"])
     for path in ("/v1/models", "/v1/topologies", "/v1/status", "/livez", "/readyz", "/metrics", "/asyncapi.json"):
         visitor.ask("get", path)
