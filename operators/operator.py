@@ -166,6 +166,7 @@ class Operator(Declaration):
             outlets=outlets,
             shape=shapes[0] if outlets == 1 else shape,
             code=code.digest_of(arguments.values()),
+            uses=list(arguments.values()),
         )
         plan.add(draft)
         if self.keyed and not draft.keyed:

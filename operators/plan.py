@@ -46,7 +46,9 @@ def _refused(outlets: Sequence[Handler]) -> Handler:
 
 @dataclass(eq=False)
 class NodeDraft:
-    """One node that is being built. `automatic`: the name that it gets where the user gave none."""
+    """One node that is being built. `automatic`: the name that it gets where the user gave none. `uses`: functions,
+    among others, that run where it does.
+    """
 
     op: str
     automatic: str
@@ -59,6 +61,7 @@ class NodeDraft:
     place: SourceLine | None = None
     shape: Shape = UNKNOWN
     code: str = ""
+    uses: Sequence[object] = ()
 
     @property
     def keyed(self) -> bool:

@@ -24,6 +24,7 @@ from dspex.operators.stateless import source
 from dspex.operators.stateless.sink import CODEC
 from dspex.operators.stateless.source import SourceOptions
 from dspex.operators.stream import Stream
+from dspex.operators.typing.files import files_of
 from dspex.operators.typing.names import Codec, Record, V
 from dspex.operators.typing.refs import resolve
 
@@ -156,6 +157,7 @@ class Topology:
             renamed_from=renamed,
             drop=tuple(self._drop),
             file=self._plan.place.file if self._plan.place else None,
+            files=files_of([[*draft.uses, draft.shape.type] for draft in self._plan.drafts]),
         )
 
     @property

@@ -34,7 +34,7 @@ VARIES = {
     r"\b[0-9a-f]{12}(?=  \d+/\d+)|(?<=-)[0-9a-f]{12}\b": "POOL",
     r"\b[\w-]+-\d+-[0-9a-f]{4}\b": "ENGINE",
     r"^began .*": "began TIME",
-    r"(other build: \w+): .*": r"\1: …",  # of code: another one with another Python
+    r"(other build: [\w ./]+): .*": r"\1: …",  # of code: another one with another Python
     r"(?<=differs at s1\.0@)\d+": "N",
     r"(?:\d+ \w{3} )?\d\d:\d\d:\d\d": "TIME",
     r"\b\d[\d,.]*/s": "RATE",

@@ -57,7 +57,7 @@ def _loaded(settings: Settings | None) -> list[HasGraph]:
 
 def builds_now(graphs: Sequence[Graph]) -> dict[str, Mapping[str, str]]:
     """The builds of graphs, by their names."""
-    return {graph.name: build(graph.digest, graph.functions) for graph in graphs}
+    return {graph.name: build(graph) for graph in graphs}
 
 
 def of_run(graphs: Sequence[Graph], topology: str, data: object) -> list[Graph]:

@@ -51,7 +51,7 @@ async def of_one(
     found = Replayed()
     for topology, taken in taken_by([past]).items():
         graph = next(one for one in of_run(graphs, topology, file.root.data) if one.name == topology)
-        of = build(graph.digest, graph.functions)
+        of = build(graph)
         found.add(await replayed_run(client.bus, client.app, graph, applied[topology], of, taken, past.run))
     again = await from_its_event() if not found.same and past.done else None
     diff = again.diff if again is not None else compare(file.root, file.root, (file.info, file.info))
@@ -112,7 +112,7 @@ async def of_topology(
     if mode != "strict":
         return await of_many(client, *await by_end(client, topology, since, until), graphs, mode)
     graph = next(one for one in of_run(graphs, topology, None) if one.name == topology)
-    of, end = build(graph.digest, graph.functions), until.timestamp() if until is not None else inf
+    of, end = build(graph), until.timestamp() if until is not None else inf
     logs = await replayed(client.bus, client.app, graph, applied, of, span=(since, end))
     return _told(logs, NO_DIFFERENCE, logs.taken["source"] or logs.taken["events"])
 

@@ -36,7 +36,8 @@ class Lane:
 class Graph:
     """A frozen topology. Nodes are in an order in which every node comes after its inputs. `lanes`: see lanes.py.
 
-    `pools`: which its events may name, where they say what is called; no part of its digest.
+    `pools`: which its events may name, where they say what is called. `files`: in which its functions lie, and what those
+    import: name → digest. Neither is a part of its digest.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Graph:
     file: str | None = None
     lanes: Mapping[str, Lane] = field(default_factory=dict)
     pools: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def outputs(self, name: str) -> list[tuple[int, Node]]:
         """The nodes behind `name`, each with the outlet that leads to it, in graph order."""

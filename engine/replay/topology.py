@@ -20,6 +20,7 @@ from dspex.bus.seldom import silent
 from dspex.bus.serving import payloads
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
+from dspex.engine.log.build import differing
 from dspex.engine.log.entries import LogAddress, bases, readable
 from dspex.engine.log.latest import latest
 from dspex.engine.log.positions import sequence_before
@@ -149,7 +150,7 @@ async def _one(
                 found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
     found.taken += replay.taken
     for one in replay.builds:
-        found.builds |= {k: (then, build.get(k, "")) for k, then in one.items() if then != build.get(k, "")}
+        found.builds |= differing(one, build)
 
 
 async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> AsyncIterator[tuple[Stage, int, int]]:

@@ -74,7 +74,7 @@ class StageRunner:
         self.source = cast("SourceInput | None", found.get("source"))
         self.stater = stater(services, stage, self.partitions, self.pumps, self.source, self._moved)
         self._refusals, self._seldom, self._names = Refusals(), Seldom(_log), stage.names
-        self._build = build(stage.graph.digest, stage.graph.functions)
+        self._build = build(stage.graph)
         self._landed: dict[int, int] = {}  # index → sequence of the last entry that this engine knows to be stored
         self._setbacks: Counter[int] = Counter()  # index → claims since anything was committed
         self._ahead: dict[int, float] = {}  # index → the time of its last commit, where the server's clock was behind that

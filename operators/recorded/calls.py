@@ -92,7 +92,7 @@ def add(plan: Plan, inputs: Edges, shape: Shape, kind: str, make: Callable[[], S
         spec = make()
         call = spec.to_call()
         draft.options, draft.shape, draft.payload = spec.plain(), spec.shape(shape), call
-        draft.code = code.digest_of([call.fallback])
+        draft.code, draft.uses = code.digest_of([call.fallback]), [call.fallback]
         for e in spec.misfits(shape):
             plan.refuse(draft, e)
         for value in spec.options.values():

@@ -1,8 +1,7 @@
 """What a user's function does, as a digest: replay says with it that other code runs today than when a log was written.
 
 It is made of the byte code, so that comments and places do not count. Functions that the function calls are followed within
-its own module, and so are those in its closure. What it takes from elsewhere is not looked at, nor are objects that can be
-called but are no functions.
+its own module, and so are those in its closure. What it takes from elsewhere is a matter of `files.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,24 @@ def digest_of(arguments: Iterable[object]) -> str:
         for part in _function(function, seen):
             h.update(part.encode() + b"\0")
     return h.hexdigest()[:12]
+
+
+def digest_of_module(code: types.CodeType) -> str:
+    """12 hex digits over all that a module does, of what it was compiled to."""
+    h = hashlib.sha256()
+    for part in _whole(code):
+        h.update(part.encode() + b"\0")
+    return h.hexdigest()[:12]
+
+
+def _whole(code: types.CodeType) -> Iterator[str]:
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    yield f"{code.co_code.hex()} {names} {code.co_argcount} {code.co_kwonlyargcount} {code.co_flags}"
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _whole(constant)
+        else:
+            yield _text(constant)
 
 
 def _function(fn: types.FunctionType, seen: set[types.CodeType]) -> Iterator[str]:

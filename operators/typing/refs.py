@@ -28,10 +28,10 @@ def ref_of(thing: object) -> str:
     except (KeyError, AttributeError):
         return Local(path if path.startswith("<") else f"<{path.rpartition('.')[2].strip('<>')}>")
     # a bound method is made anew at every access, so identity would not know it
-    return f"{_module_name(module)}:{path}" if found == thing else Local(f"<{path}>")
+    return f"{module_name(module)}:{path}" if found == thing else Local(f"<{path}>")
 
 
-def _module_name(module: str) -> str:
+def module_name(module: str) -> str:
     """`triage` for `python triage.py`, so that the digest is the same as for `dspex run triage:topology`."""
     if module != "__main__":
         return module

@@ -109,7 +109,7 @@ async def difference(
     for topology, taken in taken_by([past], only).items():
         graph = graph_of(t, topology, target)
         seen[topology] = values = watcher(past.run, graph, given)
-        of = build(graph.digest, graph.functions)
+        of = build(graph)
         await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, past.run, values)
     again = [
         one._replace(messages=tuple(found), time=one.time)

@@ -92,7 +92,7 @@ async def _values(
     from dspex.engine.replay.topology import replayed_run
 
     graph, values = graph_of(t, topology, target), NativeValues(past.run)
-    of = build(graph.digest, graph.functions)
+    of = build(graph)
     return graph, values.found, await replayed_run(c.bus, c.app, graph, applied[topology], of, entries, past.run, values)
 
 

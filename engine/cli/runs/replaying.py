@@ -178,7 +178,7 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
         sent = SendAgain(c, into, checked(into, applied, entries), runs) if into is not None else None
         for topology, taken in entries.items():
             graph = graph_of(t, topology, target)
-            of = build(graph.digest, graph.functions)
+            of = build(graph)
             found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs, sent))
         name = past[0].run if what.run is not None else str(what)
         return await _told(t, c, ReplayTold(name, len(runs), found, sent=sent), target, what.topology)
@@ -234,7 +234,7 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: R
             def told(so_far: Replayed) -> None:
                 bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
 
-            of, span = build(graph.digest, graph.functions), (what.since, what.until)
+            of, span = build(graph), (what.since, what.until)
             narrow: dict[str, Any] = {"span": span, "partition": what.partition}
             found = await replayed(c.bus, c.app, graph, applied, of, told=told, watcher=sent, **narrow)
         told_of = ReplayTold(topology, found.taken["source"] or found.taken["events"], found, sent=sent)

@@ -164,6 +164,7 @@ def show(
 async def _shown(t: Terminal, run: str, everything: bool, target: str | None, requests: bool) -> None:
     from dspex.engine.cli.runs.natives import with_natives
     from dspex.engine.cli.runs.requests import lines, requests_of
+    from dspex.engine.log.build import FILES, names_no_files
 
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
@@ -186,7 +187,9 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
     for line in score_lines(scores):
         t.line(line)
     if any(told.kind == "native" for told in shown.root):
-        other = f", another {' and '.join(sorted(shown.builds))} than then" if shown.builds else ""
+        older, names = names_no_files(shown.builds), sorted(shown.builds)
+        names = [name for name in names if not older or name != FILES]
+        other = f", another {' and '.join(names)} than then" if names else ""
         t.line(f"~ is made again with the code that is here{other}; all else is recorded")
     more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
     for line in drawn(shown.root, info.started, everything, more):

@@ -333,7 +333,7 @@ def test_a_claim_says_who_owns_and_with_what_and_a_commit_names_its_claim_and_th
     (at, claim), (first, commit), (_, other) = entries(one)
     assert (claim["kind"], claim["epoch"], claim["owner"], claim["manifest"]) == ("claim", 1, "a", 1)
     assert claim["build"]["graph"] == logged().digest
-    assert sorted(claim["build"]) == ["codecs", "dspex", "functions", "graph", "hash seed", "python"]
+    assert sorted(claim["build"]) == ["codecs", "dspex", "files", "functions", "graph", "hash seed", "python"]
     assert (commit["claim"], commit["after"]) == (at, at)
     assert (other["claim"], other["after"]) == (at, first)
     named = ["after", "base", "claim", "covers", "digest", "kind", "older", "read", "tables", "taken", "time", "v"]

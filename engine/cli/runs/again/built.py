@@ -108,9 +108,10 @@ async def check_build(t: Terminal, what: ReplayChoice, target: str | None) -> No
     """Raise ConfigError (DX143) unless the code that is here is the build that recorded what is to be replayed. The topology of
     submitted calls is dspex's own, and is not looked at.
     """
+    from dspex.engine.cli.runs.again.repeated import OLDER
     from dspex.engine.cli.runs.replaying import graph_of
     from dspex.engine.client.runs.then.builds import others
-    from dspex.engine.log.build import build
+    from dspex.engine.log.build import FILES, build, names_no_files
 
     recorded = await _recorded(t, what)
     if not recorded or not all(recorded.values()):
@@ -118,11 +119,14 @@ async def check_build(t: Terminal, what: ReplayChoice, target: str | None) -> No
         raise ConfigError(why, code="DX143", fix=fix)
     then, there = {name: of for name, of in recorded.items() if name != subjects.SUBMITTED}, dict[str, Mapping[str, str]]()
     for topology in then:
-        graph = graph_of(t, topology, target)
-        there[topology] = build(graph.digest, graph.functions)
-    if not (found := others(then, there)):
+        there[topology] = build(graph_of(t, topology, target))
+    found = others(then, there)
+    if names_no_files(found):
+        del found[FILES]
+        t.note(OLDER)
+    if not found:
         return
-    said = "; ".join(f"{name}: {was} then, {now} there" for name, (was, now) in sorted(found.items()))
+    said = "; ".join(f"{name}: {was or '-'} then, {now or '-'} there" for name, (was, now) in sorted(found.items()))
     several = max(map(len, then.values()))
     fix = "name the folder of the code that ran then; with another build all the same: --any-build"
     if several > 1:

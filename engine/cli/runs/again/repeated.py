@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PrintedAs: TypeAlias = Literal["text", "markdown"]
 MOST: Final = 10  # files, or runs, that are named
+OLDER: Final = "recorded by an older way of naming builds: it does not say with which files its functions ran"
 
 
 class RepeatedRuns(NamedTuple):
@@ -210,5 +211,12 @@ def calls_made(t: Terminal, label: str, calls: int) -> Generator[Callable[[Calls
 
 def other_builds(builds: Mapping[str, tuple[str, str]]) -> list[str]:
     """What is another one than when it was written."""
-    found = sorted(builds.items())
-    return [f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now" for name, (then, now) in found]
+    from dspex.engine.log.build import FILES, names_no_files
+
+    older, found = names_no_files(builds), sorted(builds.items())
+    said = [
+        f"other build: {name}: {then[:40] or '-'} then, {now[:40] or '-'} now"
+        for name, (then, now) in found
+        if not older or name != FILES
+    ]
+    return [*said, *([OLDER] if older else [])]

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from dspex.bus import subjects
 from dspex.bus.port import Bus
 from dspex.engine.client.runs.history import History
+from dspex.engine.log.build import differing
 from dspex.engine.log.entries import facts, readable
 from dspex.engine.log.positions import pages
 
@@ -57,4 +58,4 @@ async def _said(bus: Bus, app: str, claim: int) -> dict[str, str]:
 def others(then: Builds, now: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, str]]:
     """What is another one now: its name → then and now."""
     pairs = [(one, now[topology]) for topology, builds in then.items() if topology in now for one in builds]
-    return {k: (said, of.get(k, "")) for one, of in pairs for k, said in one.items() if said != of.get(k, "")}
+    return {name: both for one, of in pairs for name, both in differing(one, of).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -85,7 +86,39 @@ def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes
         error = found.error()
         assert (found.code, found.out, error["code"]) == (2, "", "DX143"), found
         assert f"the code in {wrong} is not the build that recorded" in error["message"]
-        assert error["message"].endswith(f": functions: {then} then, {there} there")
+        assert f": functions: {then} then, {there} there; sizes.py: " in error["message"]
+
+
+def test_another_helper_that_functions_import_is_another_build_and_its_file_is_named(
+    sizes: Project, run: str, tmp_path: Path
+) -> None:
+    shutil.copy(sizes.folder / "dspex.toml", tmp_path)
+    wrong = written(tmp_path, sizes.u, "")
+    (tmp_path / "words.py").write_text(WORDS.replace("len(text)", "len(text) + 7"))
+    error = sizes.dspex("--json", "replay", run, "--build", wrong).error()
+    assert (error["code"], ": words.py: " in error["message"], "functions" in error["message"]) == ("DX143", True, False)
+    (told,) = sizes.dspex("--json", "replay", run, "--build", wrong, "--any-build").objects()
+    assert (told["diverged"]["b"], list(told["builds"])) == (11, ["words.py"])
+    (tmp_path / "words.py").write_text(f"# the same\n\n{WORDS}")
+    assert sizes.dspex("replay", run, "--build", wrong).code == 0
+
+
+def test_what_an_older_dspex_recorded_is_of_a_build_that_names_no_files_and_is_replayed(sizes: Project, run: str) -> None:
+    assert sizes.dspex("runs", "export", run, "-o", "older.jsonl").code == 0
+    file = sizes.folder / "older.jsonl"
+    head, *rows = file.read_text().splitlines()
+    said = json.loads(head)
+    for one in said["builds"]["sizes"]:
+        one.pop("files")
+        one.pop("words.py")
+        one.pop("sizes.py")
+    file.write_text("\n".join([json.dumps(said), *rows]) + "\n")
+    found = sizes.dspex("replay", "--file", "older.jsonl", "--build", "../then")
+    assert (found.code, found.out.count("older way of naming builds"), "other build" in found.out) == (0, 1, False), found
+    today = sizes.dspex("replay", "--file", "older.jsonl")
+    assert (today.code, "other build: functions: " in today.out, "damaged" in today.err) == (6, True, False), today
+    (told,) = sizes.dspex("--json", "replay", "--file", "older.jsonl", "--build", "../then").objects()
+    assert (told["same"], list(told["builds"]), told["builds"]["files"][0]) == (True, ["files"], "")
 
 
 def test_the_application_and_its_server_are_those_of_here(sizes: Project, run: str, tmp_path: Path) -> None:
@@ -100,7 +133,7 @@ def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project
     (fork,) = made.objects()
     assert [(step["field"], step["b"]) for step in fork["diff"]["steps"]] == [("size", 6)]
     (today,) = sizes.dspex("--json", "replay", fork["run"]).objects()
-    assert (today["same"], list(today["builds"])) == (False, ["functions"])
+    assert (today["same"], sorted(today["builds"])) == (False, ["functions", "sizes.py"])
     (then,) = sizes.dspex("--json", "replay", fork["run"], "--build", "../then").objects()
     assert (then["same"], then["builds"]) == (True, {})
     both = sizes.here("--json", "fork", run, "--at", "size", "--with", "sizes:topology", "--build", "../then").error()
@@ -136,7 +169,7 @@ def test_the_interpreter_of_the_folder_runs_its_code(sizes: Project, run: str, t
     python.write_text(f'#!/bin/sh\nPYTHONHASHSEED=7 exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     error = sizes.dspex("--json", "replay", run, "--build", folder).error()
-    assert error["message"].rpartition("; ")[2].endswith(" then, 7 there")
+    assert error["message"].endswith("hash seed: random then, 7 there")
     python.write_text("#!/bin/sh\necho 'No module named dspex' >&2\nexit 1\n")
     error = sizes.dspex("--json", "replay", run, "--build", folder).error()
     assert (error["code"], "python cannot run dspex: No module named dspex" in error["message"]) == ("DX105", True)

@@ -107,7 +107,7 @@ def test_each_build_that_wrote_what_is_replayed_is_named_beside_that_of_today(
         one.advance(60)
         one.kill(name)
     assert wrote["a"] != wrote["b"]
-    today = {**build(totals().graph.digest, "those of today")}
+    today = build(totals().graph) | {"functions": "those of today"}
     functions = {run: again(one, totals(), run, today).builds for run in (runs[29], runs[59])}
     assert functions[runs[29]] == {"functions": (wrote["a"], "those of today")}
     assert functions[runs[59]] == {"functions": (wrote["b"], "those of today")}
