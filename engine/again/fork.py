@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any
 
-from dspex.bus import codecs, subjects
 from dspex.bus.errors import ConfigError, RecordingIncomplete
-from dspex.bus.message import derived_id, new_id
-from dspex.bus.port import Bus, NewMessage
+from dspex.bus.message import new_id
 from dspex.bus.serving import audit
 from dspex.engine.again.answering import CallsSoFar, Make, Mode
 from dspex.engine.again.change import (
@@ -29,23 +27,23 @@ from dspex.engine.again.change import (
 )
 from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import following, keepers
-from dspex.engine.again.change.later import Later, LaterWatcher, Sought
+from dspex.engine.again.change.delivering import deliver as deliver_to_sinks
+from dspex.engine.again.change.later import LaterWatcher, Sought
 from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.event import id_in
 from dspex.engine.again.making import made as made_by_a_worker
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
-from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import Diff, compare
 from dspex.engine.client.runs.export import RunFile, written
 from dspex.engine.client.runs.kept import keep
 from dspex.engine.client.runs.then.changes import CODE
+from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
-from dspex.engine.log.positions import pages, sequence_before
 from dspex.engine.replay.onward import replayed_onward
 
 
@@ -113,11 +111,11 @@ async def forked(
         reached.check(file.info.id, at, own.what)
     now = builds_now(of_run(graphs, file.info.topology, file.root.data))
     other = replace(other, changes=(*file.changes, own), builds={name: [dict(build)] for name, build in now.items()})
-    made = _run_of_its_own(found, other, at)
+    made = replace(_run_of_its_own(found, other, at), later=later)
     diff = compare(file.root, made.root, (file.info, made.info))
     await keep(client.bus, client.app, written(made), f"fork of …{file.info.id[-8:]} at {at}")
     await audit.leave(client.bus, client.app, "fork", run=made.info.id, parent=file.info.id, at=at, deliver=deliver)
-    sent = await _delivered(client, made, code) if deliver else 0
+    sent = await deliver_to_sinks(client, made, code) if deliver else 0
     anew = found.called > 0 or not diff.same or reached.keeps_other or (later is not None and bool(later.diffs))
     spent = (found.served, found.called + calls.called, found.tokens + calls.tokens)
     return Forked(made.info.id, file.info.id, at, *spent, sent, diff, found.without, anew, reached.keeps, later)
@@ -148,11 +146,11 @@ async def _later(
     graph, taken = following(graph, runs, sought.tainted), taken_by([past], topology).get(topology, {})
     ends = await replayed_onward(client.bus, client.app, graph, applied[topology], taken, watcher)
     reached.add(later)
-    return Later(tuple(watcher.diffs), (*watcher.open, *calls.open, *ends))
+    return Later(tuple(watcher.diffs), (*watcher.open, *calls.open, *ends), tuple(watcher.outputs))
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:
-    """Publish the outputs of a kept fork to the sinks, those that are not there: its id, and how many were published.
+    """Publish what a kept fork gives otherwise to the sinks, as far as it is not there: its id, and how many were published.
 
     Raises ConfigError (DX105) for a run that is no fork, RunNotFound, BusError.
     """
@@ -162,7 +160,7 @@ async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[
         raise ConfigError(f"run {of.id} is no fork", code="DX105", fix="dspex fork RUN --at OPERATOR … makes one")
     id, parent = file.info.id, file.info.parent
     await audit.leave(client.bus, client.app, "fork", run=id, parent=parent, at="", deliver=True)
-    return id, await _delivered(client, file, of_run(graphs, file.info.topology, file.root.data))
+    return id, await deliver_to_sinks(client, file, of_run(graphs, file.info.topology, file.root.data))
 
 
 def _run_of_its_own(found: Repeated, parent: RunFile, at: str) -> RunFile:
@@ -188,34 +186,3 @@ def _moved(one: Happening, old: str, new: str, later: timedelta) -> Happening:
         attempts=attempts,
         below=[_moved(below, old, new, later) for below in one.below],
     )
-
-
-async def _delivered(client: Client, file: RunFile, graphs: Sequence[Graph]) -> int:
-    """Publish the outputs of a fork to the sinks, as these write them, but for those that are there. How many."""
-    sinks, there, sent = [node.sink for graph in graphs for node in graph.sinks], dict[str, set[str]](), 0
-    for number, one in enumerate(one for one in file.root if one.kind == "output"):
-        id = derived_id(file.info.id, f"fork/{one.node}", number)
-        if one.node not in there:
-            there[one.node] = await _there(client.bus, one.node, file.place.time if file.place is not None else 0.0)
-        if id in there[one.node]:
-            continue
-        known = [sink.codec for sink in sinks if subjects.matches(sink.pattern, one.node)]
-        body, kind = codecs.encode(one.data, cast("codecs.Codec", known[0] if known else "auto"))
-        headers = {subjects.EVENT_ID: id, subjects.MESSAGE_ID: id, subjects.RUN: file.info.id}
-        headers |= {subjects.SESSION: file.session} if file.session is not None else {}
-        headers |= {subjects.CONTENT_TYPE: kind} if kind != codecs.JSON else {}
-        await publishing.store(client.bus, client.app, NewMessage(one.node, body, headers))
-        sent += 1
-    return sent
-
-
-async def _there(bus: Bus, subject: str, since: float) -> set[str]:
-    """The ids of the events of a sink since the run that was forked: the server knows those of the last minutes alone."""
-    name = await bus.stream_of(subject)
-    if name is None or (info := await bus.stream(name)) is None:
-        return set()
-    start = await sequence_before(bus, info, since - _APART) + 1
-    return {m.headers.get(subjects.EVENT_ID, "") async for page in pages(bus, name, [subject], start=start) for m in page}
-
-
-_APART: Final = 60.0  # seconds by which the clocks of two machines may differ

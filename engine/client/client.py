@@ -351,7 +351,9 @@ class Client:
         for file in (one, other):
             need_records(file.root)
         need_fields(fields or (), one.root, other.root)
-        return compare(one.root, other.root, (one.info, other.info), fields)
+        found = compare(one.root, other.root, (one.info, other.info), fields)
+        is_fork = other.later is not None and other.info.parent == one.info.id and fields is None
+        return found.with_later(other.later) if is_fork and other.later is not None else found
 
     async def score(self, run: str | NamedRun, name: str, value: float, *, node: str | None = None, note: str = "") -> Score:
         """Say how good a run is, or what an operator answered in it. All that was said is kept; the latest of a name counts.

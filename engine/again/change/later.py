@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from dspex.bus import codecs
 from dspex.bus.message import Message
@@ -15,7 +15,7 @@ from dspex.engine.again.change.contributed import RowAt
 from dspex.engine.again.change.given import Given, given, paired
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.diff import NOTHING, between
-from dspex.engine.client.runs.judged.beside import change
+from dspex.engine.client.runs.then.later import LaterDiff, LaterOutput
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.replay.onward import OnwardWatcher
@@ -23,44 +23,6 @@ from dspex.engine.replay.watched import ReplayPlace
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 
 _NOTHING_ELSE: Final = object()
-_MOST: Final = 20  # differences that are printed
-
-
-class LaterDiff(NamedTuple):
-    """Something that another run gives otherwise. `step`: a subject, an operator that calls, or a letter. Else as StepDiff."""
-
-    run: str
-    step: str
-    field: str | None
-    a: Any
-    b: Any
-
-
-@dataclass(frozen=True)
-class Later:
-    """What follows in other runs, with everything else as it is recorded.
-
-    `open`: what is not known of it, such as answers that nobody gave, and what is not as it was at the end of the log. None:
-    behind it all is as it was.
-    """
-
-    diffs: tuple[LaterDiff, ...] = ()
-    open: tuple[str, ...] = ()
-
-    def lines(self) -> Iterator[str]:
-        """As people read it."""
-        if self.diffs:
-            yield "later, in other runs:"
-        for one in self.diffs[:_MOST]:
-            what = f"{one.step} {one.field}" if one.field is not None else one.step
-            yield f"     …{one.run[-8:]}  {what:<16} {change(one.a, one.b)}"
-        if len(self.diffs) > _MOST:
-            yield f"     … and {len(self.diffs) - _MOST:,} more"
-        yield from (f"later: {why}" for why in self.open)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As `--json` has it."""
-        return {"diffs": [one._asdict() for one in self.diffs], "open": list(self.open)}
 
 
 @dataclass
@@ -98,7 +60,7 @@ class LaterWatcher(OnwardWatcher):
         self._source = now.data if now.data != then.data else _NOTHING_ELSE
         self._events, self._unknown = dict[str, NodeEvent | None](), set[str]()
         self._outputs, self._calls, self._made = dict[str, Mapping[str, Any]](), calls, dict[str, CallRecord]()
-        self.diffs, self.open = list[LaterDiff](), dict[str, None]()
+        self.diffs, self.open, self.outputs = list[LaterDiff](), dict[str, None](), list[LaterOutput]()
         asked = {one.id: one for one in now if one.kind == "call"}
         for call in (one for one in then if one.kind == "call" and one.id in asked):
             gave, gives = call.attempts[-1].outputs, asked[call.id].attempts[-1].outputs
@@ -182,8 +144,12 @@ class LaterWatcher(OnwardWatcher):
                 self._comes(a.to, id[1], where.entry)
             if id[0] in ("event", "call"):
                 self._events[id[1]] = b.event if b is not None else None
-            if self._differ(id, a, b) and id[0] == "call" and b is not None:
+            if not self._differ(id, a, b) or b is None:
+                continue
+            if id[0] == "call":
                 await self._call(id[1], b, was=a is not None)
+            elif id[0] == "output":
+                self.outputs.append(LaterOutput(b.run, b.step, b.data))
 
     async def _call(self, id: str, one: Given, *, was: bool) -> None:
         """Have a call of another run made. `was`: it was asked then, too."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dspex.engine.client.client import Client
     from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.history import History
+    from dspex.engine.client.runs.then.later import Later
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest
     from dspex.engine.replay.natives import NativeValue
@@ -30,6 +31,7 @@ class ShownRun(NamedTuple):
     Attributes:
         info: what is known of it. builds: what is another one than then: name → (then, now).
         missing: why values are left out; "" where none are. secrets: what is not in `root`, where they are.
+        later: what a fork has led to in other runs.
     """
 
     root: Happening
@@ -37,12 +39,15 @@ class ShownRun(NamedTuple):
     builds: Mapping[str, tuple[str, str]]
     missing: str
     secrets: Secrets
+    later: Later | None = None
 
     @classmethod
-    def of(cls, root: Happening, info: RunInfo, builds: Mapping[str, tuple[str, str]], missing: str) -> ShownRun:
+    def of(
+        cls, root: Happening, info: RunInfo, builds: Mapping[str, tuple[str, str]], missing: str, later: Later | None = None
+    ) -> ShownRun:
         """The same without what is secret."""
         secrets = secrets_of(root)
-        return cls(masked(root, secrets), info, builds, missing, secrets)
+        return cls(masked(root, secrets), info, builds, missing, secrets, later)
 
 
 async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> ShownRun:
@@ -54,7 +59,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
 
     named = c.run(run)
     if (file := await named.kept()) is not None:
-        return ShownRun.of(file.root, file.info, {}, "values between are not shown: the run is in no log")
+        return ShownRun.of(file.root, file.info, {}, "values between are not shown: the run is in no log", file.later)
     past, applied = await named.history()
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
     if root.changed:

@@ -173,7 +173,8 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
     if shown.missing:
         t.note(shown.missing)
     if t.json:
-        t.emit({**as_dict(info), "scores": plain(scores)})
+        later = {"later": shown.later.as_dict()} if shown.later is not None else {}
+        t.emit({**as_dict(info), "scores": plain(scores)} | later)
         for told in shown.root:
             t.emit(told.as_dict() | ({"requests": asked[told.id]} if told.id in asked else {}))
         return
@@ -192,7 +193,7 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
         other = f", another {' and '.join(names)} than then" if names else ""
         t.line(f"~ is made again with the code that is here{other}; all else is recorded")
     more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
-    for line in drawn(shown.root, info.started, everything, more):
+    for line in (*drawn(shown.root, info.started, everything, more), *(shown.later.lines() if shown.later is not None else ())):
         t.line(line)
 
 

@@ -17,6 +17,7 @@ from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
+from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.tree import Happening, changed
 
@@ -53,6 +54,7 @@ class Diff:
         same: nothing differs. first: the first difference, in the order in which the first run did things. steps: all of them.
         tokens, cost: of both.
         equal: ids of the steps that are the same. runs: what is known of both.
+        later: where the second one is a fork of the first one, what it has led to in other runs.
     """
 
     same: bool
@@ -62,6 +64,11 @@ class Diff:
     cost: tuple[float, float]
     equal: list[str] = field(default_factory=list)
     runs: tuple[RunInfo, RunInfo] | None = None
+    later: Later | None = None
+
+    def with_later(self, later: Later) -> Diff:
+        """The same, with what a fork has led to in other runs."""
+        return replace(self, same=self.same and not later.diffs, later=later)
 
     def as_dict(self) -> dict[str, Any]:
         """As the CLI prints it."""
@@ -72,6 +79,7 @@ class Diff:
             "steps": steps,
             "tokens": list(self.tokens),
             "cost": list(self.cost),
+            **({"later": self.later.as_dict()} if self.later is not None else {}),
         }
 
     def __str__(self) -> str:
@@ -96,12 +104,15 @@ class Diff:
                 yield f"!  {one.step}"
             before = one.step
             yield f"     {one.field:<16} {change(one.a, one.b)}{mark}"
+        yield from self.later.lines() if self.later is not None else ()
 
     def markdown(self) -> str:
         """As a table, for a review."""
+        later = self.later.diffs if self.later is not None else ()
         rows = [f"| `{s.step}` | {s.field or ''} | {cells(s.a, s.b)} |" for s in self.steps]
+        rows += [f"| …{s.run[-8:]} `{s.step}` | {s.field or ''} | {cells(s.a, s.b)} |" for s in later]
         tokens, cost = f"{self.tokens[0]:,} → {self.tokens[1]:,} tokens", f"${self.cost[0]:.4f} → ${self.cost[1]:.4f}"
-        head = f"**{'same' if self.same else f'{len(self.steps)} differences'}**, {tokens}, {cost}"
+        head = f"**{'same' if self.same else f'{len(rows)} differences'}**, {tokens}, {cost}"
         return "\n".join([head, "", "| step | field | a | b |", "|---|---|---|---|", *rows]) + "\n"
 
 

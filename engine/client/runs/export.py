@@ -32,6 +32,7 @@ from dspex.engine.client.runs.steps import Step, frozen
 from dspex.engine.client.runs.then.builds import Builds
 from dspex.engine.client.runs.then.chain import HashChain, chained
 from dspex.engine.client.runs.then.changes import KeptChange
+from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.masking import lost, masked, secrets_of
 from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
 from dspex.engine.client.runs.tree import FORGOTTEN, Happening, changed
@@ -61,7 +62,8 @@ class RunFile:
         key, session, headers: of its source event. time: its event time, where its publisher said one. content_type: of its
             data. place: where it lies; None in files of before. text: the file itself; empty for one that is not written.
         state: what operators kept when it began. changes: of the forks that it comes from. lost: secret fields whose values
-            are missing, and are no texts. builds: that wrote what it did, as far as that is known.
+            are missing, and are no texts. builds: that wrote what it did, as far as that is known. later: what a
+            fork has led to in other runs; None where it is not known.
     """
 
     info: RunInfo
@@ -77,6 +79,7 @@ class RunFile:
     changes: tuple[KeptChange, ...] = ()
     lost: tuple[str, ...] = ()
     builds: Builds = field(default_factory=dict[str, list[dict[str, str]]])
+    later: Later | None = None
 
     @property
     def hidden(self) -> frozenset[str]:
@@ -132,6 +135,7 @@ def _lines(file: RunFile) -> Iterator[bytes]:
     head |= {"secrets": sorted(secrets.names), "lost": lost(file.root, secrets)} if secrets else {}
     head |= {"builds": file.builds} if file.builds else {}
     head |= {"changes": [secrets.masked(one._asdict()) for one in file.changes]} if file.changes else {}
+    head |= {"later": secrets.masked(file.later.row())} if file.later is not None else {}
     for row in (head, *told):
         text = _text(row)
         hash = chained(hash, text)
@@ -240,7 +244,8 @@ def read(text: bytes, name: str | PathLike[str]) -> RunFile:
     changes = tuple(checked(list[KeptChange], "what a fork has changed", head["changes"])) if "changes" in head else ()
     gone = tuple(checked(list[str], "names of fields", head["lost"])) if "lost" in head else ()
     builds = checked(dict[str, list[dict[str, str]]], "builds", head["builds"]) if "builds" in head else {}
-    more = (text, then, changes, gone, builds)
+    later = Later.read(head["later"]) if "later" in head else None
+    more = (text, then, changes, gone, builds, later)
     return RunFile(info, root, key, session, headers or {}, first.get("event_time"), kind, place, *more)
 
 

@@ -14,8 +14,8 @@ from engine_lab import Lab
 from dspex.bus.errors import RunNotFound
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.engine.again.change import ForkChange
-from dspex.engine.again.change.later import Later, LaterDiff
-from dspex.engine.again.fork import Forked, forked
+from dspex.engine.again.fork import Forked, delivered, forked
+from dspex.engine.client.runs.then.later import LaterDiff
 from dspex.operators.topology import Topology
 
 MakeLab = Callable[..., Lab]
@@ -123,9 +123,23 @@ def test_a_call_of_another_run_is_not_made_in_mode_strict_and_named(done: tuple[
 
 
 def test_what_behind_windows_comes_again_to_what_it_was_is_not_looked_at_any_further(done: tuple[Lab, list[str]]) -> None:
-    assert fork(done, 2, "wide", inputs={"n": 20}).later == Later(
-        tuple(LaterDiff(one.run, "wides", "n", *values) for one, values in zip(wides(done), [(2, 20), (10 + 2, 30)])), ()
-    )
+    found = fork(done, 2, "wide", inputs={"n": 20}).later
+    diffs = tuple(LaterDiff(one.run, "wides", "n", *values) for one, values in zip(wides(done), [(2, 20), (10 + 2, 30)]))
+    assert found is not None
+    assert (found.diffs, found.open) == (diffs, ())
+
+
+def test_what_follows_in_other_runs_is_kept_with_the_fork_and_delivered_with_it_once(done: tuple[Lab, list[str]]) -> None:
+    one, before = done[0], done[0].outputs("sums_of_windows")
+    made = fork(done, 2, "window", {"make": graded_now([])}, inputs={"n": 20})
+    kept = one.run(one.client.run(made.run).file()).later
+    assert kept is not None
+    assert (kept, [out.data["sum"] for out in kept.outputs if out.subject == "sums_of_windows"]) == (made.later, [20, 30, 38])
+    told = one.run(one.client.diff(done[1][2], made.run))
+    assert (told.same, told.steps, told.later) == (False, [], made.later)
+    assert one.run(delivered(one.client, made.run, [later().graph])) == (made.run, 5)
+    assert [out["sum"] for out in one.outputs("sums_of_windows")[len(before) :]] == [20, 30, 38]
+    assert one.run(delivered(one.client, made.run, [later().graph])) == (made.run, 0)
 
 
 def wides(done: tuple[Lab, list[str]]) -> Sequence[LaterDiff]:
@@ -195,3 +209,7 @@ def test_the_command_prints_what_follows_in_other_runs(tmp_path: Path, nats_url:
     (said,) = project.here("--json", "fork", first, "--at", "two", "--set", "1.n:=5").objects()
     assert [one["b"] for one in said["later"]["diffs"]] == [[{"n": 1}, {"n": 5}]]
     assert said["later"]["open"] == []
+    for command in (("runs", "show", said["run"]), ("diff", first, said["run"])):
+        assert f"…{closed['run'][-8:]}  {project.u}.out data" in project.here(*command).out
+        assert project.here("--json", *command).objects()[0]["later"] == said["later"]
+    assert project.here("diff", first, said["run"]).code == 1

@@ -100,6 +100,26 @@ def test_a_fork_is_delivered_again_where_it_was_not_and_nothing_comes_twice(lab:
         one.run(delivered(one.client, run, graphs))
 
 
+def test_what_a_fork_gives_as_it_was_given_is_not_delivered_again(lab: MakeLab) -> None:
+    topology = Topology("two")
+    read = topology.source("in")
+    read.map(lambda d: {"size": len(d["text"])}, name="size").sink("sizes")
+    read.map(lambda d: {"text": d["text"].upper()}, name="loud").sink("texts")
+    one, graphs = lab(topology), [topology.graph]
+    one.start()
+    run = one.publish("in", {"text": "abc"})
+    one.advance(5)
+    made = one.run(forked(one.client, run, "in", ForkChange(inputs={"text": "xyz"}), graphs, deliver=True))
+    assert (made.delivered, one.outputs("sizes")) == (1, [{"size": 3}])
+    quiet = one.run(forked(one.client, made.run, "loud", ForkChange(outputs={"text": "!"}), graphs))
+    parents = ((made.run, 9, 1), (quiet.run, 8, 2))  # the first one was delivered
+    for parent, size, delivered_then in parents:
+        change = ForkChange(outputs={"size": size})
+        assert one.run(forked(one.client, parent, "size", change, graphs, deliver=True)).delivered == delivered_then
+    assert [d["text"] for d in one.outputs("texts")] == ["ABC", "XYZ", "!"]
+    assert [d["size"] for d in one.outputs("sizes")] == [3, 9, 8]
+
+
 @pytest.mark.parametrize("codec", ["msgpack", "arrow"])
 def test_what_json_cannot_say_is_in_files_and_forks_as_it_was(lab: MakeLab, codec: Any) -> None:
     given = {"msgpack": lambda d: {**d, "raw": b"\x00\xff"}, "arrow": lambda d: pa.table({"text": [d["text"]]})}
