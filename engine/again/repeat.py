@@ -24,6 +24,7 @@ from dspex.bus.seldom import silent
 from dspex.bus.serving.programs.names import StateName
 from dspex.bus.serving.programs.states import SavedStates
 from dspex.engine.again.answering import Alter, Answering, CallsSoFar, Make, Mode, NotRecorded
+from dspex.engine.again.change.taken_over import taken_over
 from dspex.engine.again.event import event_of, id_in
 from dspex.engine.again.ground import OutsideLoop
 from dspex.engine.again.making import made
@@ -181,12 +182,13 @@ class _Again:
         told: Callable[[CallsSoFar], None] | None,
         loop: OutsideLoop,
     ) -> None:
-        self._app, self._file, self._graphs, self._told, self._loop = app, file, list(graphs), told, loop
+        self._app, self._file, self._told, self._loop, self._run = app, file, told, loop, id_in(file)
+        self._graphs = taken_over(graphs, file, self._run)
         stored = file.place.time if file.place is not None else file.root.time.timestamp()
         self._place = InMemory(start=stored - _BEGIN, loop=loop)
         pools = sorted({node.call.pool for graph in graphs for node in graph.calls} | {p for g in graphs for p in g.pools})
         self._recorded = recorded
-        self._stopped, self._run = False, id_in(file)
+        self._stopped = False
         self._decisions = {one.approval: one for one in reversed(file.state.decisions)}  # the first one of each counts
         self._answering = Answering(
             self._place, loop, app, pools, self._run, recorded, mode, make, alter, hidden=bool(file.hidden)

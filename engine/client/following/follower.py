@@ -159,12 +159,13 @@ class Follower:
         rows = [(t, n, waited_for(kind, raw)) for t, kind in TABLES.items() for n, raw in changes.get(t, ())]
         for table, number, found in rows:
             row = (partition, table, number)
-            if found is None:
-                if (run := self._open.pop(row, None)) is not None:
-                    run.open.discard(row)
-                    run.calls += table == "calls"
-                    yield run
-            elif (run := self._of(found.run)) is not None:
+            before = self._open.get(row)
+            if before is not None and (found is None or found.run != before.id):  # it is gone, or taken over by a later event
+                del self._open[row]
+                before.open.discard(row)
+                before.calls += table == "calls"
+                yield before
+            if found is not None and (run := self._of(found.run)) is not None:
                 run.open.add(row)
                 self._open[row] = run
 

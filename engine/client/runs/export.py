@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from io import FileIO
 from os import PathLike
@@ -35,6 +35,7 @@ from dspex.engine.client.runs.then.changes import KeptChange
 from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.masking import lost, masked, secrets_of
 from dspex.engine.client.runs.then.state import KINDS, NOT_READ, NOT_THERE, StateThen, read_row
+from dspex.engine.client.runs.then.woken import WokenNode
 from dspex.engine.client.runs.tree import FORGOTTEN, Happening, changed
 
 VERSION: Final = 1
@@ -134,6 +135,7 @@ def _lines(file: RunFile) -> Iterator[bytes]:
     head |= {"lines": len(told) + 1}
     head |= {"secrets": sorted(secrets.names), "lost": lost(file.root, secrets)} if secrets else {}
     head |= {"builds": file.builds} if file.builds else {}
+    head |= {"woken": secrets.masked(state.woken)} if state.woken else {}
     head |= {"changes": [secrets.masked(one._asdict()) for one in file.changes]} if file.changes else {}
     head |= {"later": secrets.masked(file.later.row())} if file.later is not None else {}
     for row in (head, *told):
@@ -240,7 +242,8 @@ def read(text: bytes, name: str | PathLike[str]) -> RunFile:
     if "secrets" in head:
         root.secrets = frozenset(checked(list[str], "names of fields", head["secrets"]))
     place = checked(SourcePlace, "where its event lies", first["place"]) if first.get("place") else None
-    then = then if head.get("state") else NOT_THERE
+    woken = tuple(checked(list[WokenNode], "what woke operators", head["woken"])) if "woken" in head else ()
+    then = replace(then if head.get("state") else NOT_THERE, woken=woken)
     changes = tuple(checked(list[KeptChange], "what a fork has changed", head["changes"])) if "changes" in head else ()
     gone = tuple(checked(list[str], "names of fields", head["lost"])) if "lost" in head else ()
     builds = checked(dict[str, list[dict[str, str]]], "builds", head["builds"]) if "builds" in head else {}

@@ -41,6 +41,7 @@ class Taken(NamedTuple):
         inputs: what was taken: an input, and the sequence in it; for timers, the number.
         opened, closed: numbers of calls and timers, by table. claim: the sequence of that of who wrote it.
         messages: of the run, that lie right before the entry or in it: outputs, letters, requests; and frames.
+        woke: the operators with state that timers among the inputs have woken, with the keys and names of those.
     """
 
     partition: PartitionId
@@ -52,6 +53,7 @@ class Taken(NamedTuple):
     closed: tuple[tuple[str, int], ...]
     messages: tuple[Message, ...]
     claim: int = 0
+    woke: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass
@@ -183,15 +185,13 @@ class HistoryReader:
             self._lost.append(m.sequence)
         if not self.left.may_be_in(where, m.data) or (commit := read or await commit_of(self._bus, self._app, m)) is None:
             return
-        if commit.lost:
-            self._lost.append(m.sequence)
+        self._lost += [m.sequence] if commit.lost else []
         entry, before = commit.entry, {t: {**self._open.get((where, t), {})} for t in TABLES}
         opened, closed = self._rows(where, commit)
         inputs = [*self._taken(where, entry, {*before["timers"], *before["calls"]})]  # the timer of a call has its number
         if calls := {number: before["calls"][number] for number, _ in commit.rows["calls"] if number in before["calls"]}:
-            for input, number in inputs:
-                if input == "timers":  # nothing was waited for any longer
-                    calls.pop(number, None)
+            for number in (number for input, number in inputs if input == "timers"):  # nothing was waited for any longer
+                calls.pop(number, None)
             inputs += await self._records(where, entry, calls)
         if not inputs and not opened and not closed:
             return
@@ -199,8 +199,10 @@ class HistoryReader:
         if await commit.is_changed(self._app, self._stream) or commit.took_another(self._events.get(where, {})):
             self.found.changed.append(m.sequence)
         clock = next((run[4] for run in entry["taken"]), entry["time"])
-        told = (tuple(inputs), tuple(opened), tuple(closed), tuple(messages))
-        self.found.taken.append(Taken(where, m.sequence, m.time, clock, *told, entry["claim"]))
+        told = (tuple(inputs), tuple(opened), tuple(closed), tuple(messages), entry["claim"])
+        due = [before["timers"].get(number) for input, number in inputs if input == "timers"]
+        woke = tuple((row.node, row.key, row.name) for row in due if isinstance(row, Timer) and row.kind in ("wake", "mark"))
+        self.found.taken.append(Taken(where, m.sequence, m.time, clock, *told, woke))
         for message in messages:
             if (to := places.edge(self._app, message.subject)) is not None:
                 await self._frame(to, message)
@@ -230,14 +232,12 @@ class HistoryReader:
                     self.left.took(where, input, sequence)
 
     def _rows(self, where: PartitionId, commit: Commit) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """The rows of the run that a commit has opened, and those that it has closed."""
+        """The rows of the run that a commit has opened, and those that it has closed, or that are another run's now."""
         opened, closed = list[tuple[str, int]](), list[tuple[str, int]]()
         for table, rows in commit.rows.items():
             for number, row in rows:
-                if row is not None and row.run != self._run:
-                    continue
                 mine = number in self._open.get((where, table), ())
-                if row is not None:
+                if row is not None and row.run == self._run:
                     if not mine:
                         opened.append((table, number))
                     self._open.setdefault((where, table), {})[number] = row

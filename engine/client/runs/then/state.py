@@ -22,6 +22,7 @@ from dspex.engine.client.runs.history import History, Taken
 from dspex.engine.client.runs.places import place
 from dspex.engine.client.runs.then.decisions import DecisionThen, decisions_of, read_decision
 from dspex.engine.client.runs.then.times import look_at_times
+from dspex.engine.client.runs.then.woken import WokenNode, woken_in
 from dspex.engine.client.status.state import kept_by
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import LogAddress, packed, plain
@@ -79,12 +80,13 @@ class PartitionState(NamedTuple):
 class StateThen:
     """What operators kept before a run. `unknown`: why it is not known; "" where it is, or no operator keeps anything.
 
-    `decisions`: what people decided in it.
+    `decisions`: what people decided in it. `woken`: what woke operators for it.
     """
 
     partitions: tuple[PartitionState, ...] = ()
     unknown: str = ""
     decisions: tuple[DecisionThen, ...] = ()
+    woken: tuple[WokenNode, ...] = ()
 
     @property
     def lacks(self) -> str:
@@ -104,11 +106,11 @@ class StateThen:
     def hidden(self) -> StateThen:
         """Of a run that has secret fields: values of them may be in what operators kept."""
         decisions = tuple(one for one in self.decisions if not one.edit)
-        return StateThen((), "its run has secret fields, and state may hold their values", decisions)
+        return StateThen((), "its run has secret fields, and state may hold their values", decisions, self.woken)
 
     def __add__(self, other: StateThen) -> StateThen:
-        decisions = (*self.decisions, *other.decisions)
-        return StateThen((*self.partitions, *other.partitions), self.unknown or other.unknown, decisions)
+        more = ((*self.decisions, *other.decisions), (*self.woken, *other.woken))
+        return StateThen((*self.partitions, *other.partitions), self.unknown or other.unknown, *more)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """As lines of a file."""
@@ -145,15 +147,15 @@ async def state_before(bus: Bus, app: str, past: History, applied: Mapping[str, 
     if not past.taken:
         return StateThen()
     first = {taken.partition: taken for taken in reversed(past.taken)}
-    found, decisions = list[PartitionState](), await decisions_of(bus, app, past, applied)
+    found, more = list[PartitionState](), (await decisions_of(bus, app, past, applied), woken_in(past, applied))
     for topology in past.topologies:
         if (known := applied.get(topology)) is None:
             continue
         try:
             found += await _of_topology(bus, app, topology, known, first)
         except RecordingIncomplete as error:
-            return StateThen((), error.message, decisions)
-    return StateThen(tuple(found), "", decisions)
+            return StateThen((), error.message, *more)
+    return StateThen(tuple(found), "", *more)
 
 
 async def states_before(
@@ -164,7 +166,8 @@ async def states_before(
     layouts = {name: _Layout.of(name, applied[name]) for past in pasts for name in past.topologies if name in applied}
     there = {name: await layout.there(bus, app) for name, layout in layouts.items()}
     for past in pasts:
-        found[past.run] = StateThen(decisions=await decisions_of(bus, app, past, applied) if past.taken else ())
+        decisions = await decisions_of(bus, app, past, applied) if past.taken else ()
+        found[past.run] = StateThen(decisions=decisions, woken=woken_in(past, applied))
         first = {taken.partition: taken for taken in reversed(past.taken)}
         for where in (where for name in past.topologies if first for where in there.get(name, ())):
             own, start = first.get(where), min(taken.sequence for taken in first.values())
@@ -178,7 +181,7 @@ async def states_before(
                     continue
                 part = await layout.part(bus, app, where, one.own, tables, keys[one.run])
                 found[one.run] += StateThen((part,) if part.keeps else ())
-    return found | {run: StateThen((), why, found[run].decisions) for run, why in lacks.items()}
+    return found | {run: replace(found[run], partitions=(), unknown=why) for run, why in lacks.items()}
 
 
 class _Wanted(NamedTuple):
