@@ -60,7 +60,8 @@ async def main(args: argparse.Namespace) -> None:
     made = topology(TOPOLOGY, args.job, args.number, args.subject, args.stream, f"{args.app}.out", args.partitions)
     stopped = stop_on_signals()
     asyncio.get_running_loop().add_signal_handler(signal.SIGCONT, partial(say, "goes on"))
-    telemetry.subscribe(Listener(f"s{1 + JOBS[args.job].behind(args.number)}"))
+    listener = Listener(f"s{1 + JOBS[args.job].behind(args.number)}")
+    telemetry.subscribe(listener, ("commit", "claimed", "released", "fenced"))
     say("began")
     settings = Settings.load(server__url=args.url, app=args.app, engine__encrypt_key_env="SEAL" if args.sealed else None)
     with exporting(args.app, "engine", "bench", None):  # where the environment asks for it

@@ -6,7 +6,7 @@ empty tuple. What travels between processes travels in messages and heartbeats, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, TypeAlias
 
 import structlog
@@ -51,26 +51,38 @@ HAPPENINGS: Final[Mapping[str, str]] = {
 Listener: TypeAlias = Callable[[str, Mapping[str, object]], None]
 listeners: tuple[Listener, ...] = ()
 """Who hears it. While nobody does, what is to be said need not be put together."""
+_hearing: dict[str, tuple[Listener, ...]] = {}  # by name
 
 
-def subscribe(listener: Listener) -> Callable[[], None]:
+def subscribe(listener: Listener, names: Collection[str] = tuple(HAPPENINGS)) -> Callable[[], None]:
     """Let `listener(name, facts)` hear what happens in this process from now on; the returned function ends that.
 
-    It is called where things happen, in the event loop, so it must not block.
+    It is called where things happen, in the event loop, so it must not block. `names`: of what it hears. "taken" happens with
+    every event, and costs nothing where nobody hears of that.
     """
     global listeners
     listeners = (*listeners, listener)
+    for name in names:
+        _hearing[name] = (*_hearing.get(name, ()), listener)
 
     def unsubscribe() -> None:
         global listeners
         listeners = tuple(one for one in listeners if one is not listener)
+        for name in names:
+            _hearing[name] = tuple(one for one in _hearing[name] if one is not listener)
 
     return unsubscribe
 
 
+def is_heard(name: str) -> bool:
+    """Whether anybody hears what happens under that name."""
+    return bool(_hearing.get(name))
+
+
 def emit(name: str, /, **facts: object) -> None:
     """Say that something happened. `name` and the facts are those of HAPPENINGS. What is done again in silence was said."""
-    for listener in () if not listeners or is_silent() else listeners:
+    heard = _hearing.get(name)
+    for listener in () if not heard or is_silent() else heard:
         try:
             listener(name, facts)
         except Exception as e:  # noqa: BLE001  somebody else's code, which must not stop what it watches

@@ -18,6 +18,7 @@ NANOSECONDS: Final = 1_000_000_000
 STATUS: Final = b"NATS/1.0 "  # how the headers begin of what is no delivery: a heartbeat, or the end of a pull
 MAX_ACK_PENDING: Final = 10_000
 LISTED: Final = 8  # consumers of a reading user, at a time
+_new = tuple.__new__  # the class itself as constructor takes twice as long
 _EXISTS: Final = {10105, 10148}
 
 
@@ -37,7 +38,7 @@ def delivery_of(reply: bytes) -> DeliveryInfo:
     first = 4 if len(words) == 9 else 6  # with a domain there are 11, or 12 with the random token at the end
     delivered, sequence, number, time, pending = words[first : first + 5]
     at = int(time) // 1000 / 1e6  # whole microseconds, as everywhere: a message's time tells whether it is the same one
-    return DeliveryInfo(int(delivered), int(sequence), int(number), at, int(pending))
+    return _new(DeliveryInfo, (int(delivered), int(sequence), int(number), at, int(pending)))
 
 
 class Deliveries:

@@ -34,6 +34,7 @@ from dspex.engine.hosting.pools import Pools
 from dspex.engine.runtime.walk.timing import NodeTimes
 
 _log = logger("dspex.engine")
+_HAPPENED = telemetry.HAPPENINGS.keys() - {"taken"}  # what may be taken again tomorrow has not happened
 
 
 def engine_id() -> str:
@@ -113,7 +114,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         needed = self._pool_names()
         if self._observer is not None:
-            self._stack.callback(telemetry.subscribe(partial(_observed, self._observer)))
+            self._stack.callback(telemetry.subscribe(partial(_observed, self._observer), _HAPPENED))
         try:
             self._running = await self._start(needed)
         except BaseException:
@@ -204,8 +205,7 @@ class Engine:
 
 
 def _observed(observer: Callable[[EngineEvent], None], name: str, facts: Mapping[str, object]) -> None:
-    if name != "taken":  # what may be taken again tomorrow has not happened
-        observer(EngineEvent(name, facts))
+    observer(EngineEvent(name, facts))
 
 
 def _events() -> BusEvents:

@@ -88,9 +88,8 @@ def summed(entry: Mapping[str, Any]) -> bytes:
     return whole + crc32(whole).to_bytes(_SUM)
 
 
-def sum_of(sequence: int, event: bytes) -> bytes:
-    """That of an event of a source, by which it is told later whether it is what was taken."""
-    return crc32(event, sequence & 0xFFFFFFFF).to_bytes(_SUM)
+sum_of: Final = crc32
+"""That of an event of a source, of its data and its sequence, by which it is told later whether it is what was taken."""
 
 
 def sum_of_pieces(whole: bytes) -> bytes:
@@ -103,7 +102,7 @@ def was_read(entry: Mapping[str, Any], sequence: int, event: bytes) -> bool:
     sums = entry.get("read")
     if not isinstance(sums, bytes):
         return True
-    at = sums.find(mine := sum_of(sequence, event))  # a commit may have taken thousands, and each is asked for
+    at = sums.find(mine := sum_of(event, sequence).to_bytes(_SUM))  # a commit may have taken thousands, and each is asked for
     while at % _SUM and at > 0:  # the end of one and the begin of the next
         at = sums.find(mine, at + 1)
     return at >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from struct import pack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgpack import Packer
@@ -69,7 +70,7 @@ class Batch:
     sealed: bool = False
     messages: list[NewMessage] = field(default_factory=list)
     taken: list[list[Any]] = field(default_factory=list)
-    read: list[bytes] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
     changes: dict[str, Any] | None = None
     asked: dict[int, int] = field(default_factory=dict)
     arrivals: int = 0
@@ -139,7 +140,7 @@ class Batch:
             changes["calls"] = [(n, placed(n, row, self.asked, places)) for n, row in changes["calls"]]
         body: dict[str, Any] = {"digest": digest(self.messages), "taken": self.taken}
         if self.read:
-            body["read"] = b"".join(self.read)
+            body["read"] = pack(f">{len(self.read)}I", *self.read)
         if within:
             body["asks"] = [(number, *within[index][:3]) for number, index in self.asked.items()]
         covers = len(self.messages) if within is None else 0

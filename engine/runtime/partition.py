@@ -127,7 +127,8 @@ class Partition:
             self.room.set()  # a call may have finished, and a pump may wait for that
 
     def _say(self, arrival: Arrival, effects: Effects) -> None:
-        telemetry.emit("taken", **self.where, arrival=arrival, effects=effects, calls=self.process.stage.calls)
+        if telemetry.is_heard("taken"):
+            telemetry.emit("taken", **self.where, arrival=arrival, effects=effects, calls=self.process.stage.calls)
         for note in effects.notes:
             if note == "event":
                 continue  # the usual thing is said with the commit
@@ -176,7 +177,7 @@ class Partition:
         if not plain or refused or gone:
             mark = mark_of(arrival)
         elif input == "source":
-            batch.read.append(sum_of(sequence, cast("NodeEvent", what).data))
+            batch.read.append(sum_of(cast("NodeEvent", what).data, sequence))
         run = batch.taken[-1] if batch.taken and mark is None and input != "timers" else ()
         if len(run) == 5 and run[0] == input and run[4] == clock:
             run[2] = where

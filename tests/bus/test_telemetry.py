@@ -80,6 +80,26 @@ def test_a_listener_that_fails_stops_neither_what_it_watches_nor_other_listeners
     assert [entry["happening"] for entry in logs] == ["room"]
 
 
+def test_who_asks_for_one_happening_hears_no_other_and_nobody_else_need_be_told() -> None:
+    heard: list[str] = []
+    leave = telemetry.subscribe(lambda name, facts: heard.append(name), ("commit",))
+    topology = Topology("narrow")
+    topology.source("in").predict("text -> answer", name="ask").sink("out")
+    with Driver(topology) as d:
+        d.answer("ask", {"answer": "yes"})
+        d.publish("in", {"text": "a"})
+        d.advance("1s")
+        assert not telemetry.is_heard("taken")
+        also = telemetry.subscribe(lambda name, facts: None)
+        assert telemetry.is_heard("taken")
+        also()
+        assert not telemetry.is_heard("taken")
+        assert telemetry.is_heard("commit")
+    leave()
+    assert not telemetry.is_heard("commit")
+    assert set(heard) == {"commit"}
+
+
 # -- what fails again and again --------------------------------------------------------------------------------------------
 async def say_more(said: Seldom) -> None:
     said.error("away", why="refused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import ClassVar, Literal
 
@@ -27,6 +27,7 @@ from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.watermarks.heard import AHEAD
 
 _READ_HERE = subjects.OWN_HEADERS | {subjects.TRACEPARENT, subjects.TRACESTATE}
+_INHERITED = (subjects.RUN, subjects.KEY, subjects.SESSION, subjects.TRACEPARENT)
 _new = tuple.__new__  # the class itself as constructor takes twice as long, and five are made for every event
 
 
@@ -195,7 +196,8 @@ class SourceInput(Input):
         if subjects.CLAIM_CHECK in headers or subjects.SEALED in headers:  # payloads.is_whole, written out
             return None
         place = _new(Place, ("source", sequence, -1))
-        position = _new(Position, (sequence, -1, self.created, message.time, self._mark(p, message)))
+        mark = NO_MARK if self._clock is None else self._mark(p, message)
+        position = _new(Position, (sequence, -1, self.created, message.time, mark))
         return _new(Arrival, (place, position, clock, self.event(message), headers, None, False, ""))
 
     async def arrivals(self, p: Partition, message: Message, clock: float) -> Sequence[Arrival]:
@@ -218,24 +220,22 @@ class SourceInput(Input):
         if not h or (len(h) == 1 and subjects.MESSAGE_ID in h):  # the usual case: the event has no headers of ours
             plain = _new(Origin, (id, subject, id, None, None, None, time, sequence, None, None, None, None))
             return _new(NodeEvent, (node, plain, codecs.JSON, data, None, None, 0))
-        at = event_time(m).timestamp() if subjects.TIME in h or subjects.AT in h else time
-        own = {k: v for k, v in h.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)}
-        origin = Origin(
-            id=id,
-            subject=subject,
-            run=h.get(subjects.RUN) or id,
-            cause=cause_of(h),
-            key=h.get(subjects.KEY),
-            session=h.get(subjects.SESSION),
-            time=at,
-            sequence=sequence,
-            trace=tracing.joined(h.get(subjects.TRACEPARENT), h.get(subjects.TRACESTATE)),
-            headers=own or None,
-        )
+        at, get = event_time(m).timestamp() if subjects.TIME in h or subjects.AT in h else time, h.get
+        own = None if _READ_HERE.issuperset(h) else _publishers(h)
+        run, key, session, trace = map(get, _INHERITED)
+        if trace is not None:
+            trace = tracing.joined(trace, get(subjects.TRACESTATE))
+        origin = _new(Origin, (id, subject, run or id, cause_of(h), key, session, at, sequence, trace, own, None, None))
         if self._in_lane and subjects.AT in h:  # it comes about when its time has come: on that side of the boundary
             ms = int(max(at, time) * 1000)
             origin = origin._replace(id=self._form[1] % (ms >> 16, ms & 0xFFFF, sequence & SEQUENCE))
-        return NodeEvent(node, origin, content_type(h) or codecs.JSON, data)
+        said = get(subjects.CONTENT_TYPE) or (content_type(own) if own else None)
+        return _new(NodeEvent, (node, origin, said or codecs.JSON, data, None, None, 0))
+
+
+def _publishers(headers: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Those of the headers that are neither ours nor the server's."""
+    return {k: v for k, v in headers.items() if k not in _READ_HERE and not k.startswith(subjects.FROM_SERVER)} or None
 
 
 class _WhileThereIsRoom:

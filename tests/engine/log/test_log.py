@@ -373,11 +373,13 @@ def test_engines_that_live_for_two_minutes_only_remove_what_is_over(lab: MakeLab
 
 
 def test_an_event_is_found_among_those_that_a_commit_has_taken_and_not_across_two_of_them() -> None:
-    mine, others = sum_of(7, b"an event"), [sum_of(at, b"another") for at in range(50)]
+    mine, others = sum_of(b"an event", 7).to_bytes(4), b"".join(sum_of(b"another", at).to_bytes(4) for at in range(50))
     across = b"\x00\x00" + mine + b"\x00\x00"
-    assert was_read({"read": b"".join([*others, mine])}, 7, b"an event")
+    assert was_read({"read": others + mine}, 7, b"an event")
     assert was_read({"read": across + mine}, 7, b"an event")
-    for read in (b"".join(others), across, b""):
+    for read in (others, across, b""):
         assert not was_read({"read": read}, 7, b"an event")
     assert not was_read({"read": mine}, 8, b"an event"), "it lay somewhere else"
+    far = (3 << 32) + 7
+    assert was_read({"read": sum_of(b"an event", far).to_bytes(4)}, far, b"an event")
     assert was_read({}, 7, b"an event"), "there were no sums then"
