@@ -57,6 +57,7 @@ def test_code_in_the_site_is_code_whatever_its_fence_says_besides(site: Path) ->
         assert not re.search(r"<p>```|```\w+ (?:run|\w+\.csv)", page.read_text()), page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("link", ["nowhere.md", "errors.md#no-such-heading"])
 def test_the_site_is_not_built_where_a_link_leads_nowhere(tmp_path: Path, link: str) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

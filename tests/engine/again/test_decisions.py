@@ -29,7 +29,7 @@ def approving() -> Topology:
 
 @pytest.fixture
 def past(lab: MakeLab) -> tuple[Lab, list[str]]:
-    """Runs that were accepted after a while and after a day, edited, rejected, and that nobody decided about."""
+    """Runs that were accepted after a while and too late for a run that is done again, edited, rejected, and left."""
     one = lab(approving())
     one.answers["ask"] = lambda inputs, work: {"price": 7}
     one.start()
@@ -45,7 +45,7 @@ def past(lab: MakeLab) -> tuple[Lab, list[str]]:
     one.run(decide(runs[0], "accept"))
     one.run(decide(runs[1], "accept", edit={"price": 8}))
     one.run(decide(runs[2], "reject", note="too dear"))
-    one.advance(3600)
+    one.advance(600)  # longer than a decision is waited for when a run is done again
     one.run(decide(runs[3], "accept"))
     one.advance(5)
     return one, runs

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from engine_lab import Lab
 
 from dspex.engine.testing import plugin
@@ -65,6 +66,7 @@ read.predict("text -> label", name="ask").sink("out")
 """
 
 
+@pytest.mark.long
 def test_a_call_that_has_no_answer_and_a_damaged_file_fail_with_what_is_wrong_alone(lab: MakeLab, tmp_path: Path) -> None:
     space: dict[str, Any] = {}
     exec(ASKING.format(more=""), space)

@@ -109,6 +109,7 @@ async def test_a_worker_without_a_key_refuses_what_it_would_have_to_store(one: B
     assert e.value.code == "DX127"
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_secret_lies_nowhere_on_the_disk_of_a_server(tmp_path: Path, unique: str, model: Any) -> None:
     """Through a retry, a letter, a journaled program, a hop, state, a cache, a submitted call, a turn, a fork, and a file."""

@@ -156,6 +156,7 @@ def test_the_verbs_do_not_say_what_is_secret(paying: Paying) -> None:
     assert _around(said) == []
 
 
+@pytest.mark.long
 def test_what_is_done_again_does_not_say_what_is_secret(paying: Paying) -> None:
     run, folder = paying.runs["good"], paying.project.folder
     paying.project.here("runs", "export", run, "-o", "run.jsonl")

@@ -61,10 +61,19 @@ def run(recorded: tuple[Project, str]) -> str:
 def test_with_the_code_of_then_a_replay_is_the_same_and_with_that_of_today_it_differs(sizes: Project, run: str) -> None:
     today = sizes.dspex("--json", "replay", run)
     assert (today.code, today.objects()[0]["diverged"]["b"]) == (6, 5)
-    for what in ([run], ["--topology", "sizes"], ["--range", "1:2"], [run, "--mode", "hybrid"]):
-        found = sizes.dspex("--json", "replay", *what, "--build", "../then")
-        (said,) = found.objects()
-        assert (found.code, said["same"], said["builds"]) == (0, True, {}), (what, found)
+    _is_the_same(sizes, run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", [["--topology", "sizes"], ["--range", "1:2"], ["{run}", "--mode", "hybrid"]])
+def test_whatever_is_replayed_is_so_with_the_code_of_then(sizes: Project, run: str, what: list[str]) -> None:
+    _is_the_same(sizes, *(word.format(run=run) for word in what))
+
+
+def _is_the_same(sizes: Project, *what: str) -> None:
+    found = sizes.dspex("--json", "replay", *what, "--build", "../then")
+    (said,) = found.objects()
+    assert (found.code, said["same"], said["builds"]) == (0, True, {}), found
 
 
 def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Project, run: str) -> None:
@@ -75,6 +84,7 @@ def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Projec
     assert "is not the build that recorded one.jsonl: functions: " in found.err
 
 
+@pytest.mark.long
 def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     wrong = written(tmp_path, sizes.u, " + 2")

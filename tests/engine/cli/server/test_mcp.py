@@ -8,18 +8,19 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pytest
 from cli_bench import NATIVE, Project, stand_in
-from mcp.client.client import Client
-from mcp.client.stdio import StdioServerParameters
 from waiting import until
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.server.agents import tools
 from dspex.engine.cli.server.agents.mcp import LONGEST_TEXT, MOST_SAID, answer
+
+if TYPE_CHECKING:
+    from mcp.client.client import Client
 
 T = TypeVar("T")
 Asked = tuple[str, dict[str, Any]]
@@ -48,6 +49,9 @@ IBAN = "DE02120300000000202051"
 
 def within(project: Project, asks: Callable[[Client], Coroutine[Any, Any, T]], *words: str) -> T:
     """What comes of a session with the server. `words`: more of its command line."""
+    from mcp.client.client import Client  # here: it takes a second, and each process that runs tests reads this file
+    from mcp.client.stdio import StdioServerParameters
+
     args = ["-m", "dspex", *(words or ["mcp"])]
     server = StdioServerParameters(command=sys.executable, args=args, env=project.env, cwd=project.folder)
 
