@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,6 +29,7 @@ from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import following, keepers
 from dspex.engine.again.change.delivering import deliver as deliver_to_sinks
 from dspex.engine.again.change.later import LaterWatcher, Sought
+from dspex.engine.again.change.readers import SinkReaders, next_of
 from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.event import id_in
 from dspex.engine.again.making import made as made_by_a_worker
@@ -44,6 +45,7 @@ from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening
 from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.manifest import Manifest
 from dspex.engine.replay.onward import replayed_onward
 
 
@@ -138,15 +140,37 @@ async def _later(
     if change.topology or not any(one.name == topology and one.nodes[place.node].role == "call" for one in graphs):
         code = changed(change, place, file, graphs, later, runs)[1]
     graph = next(one for one in code if one.name == topology)
-    if not any(node.role == "state" for node in graph.nodes.values()) or await run.kept() is not None:
+    if not any(node.role == "state" for one in code for node in one.nodes.values()) or await run.kept() is not None:
         return None
     past, applied = await run.history()
     sought = Sought(runs, keepers(graph, place.node), follows=not reached.times)
-    watcher = LaterWatcher(client.app, file.root, found.file.root, sought, calls)
-    graph, taken = following(graph, runs, sought.tainted), taken_by([past], topology).get(topology, {})
-    ends = await replayed_onward(client.bus, client.app, graph, applied[topology], taken, watcher)
+    watcher = LaterWatcher(client.app, file.root, found.file.root, sought, calls, SinkReaders(client.app, applied))
+    code = [following(graph, runs, sought.tainted) if one is graph else one for one in code]
+    ends = await _followed(client, code, applied, taken_by([past]), watcher)
+    watcher.finish()
     reached.add(later)
     return Later(tuple(watcher.diffs), (*watcher.open, *calls.open, *ends), tuple(watcher.outputs))
+
+
+async def _followed(
+    client: Client,
+    graphs: Sequence[Graph],
+    applied: Mapping[str, Manifest],
+    taken: Mapping[str, Mapping[tuple[str, int], Collection[int]]],
+    watcher: LaterWatcher,
+) -> list[str]:
+    """Replay the topologies to which a run has come, and those that read what is sent otherwise by that, each once. Why it was
+    not looked further.
+    """
+    known, done, ends = {graph.name: graph for graph in graphs}, set[str](), list[str]()
+    while pending := {*taken, *(to[0] for to in watcher.reaches)} - done:
+        done.add(name := next_of(pending, graphs))
+        if name in known and name in applied:
+            ends += await replayed_onward(client.bus, client.app, known[name], applied[name], taken.get(name, {}), watcher)
+        else:
+            ends.append(f"what {name} makes of it is not known: its code is not here")
+    again = sorted({to[0] for to in watcher.reaches} & {*known})
+    return [*ends, *(f"what comes to {name} once more is not followed" for name in again)]
 
 
 async def delivered(client: Client, run: str, graphs: Sequence[Graph]) -> tuple[str, int]:

@@ -31,12 +31,15 @@ _Name: TypeAlias = tuple[str, ...]
 
 
 class OnwardWatcher(Watcher):
-    """`reaches`: where else something arrives otherwise: stage and partition → the entry from which on. `renamed`: calls by the
-    ids that they have now → those that they had.
+    """`reaches`: where else something arrives otherwise: topology, stage and partition → the entry from which on.
+
+    `renamed`: calls by the ids that they have now → those that they had. `topology`: the one that is replayed.
     """
 
+    topology = ""
+
     def __init__(self) -> None:
-        self.reaches, self.renamed = dict[tuple[str, int], int](), dict[str, str]()
+        self.reaches, self.renamed = dict[tuple[str, str, int], int](), dict[str, str]()
 
     def waits(self, stage: str, partition: int) -> bool:
         """Whether something is to be changed there yet, though all is as it was."""
@@ -58,6 +61,7 @@ class OnwardReplay(PartitionReplay):
         super().__init__(bus, app, stage, source_stream, index, count, payloads.most(bus))
         self.watcher = self._onward = watcher
         self._apart, self._seen, self._far = set[tuple[str, Any]](), 0, _FAR
+        self._ours = dict[_Name, int]()  # what the log has not got, and the numbers that it has here
         self._theirs = dict[
             int, tuple[str, str, str]
         ]()  # the timers of operators with state by the numbers that the log has for them
@@ -98,6 +102,7 @@ class OnwardReplay(PartitionReplay):
         tables, told = self._p.tables, self.told
         self._note(changed.get("timers", ()))
         numbers = {number: self._number(name) for number, name in self._named() if not self._has(number, name)}
+        numbers |= self._now_there(changed)
         _move(tables.calls, numbers)
         _move(tables.timers, numbers)
         for number, _ in changed.get("calls", ()):
@@ -105,6 +110,19 @@ class OnwardReplay(PartitionReplay):
                 tables.calls.stored(number, told.calls.rows[number].work)
         tables.number = told.number
         return [number for number in numbers.values() if number > _FAR]
+
+    def _now_there(self, changed: Mapping[str, Any]) -> dict[int, int]:
+        """What had a number of our own, and has one in the log now, where it was opened later: by that, the one of the log."""
+        found = dict[int, int]()
+        for of in ("calls", "timers"):
+            rows: Mapping[int, Any] = getattr(self.told, of).rows
+            for number, _ in changed.get(of, ()) if self._ours else ():
+                name = _name(rows.get(number))
+                now = next((now for now, then in self._onward.renamed.items() if name is not None and then == name[0]), "")
+                for one in (name, (now,)):
+                    if one is not None and (ours := self._ours.pop(one, None)) is not None:
+                        found[ours] = number
+        return found
 
     def _named(self) -> Iterator[tuple[int, _Name]]:
         """What the last entry has opened or changed, by number and by what it is."""
@@ -124,6 +142,7 @@ class OnwardReplay(PartitionReplay):
         found = next((number for number, row in rows if _name(row) == name), None)
         if found is None:
             self._far += 1
+            self._ours[name] = self._far
         return found if found is not None else self._far
 
     @property
@@ -166,12 +185,12 @@ async def replayed_onward(
 
     `taken`: stage and partition → the entries that took something of the run. Raises BusError.
     """
-    ends, open = dict[str, None](), set[str]()
+    ends, open, watcher.topology = dict[str, None](), set[str](), graph.name
     for stage, count in compile_graph(graph, applied.stages, applied.hops, applied.renamed):
         stream = applied.streams[stage.name] if stage.source is not None else ""
         for index in range(count):
             entries = taken.get((stage.id, index), ())
-            first = min([*entries, watcher.reaches.get((stage.id, index), NONE)])
+            first = min([*entries, watcher.reaches.pop((graph.name, stage.id, index), NONE)])
             if first == NONE:
                 continue
             replay = OnwardReplay(bus, app, stage, stream, index, count, watcher)

@@ -12,7 +12,9 @@ from dspex.bus.records import CallRequest, Letter, NodeEvent, unpack_event, unpa
 
 
 class Given(NamedTuple):
-    """Something of a commit: what it is, and its run. `event`: as it goes on. `to`: its subject. `asked`: of a call."""
+    """Something of a commit: what it is, and its run. `event`: as it goes on. `to`: its subject. `asked`: of a call.
+    `stored`: of an output, the message.
+    """
 
     run: str
     step: str
@@ -20,6 +22,7 @@ class Given(NamedTuple):
     event: NodeEvent | None = None
     to: str = ""
     asked: CallRequest | None = None
+    stored: Message | None = None
 
     def same(self, other: Given) -> bool:
         """Whether it is the same to whoever gets it."""
@@ -42,6 +45,13 @@ def paired(theirs: Mapping[tuple[str, str], Given], mine: Mapping[tuple[str, str
     return found
 
 
+def like(of: Mapping[tuple[str, str], Given], id: tuple[str, str], one: Given) -> tuple[str, str] | None:
+    """The id of what is the same by its id; else by what it is, in the same run."""
+    if id in of:
+        return id
+    return next((old for old, b in of.items() if (old[0], b.run, b.step) == (id[0], one.run, one.step)), None)
+
+
 def given(m: Message) -> Iterator[tuple[tuple[str, str], Given]]:
     """What a message of a commit holds, by kind and id; nothing of what cannot be read."""
     try:
@@ -60,6 +70,7 @@ def given(m: Message) -> Iterator[tuple[tuple[str, str], Given]]:
         else:
             read = plain(m)
             data = codecs.decode(read.data, content_type(read.headers))
-            yield ("output", m.headers.get(subjects.EVENT_ID, "")), Given(m.headers.get(subjects.RUN, ""), m.subject, data)
+            one = Given(m.headers.get(subjects.RUN, ""), m.subject, data, None, m.subject, None, m)
+            yield ("output", m.headers.get(subjects.EVENT_ID, "")), one
     except DataError:  # in the object store, or sealed
         return

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dspex.bus import codecs
-from dspex.bus.message import Message
+from dspex.bus.message import Message, content_type
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, NodeEvent
 from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import RowAt
-from dspex.engine.again.change.given import Given, given, paired
+from dspex.engine.again.change.given import Given, given, like, paired
+from dspex.engine.again.change.readers import SinkReaders
+from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.diff import NOTHING, between
 from dspex.engine.client.runs.then.later import LaterDiff, LaterOutput
@@ -47,19 +49,23 @@ class Sought:
 
 
 class LaterWatcher(OnwardWatcher):
-    """Has the events of a run go on as they do in its fork, over calls and hops; and sees what others give otherwise.
+    """Has the events of a run go on as they do in its fork, over calls, hops and sinks; and sees what others give otherwise.
 
     `then`, `now`: the trees of the run and of its fork, with the same ids. `app`: the application. `sought`: other
-    runs that may come to what is changed. `calls`: makes those of other runs.
+    runs that may come to what is changed. `calls`: makes those of other runs. `readers`: of sinks.
     """
 
-    def __init__(self, app: str, then: Happening, now: Happening, sought: Sought, calls: LaterCalls) -> None:
+    def __init__(
+        self, app: str, then: Happening, now: Happening, sought: Sought, calls: LaterCalls, readers: SinkReaders
+    ) -> None:
         super().__init__()
         self._app, self._run, self._subject, self._secrets = app, then.id, then.node, secrets_of(then, now)
-        self._sought, self._coming = sought, dict[tuple[str, int], set[str]]()  # by partition, events that are to come there
+        self._sought, self._coming = sought, dict[PartitionId, set[str]]()  # events that are to come there
+        self._readers, self._sent = readers, dict[int, Message | None]()  # what sinks have now, by where they have it
         self._source = now.data if now.data != then.data else _NOTHING_ELSE
         self._events, self._unknown = dict[str, NodeEvent | None](), set[str]()
         self._outputs, self._calls, self._made = dict[str, Mapping[str, Any]](), calls, dict[str, CallRecord]()
+        self._gone, self._new = dict[tuple[str, str], Given](), dict[tuple[str, str], Given]()  # may come in another commit
         self.diffs, self.open, self.outputs = list[LaterDiff](), dict[str, None](), list[LaterOutput]()
         asked = {one.id: one for one in now if one.kind == "call"}
         for call in (one for one in then if one.kind == "call" and one.id in asked):
@@ -71,7 +77,7 @@ class LaterWatcher(OnwardWatcher):
 
     def waits(self, stage: str, partition: int) -> bool:
         """See OnwardWatcher."""
-        return self._sought.pending or bool(self._coming.get((stage, partition)))
+        return self._sought.pending or bool(self._coming.get((self.topology, stage, partition)))
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """See Watcher."""
@@ -83,15 +89,28 @@ class LaterWatcher(OnwardWatcher):
     def _comes(self, subject: str, id: str, entry: int) -> None:
         """An event is handed on in an entry that is looked for where it arrives."""
         if (to := places.edge(self._app, subject)) is not None:
-            self.reaches[to[1:]] = min(entry, self.reaches.get(to[1:], entry))
-            self._coming.setdefault(to[1:], set()).add(id)
+            self._reach(to, id, entry)
+
+    def _reach(self, to: PartitionId, id: str, entry: int) -> None:
+        self.reaches[to] = min(entry, self.reaches.get(to, entry))
+        self._coming.setdefault(to, set()).add(id)
+
+    def _sends(self, then: Message, now: Message | None, entry: int) -> None:
+        """A sink has something else than it had in an entry: it is looked for where that is read."""
+        for to in self._readers.of(then):
+            self._sent[then.sequence] = now
+            self._reach(to, str(then.sequence), entry)
 
     def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
         """See Watcher."""
         match arrival.what:
             case NodeEvent() as event:
-                self._coming.get((where.stage, where.partition), set[str]()).discard(event.origin.id)
-                return arrival._replace(what=self._event(event))
+                coming, is_sent = self._coming.get((self.topology, where.stage, where.partition), set[str]()), False
+                if arrival.place.input == "source" and self._readers.has(self.topology, where.stage):
+                    coming.discard(str(arrival.place.sequence))
+                    is_sent = arrival.place.sequence in self._sent
+                coming.discard(event.origin.id)
+                return arrival._replace(what=self._read(arrival.place.sequence, event) if is_sent else self._event(event))
             case Answered() as answered:
                 return arrival._replace(what=self._answered(answered))
             case Due(what=NodeEvent() as event) as due:
@@ -100,6 +119,11 @@ class LaterWatcher(OnwardWatcher):
                 return arrival._replace(what=due._replace(what=self._answered(answered) or answered))
             case _:
                 return arrival
+
+    def _read(self, sequence: int, event: NodeEvent) -> NodeEvent | None:
+        """What a source reads of a sink, as it is now."""
+        now = self._sent[sequence]
+        return event._replace(data=now.data, content_type=content_type(now.headers) or codecs.JSON) if now is not None else None
 
     def _event(self, event: NodeEvent) -> NodeEvent | None:
         id, is_own = event.origin.id, event.origin.run == self._run and event.call is None
@@ -131,32 +155,63 @@ class LaterWatcher(OnwardWatcher):
     async def gave_other(self, where: ReplayPlace, messages: Sequence[NewMessage], stored: Sequence[Message | None]) -> None:
         """See Watcher."""
         now = [Message(m.subject, m.data, {**(m.headers or {})}) for m in messages]
-        then = [m for m in stored if m is not None]
-        theirs, mine = (dict(found for m in some for found in given(m)) for some in (then, now))
+        theirs, mine = self._in(m for m in stored if m is not None), self._in(now)
+        for id in [id for id in theirs if id not in mine]:
+            if (earlier := like(self._new, id, theirs[id])) is not None:  # it came earlier now
+                await self._settle(id, theirs.pop(id), self._new.pop(earlier), earlier[1], where.entry)
+        for id in [id for id in mine if id not in theirs]:
+            if (then_id := like(self._gone, id, mine[id])) is not None:  # it comes later now
+                await self._settle(then_id, self._gone.pop(then_id), mine.pop(id), id[1], where.entry)
         for id, (a, b, now_id) in paired(theirs, mine).items():
-            if id[1] != now_id and id[0] == "call":
-                self.renamed[now_id] = id[1]
-            if a is not None and b is not None and a.same(b):
+            if a is not None and b is not None:
+                await self._settle(id, a, b, now_id, where.entry)
                 continue
-            if a is None and id[0] == "event":
-                self.open[f"what comes to {b.step if b else ''} and did not then is not followed"] = None
-            if a is not None and id[0] == "event":
-                self._comes(a.to, id[1], where.entry)
-            if id[0] in ("event", "call"):
-                self._events[id[1]] = b.event if b is not None else None
-            if not self._differ(id, a, b) or b is None:
-                continue
-            if id[0] == "call":
-                await self._call(id[1], b, was=a is not None)
-            elif id[0] == "output":
-                self.outputs.append(LaterOutput(b.run, b.step, b.data))
+            self._goes_on(id, a, b, where.entry)
+            self._gone |= {id: a} if a is not None else {}
+            self._new |= {id: b} if b is not None else {}
 
-    async def _call(self, id: str, one: Given, *, was: bool) -> None:
-        """Have a call of another run made. `was`: it was asked then, too."""
-        if not was:
-            self.open[f"{one.step} is asked where it was not then, and not called: what would follow is not known"] = None
-        elif one.asked is not None and (made := await self._calls.answer(one.asked)) is not None:
-            self._made[id] = made
+    def _in(self, messages: Iterable[Message]) -> dict[tuple[str, str], Given]:
+        """What a commit holds, without what asks for a further attempt at a call: that is the same call."""
+        found = (one for m in messages for one in given(m))
+        return {id: one for id, one in found if one.asked is None or one.asked.try_number == 1}
+
+    def _goes_on(self, id: tuple[str, str], a: Given | None, b: Given | None, entry: int) -> None:
+        """Have what arrives of something be what it is now."""
+        if a is not None and b is not None and a.same(b) and id[1] not in self.renamed.values():
+            self._events.pop(id[1], None)
+            self._sent.pop(a.stored.sequence if a.stored is not None else 0, None)
+            return
+        if id[0] in ("event", "call"):
+            self._events[id[1]] = b.event if b is not None else None
+        if id[0] == "event" and a is not None:
+            self._comes(a.to, id[1], entry)
+        if a is not None and a.stored is not None:
+            self._sends(a.stored, b.stored if b is not None else None, entry)
+
+    async def _settle(self, id: tuple[str, str], a: Given, b: Given, now_id: str, entry: int) -> None:
+        """What was given then and is given now, maybe in another commit, and by another id."""
+        if id[1] != now_id and id[0] == "call":
+            self.renamed[now_id] = id[1]
+        self._goes_on(id, a, b, entry)
+        if a.same(b) or not self._differ(id, a, b):
+            return
+        if id[0] == "output":
+            self.outputs.append(LaterOutput(b.run, b.step, b.data))
+        if id[0] == "call" and b.asked is not None and (made := await self._calls.answer(b.asked)) is not None:
+            self._made[id[1]] = made
+
+    def finish(self) -> None:
+        """Note what was given then alone, or is given now alone: all is replayed."""
+        for id, a in self._gone.items():
+            self._differ(id, a, None)
+        for id, b in self._new.items():
+            is_read = b.stored is not None and any(self._readers.of(b.stored))
+            if id[0] == "event" or is_read:
+                self.open[f"what comes to {b.step} and did not then is not followed"] = None
+            if self._differ(id, None, b) and id[0] == "call":
+                self.open[f"{b.step} is asked where it was not then, and not called: what would follow is not known"] = None
+            elif id[0] == "output" and b.run != self._run:
+                self.outputs.append(LaterOutput(b.run, b.step, b.data))
 
     def _differ(self, id: tuple[str, str], a: Given | None, b: Given | None) -> bool:
         """Note what differs of something of another run; whether anything does."""
