@@ -218,6 +218,7 @@ def test_a_command_that_prints_more_than_may_be_read_is_ended(native: Project) -
     assert (error["code"], error["message"]) == ("DX105", "it is more than 32 MiB")
 
 
+@pytest.mark.long
 def test_fields_that_are_marked_secret_are_not_read_by_an_agent(tmp_path: Path, unique: str, nats_url: str) -> None:
     with stand_in() as url:
         project = Project(tmp_path, unique, SEALED.format(url=url), NATS_URL=nats_url, SEAL=os.urandom(32).hex())
