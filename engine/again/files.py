@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from dspex.bus.errors import DecodeError
+from dspex.bus.errors import DecodeError, Divergence
 from dspex.engine.again.answering import Mode
 from dspex.engine.again.code import builds_now, of_run
-from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, of_file, together
+from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, ended_at, of_file, together
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
@@ -43,7 +43,8 @@ async def of_files(
     whole: bool = True,
     **options: Any,
 ) -> Replay:
-    """The replay of several files, one after the other, each with state that begins empty.
+    """The replay of several files, one after the other, each with state that begins empty. Of several, one that needs a call
+    which may not be made differs there, and the others are done; of one, that raises Divergence.
 
     `told`: after each, of all so far, of that one, and which it was. `whole`: see `repeat`. `options`: of `of_file`.
     """
@@ -54,7 +55,12 @@ async def of_files(
         if name not in known:
             known[name] = Unchanged(of_run(graphs, name, file.root.data))
         last = as_it_was(file, known[name], now, whole=whole) if mode == "strict" and client is None else None
-        last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
+        try:
+            last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
+        except Divergence as error:
+            if len(given) == 1:
+                raise
+            last = ended_at(file, error)
         found = together(found, last)
         told(found, last, one)
     return found

@@ -8,7 +8,7 @@ from datetime import datetime
 from math import inf
 from typing import Any, Final
 
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import Divergence, TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
 from dspex.engine.again.change import before
 from dspex.engine.again.code import builds_now, of_run
@@ -94,6 +94,14 @@ async def of_file(
     return Replay(diff.same, 1, *spent, diff.first, diff, found.without, found.cost, other, file.hidden)
 
 
+def ended_at(file: RunFile, error: Divergence) -> Replay:
+    """The replay of a run that came to a call which may not be made: it differs there, and what is behind that is not known."""
+    step = StepDiff(error.node or file.root.node, None, NOTHING, error.message)
+    tokens, cost = no_difference(file).tokens, no_difference(file).cost
+    diff = Diff(False, step, [step], (tokens[0], 0), (cost[0], 0.0), [], (file.info, file.info))
+    return Replay(False, 1, 0, 0, 0, step, diff, secrets=file.hidden)
+
+
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
     """What the partitions said, with the differences of the steps, where there are any."""
     if not found.same and diff.same:
@@ -130,7 +138,12 @@ async def of_many(
     """
     found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE, running=tuple(running))
     for run in runs:
-        last = (await of_one(client, client.run(run), graphs, mode))[0]
+        try:
+            last = (await of_one(client, client.run(run), graphs, mode))[0]
+        except Divergence as error:
+            if len(runs) == 1:
+                raise
+            last = ended_at(await client.run(run).file(), error)
         found = together(found, last)
         told(found, last, run)
     return found

@@ -216,10 +216,11 @@ class Driver:
 
     def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = ()) -> Replay:
         """Do a run again that was exported (`Run.export`), by itself: nothing of it reaches what the driver runs. Its calls are
-        answered as they were; models and parameters are those of then. Of a folder, all files in it.
+        answered as they were; models and parameters are those of then. Of a folder, all files in it: one in which a call is
+        made that was not made then differs there.
 
-        `ignore`: fields that may differ. Raises Divergence where a call is made that was not made then; TopologyError for a run
-        of a topology that the driver does not run; DecodeError for what is no file of a run.
+        `ignore`: fields that may differ. Raises Divergence where one file makes such a call; TopologyError for a run of a
+        topology that the driver does not run; DecodeError for what is no file of a run.
         """
         __tracebackhide__ = True
         from dspex.engine.again.files import replayed

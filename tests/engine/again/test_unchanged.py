@@ -14,7 +14,7 @@ from dspex.bus.errors import Divergence, ProgramError
 from dspex.engine.again.files import files_at, of_files, replayed
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.unchanged import Unchanged
-from dspex.engine.client.runs.diff import compare
+from dspex.engine.client.runs.diff import Replay, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.operators.topology import Topology
@@ -22,9 +22,9 @@ from dspex.operators.topology import Topology
 MakeLab = Callable[..., Lab]
 
 
-def asking(more: str = "", *, twice: bool = False, sink: str = "out") -> Topology:
+def asking(more: str = "", *, twice: bool = False, sink: str = "out", spoils: str = "~") -> Topology:
     topology = Topology("asking")
-    read = topology.source("in").map(lambda d: {**d, "text": d["text"].strip()}, name="read")
+    read = topology.source("in").map(lambda d: {**d, "text": d["text"].strip().replace(spoils, "x" + spoils)}, name="read")
     each = read.flat_map(lambda d: [{**d, "word": word} for word in d["text"].split()], name="each")
     asked = each.predict("word -> label", name="ask").map(lambda d: {**d, "label": d["label"] + more}, name="mark")
     if twice:
@@ -134,3 +134,25 @@ def test_a_folder_is_replayed_as_its_files_are_and_the_first_that_differs_is_sho
     found = asyncio.run(changed)
     assert (found.same, found.diverged and found.diverged.a) == (False, "A")
     assert seen == [(1, False, "0.jsonl"), (2, False, "1.jsonl"), (3, False, "2.jsonl")]
+
+
+def test_a_folder_is_replayed_on_behind_files_that_need_a_call_that_was_not_made_then_and_each_is_named(
+    lab: MakeLab, tmp_path: Path
+) -> None:
+    folder_of(started(lab, asking()), tmp_path / "runs", "a", "b c", "a", "b")
+    other, seen = asking(spoils="b").graph, list[tuple[str, bool, str]]()
+
+    def told(so_far: Replay, last: Replay, file: object) -> None:
+        seen.append((Path(str(file)).name, last.same, str(last.diverged.b) if last.diverged is not None else ""))
+
+    found = asyncio.run(of_files(None, files_at(tmp_path / "runs"), [other], "strict", told))
+    assert (found.same, found.runs) == (False, 4)
+    assert [(name, same) for name, same, _ in seen] == [
+        ("0.jsonl", True),
+        ("1.jsonl", False),
+        ("2.jsonl", True),
+        ("3.jsonl", False),
+    ]
+    assert all("there is no answer to read back" in why and "b → xb" in why for _, same, why in seen if not same)
+    with pytest.raises(Divergence, match="there is no answer to read back"):
+        replayed([other], tmp_path / "runs" / "more" / "3.jsonl", ())
