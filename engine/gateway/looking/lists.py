@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-from dspex.bus import subjects
 from dspex.bus.settings.duration import seconds
 from dspex.engine.client.client import Client
 from dspex.engine.client.following.progress import RunInfo
-from dspex.engine.client.runs import kept
+from dspex.engine.gateway.looking.reading import ReadOnWrite
 
 _KEPT: Final = 8  # lists, those that were asked for last
 
@@ -36,35 +34,21 @@ class RunList:
     """The latest runs that are asked for, as they were read last."""
 
     def __init__(self, chosen: Mapping[str, Any]) -> None:
-        self._chosen, self._turn = chosen, asyncio.Lock()  # who asks at the same time reads nothing twice
-        self._found = list[RunInfo]()
-        self._at: Sequence[object] | None = None  # what was written when it was read; None: it never was
+        async def read(client: Client) -> list[RunInfo]:
+            return [info async for info in client.runs(**chosen)]
+
+        self._since, self._runs = chosen["since"], ReadOnWrite(read)
 
     async def soon(self, client: Client) -> list[RunInfo]:
         """What it was when it was read last, which may be old; where it never was, what it is now. Raises as `now`."""
-        return self._recent() if self._at is not None else await self.now(client)
+        return self._recent(self._runs.last) if self._runs.last is not None else await self.now(client)
 
     async def now(self, client: Client) -> list[RunInfo]:
         """What it is now. Raises as `Client.runs`."""
-        async with self._turn:
-            if (at := await _written(client)) != self._at:
-                self._found, self._at = [info async for info in client.runs(**self._chosen)], at
-            return self._recent()
+        return self._recent(await self._runs.now(client))
 
-    def _recent(self) -> list[RunInfo]:
+    def _recent(self, found: list[RunInfo]) -> list[RunInfo]:
         """Those that did not become too old meanwhile."""
-        if (since := self._chosen["since"]) is None:
-            return self._found
-        return [info for info in self._found if info.started.timestamp() >= time.time() - seconds(since)]
-
-
-async def _written(client: Client) -> Sequence[object]:
-    """How far the application's stream and those of its sources are, what is applied, and what is kept beside: no run changes
-    without them.
-    """
-    applied = await client.manifests()
-    streams = {stream for one in applied.values() for stream in one.streams.values()}
-    infos = await asyncio.gather(*map(client.bus.stream, sorted({subjects.stream(client.app), *streams})))
-    ends = [(info.first, info.last) for info in infos if info is not None]
-    versions = sorted((name, one.version) for name, one in applied.items())
-    return [*ends, *versions, await kept.revision(client.bus, client.app)]
+        if self._since is None:
+            return found
+        return [info for info in found if info.started.timestamp() >= time.time() - seconds(self._since)]

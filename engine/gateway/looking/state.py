@@ -10,10 +10,12 @@ from starlette.responses import Response
 
 from dspex.bus.errors import InvalidInput
 from dspex.bus.subjects import SUBMITTED
+from dspex.engine.client.client import Client
 from dspex.engine.client.following import hidden
 from dspex.engine.client.status import state
 from dspex.engine.client.status.sessions import SessionHeads
 from dspex.engine.gateway.entrance import Entrance, known, query_of
+from dspex.engine.gateway.looking.reading import ReadAtPace, ReadOnWrite
 from dspex.engine.gateway.looking.said import MOST, is_applied, json, number_of
 from dspex.engine.graph.manifest import Manifest
 
@@ -29,6 +31,7 @@ class Overview:
         self._entrance = entrance
         self._kept = dict[str, state.KeptRead]()  # of operators with windows
         self._heads = SessionHeads()
+        self._waits, self._status = ReadOnWrite(_approvals), ReadAtPace(Client.status)
 
     # -- what waits for a person
     async def approvals(self, request: Request) -> Response:
@@ -37,8 +40,7 @@ class Overview:
         client, topology = await self._entrance.client(), query_of(request, "topology").get("topology")
         if topology is not None:
             await is_applied(client, topology)
-        secrets = await hidden.secrets_of(client)
-        return json({"approvals": [hidden.approval(secrets, one).as_dict() async for one in client.approvals(topology)]})
+        return json({"approvals": [one for one in await self._waits.now(client) if topology in (None, one["topology"])]})
 
     async def decide(self, request: Request) -> Response:
         """Decide: `{"decision": "accept" or "reject", "edit": {…}, "note": ""}`."""
@@ -61,9 +63,9 @@ class Overview:
         return json({"app": client.app, "topologies": applied})
 
     async def status(self, request: Request) -> Response:
-        """The application, as `dspex status --json` prints it."""
+        """The application, as `dspex status --json` prints it: as it is, or was a moment ago."""
         self._entrance.access.to_look(request)
-        return json(await (await self._entrance.client()).status())
+        return json(await self._status.now(await self._entrance.client()))
 
     # -- what it keeps
     async def sessions(self, request: Request) -> Response:
@@ -107,6 +109,11 @@ class Overview:
                     found += [row for one in kept for row in _windows(hidden.state(secrets, one))]
         found.sort(key=lambda one: str(one["start"]))
         return json({"windows": found[:most], "count": len(found)})
+
+
+async def _approvals(client: Client) -> list[dict[str, Any]]:
+    secrets = await hidden.secrets_of(client)
+    return [hidden.approval(secrets, one).as_dict() async for one in client.approvals()]
 
 
 def _windows(kept: state.KeyState) -> list[dict[str, Any]]:

@@ -194,6 +194,42 @@ def test_a_list_of_runs_is_read_again_where_anything_was_written_and_only_there(
     assert listed() == [other.id, *runs[::-1]]
 
 
+def test_what_waits_for_people_is_read_again_where_anything_was_written_and_only_there(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in").approve(name="check").sink("out")
+    one = lab(topology)
+    one.start()
+    page = LabPage(one)
+
+    def waiting() -> dict[int, Any]:
+        return {approval["shown"]["n"]: approval for approval in page.get("/v1/approvals")["approvals"]}
+
+    for n in range(5):
+        one.publish("in", {"n": n})
+    one.advance(1)
+    assert waiting().keys() == {0, 1, 2, 3, 4}
+    whole, found = page.bus.asked, waiting()
+    assert (found.keys(), page.bus.asked < whole) == ({0, 1, 2, 3, 4}, True)
+    one.run(one.client.decide(found[0]["id"], "accept"))
+    one.advance(1)
+    assert waiting().keys() == {1, 2, 3, 4}
+    one.run(one.client.run(found[1]["run"]).cancel())
+    one.advance(1)
+    assert waiting().keys() == {2, 3, 4}, "nobody can decide about what was cancelled"
+
+
+def test_the_state_of_the_application_is_read_once_a_second_for_all_who_look(lab: MakeLab) -> None:
+    one = lab()
+    page = LabPage(one)
+    assert page.get("/v1/status")["server"]["app"] == APP
+    assert page.bus.asked > 0
+    page.get("/v1/status")
+    assert page.bus.asked == 0
+    one.advance(5)  # as long as it stands at most
+    page.get("/v1/status")
+    assert page.bus.asked > 0
+
+
 def test_the_page_asks_at_once_for_the_files_of_its_list_and_for_all_others_once_that_is_shown() -> None:
     web = files("dspex.engine.gateway.web")
     texts = {one.name: one.read_text() for one in web.iterdir() if one.name.endswith(".js")}
