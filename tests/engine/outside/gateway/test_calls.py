@@ -89,7 +89,7 @@ def test_all_slots_busy_is_429_with_a_time_to_come_again(http: httpx.Client, mod
     for stream in streams:
         stream.__enter__()
     eventually(lambda: model.running == 4)
-    said = http.post("/v1/call/draft?timeout=2s", json={"text": "no slot"}, headers=as_("operator"))
+    said = http.post("/v1/call/draft?timeout=6s", json={"text": "no slot"}, headers=as_("operator"))
     assert (said.status_code, said.json()["title"]) == (429, "Saturated"), said.text
     assert int(said.headers["retry-after"]) >= 1
     for stream in streams:
