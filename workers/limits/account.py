@@ -87,11 +87,12 @@ class Account:
     # -- what calls do
     def try_take(self, amounts: Amounts) -> Lease | Full | None:
         """What can be said without asking: a lease, where the share has room, or what was refused just now; else None."""
+        if not self.limited:  # it only counts, which is done at the end of a call
+            return Lease({}, {})
         self._roll()
-        if not self._asks:
-            wanted = self._capped(amounts)
-            if all((m := self._own.of[w]).used + m.held + a <= m.granted + TINY for w, a in wanted.items()):
-                return self._lease(wanted)
+        wanted = self._capped(amounts)
+        if not self._asks and all((m := self._own.of[w]).used + m.held + a <= m.granted + TINY for w, a in wanted.items()):
+            return self._lease(wanted)
         if self._full is not None:
             full, until = self._full
             if self._now() >= until:
@@ -172,8 +173,7 @@ class Account:
         """Begin the window that it is. One far ahead was begun by this machine's clock, before the server's was known."""
         now = self._now() if now is None else now
         for measure, mine in self._own.of.items():
-            per = self.limits[measure].per
-            window = int(now // per) if per else mine.window
+            window = int(now // per) if (per := self.limits[measure].per) else mine.window
             if window < mine.window - 1:
                 self._known = None
             if not mine.window - 1 <= window <= mine.window:

@@ -18,6 +18,7 @@ from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.cli.figures import blocks
 from dspex.engine.client.status.status import status
 from dspex.workers.config import Profile
+from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
 from dspex.workers.pool.routing.routes import Routes
 from dspex.workers.pool.routing.routing import TOO_LONG
 
@@ -166,6 +167,15 @@ async def test_a_profile_that_is_much_slower_is_asked_behind_the_others_and_look
     assert sum(r.lm == "slow" for r in records) == 1, "one in twenty takes the list as it is written"
     behind = next(r for r in records if r.lm == "fast")
     assert [Tried(t.lm, t.why) for t in behind.routing] == [Tried("slow", "behind"), Tried("fast", "answered")]
+
+
+def test_once_a_breaker_is_closed_again_no_further_call_is_the_one_that_tries() -> None:
+    one = Breaker(BreakerRule(failures=1, open=1.0))
+    assert one.failed(0.0)
+    assert not one.begin(0.5), "open: nobody tries"
+    assert one.begin(2.0)
+    assert one.succeeded(2.0)
+    assert not one.begin(2.0)
 
 
 def test_a_call_that_its_first_profile_answered_went_no_other_way_whatever_was_left_out_behind_that() -> None:

@@ -52,7 +52,9 @@ class Breaker:
 
     def begin(self, now: float) -> bool:
         """A call is made. True where it is the one that tries: no other one is, until `released`."""
-        self._probing = self._probing or self.state(now) == "half-open"
+        if self._until is None:
+            return False
+        self._probing = self._probing or now >= self._until
         return self._probing
 
     def released(self) -> None:

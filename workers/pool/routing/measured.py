@@ -44,7 +44,8 @@ class Measured:
                 del self._sorted[bisect_left(self._sorted, oldest)]
         if (count := len(self._outcomes)) >= ENOUGH:
             self.error_rate = self._failed / count
-            self.p50 = self.percentile(50)
+            middle = self._sorted
+            self.p50 = middle[len(middle) // 2] if len(middle) >= ENOUGH else None
 
     @property
     def p95(self) -> float | None:

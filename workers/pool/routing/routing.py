@@ -33,7 +33,7 @@ SLOWER: Final = 3.0  # times the median of another profile of the list: it is tr
 FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
-NOT_ASKED: Final = ("open", "behind", "dearer", "limited", BEGAN, HEDGED)  # what is said of a profile besides what became of it
+NOT_ASKED: Final = frozenset(("open", "behind", "dearer", "limited", BEGAN, HEDGED))  # said besides what became of it
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
 
 
@@ -75,6 +75,7 @@ class Routing:
         self._now, self._pool = now, config.name
         self._default = (default.name,) if default else ()
         self.lms = {name: LmHealth(Breaker(BreakerRule(**profile.breaker))) for name, profile in config.profiles.items()}
+        self._troubled = set[str]()  # those whose breaker is not closed
         self._spending = Spending(config.profiles)
         self._programs: dict[str, Breaker] = {}
         self._probes: dict[Execution, list[Breaker]] = {}
@@ -114,7 +115,9 @@ class Routing:
 
     def _usable(self, names: Sequence[str], now: float, execution: Execution) -> Sequence[str]:
         """The names without those whose breaker is open. One that no profile has is kept: the child says what is wrong."""
-        waits = {n: wait for n in names if (found := self.lms.get(n)) is not None and (wait := found.breaker.wait(now))}
+        if self._troubled.isdisjoint(names):
+            return names
+        waits = {n: wait for n in names if n in self._troubled and (wait := self.lms[n].breaker.wait(now))}
         if not waits:
             return names
         if len(waits) == len(names):
@@ -128,25 +131,26 @@ class Routing:
         if not spending.priceless.isdisjoint(names):
             said, fix = without_price(next(name for name in names if name in spending.priceless))
             raise ConfigError(said, fix=fix, code="DX105", node=execution.work.node)
-        found, least, dearer = spending.by_cost(program, names)
-        if next(self._choice) % LOOK_AGAIN == 0:  # nobody knows yet how much another one writes
-            found = sorted(found, key=lambda name: not spending.may_cost_less(program, name, least))
-            dearer = [Tried(name, "dearer") for name in names[: names.index(found[0])]]
-        execution.routing += dearer
-        return found
+        found = spending.by_cost(program, names, curious=next(self._choice) % LOOK_AGAIN == 0)
+        execution.routing += found.dearer
+        return found.names
 
     def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
         """The names in their order, and those last that are much worse than another one."""
-        least, best = 1.0, math.inf  # error rate and median
-        spec = execution.work.spec
+        least, most, best, slowest = 1.0, 0.0, math.inf, 0.0  # error rates and medians
+        spec, known = execution.work.spec, list[tuple[str, float, float]]()
         for name in names:
-            if (found := self.lms.get(name)) is not None:
-                one = found.by(spec)
-                if one.error_rate < least:
-                    least = one.error_rate
-                if one.p50 is not None and one.p50 < best:
-                    best = one.p50
-        worse = [n for n in names if (found := self.lms.get(n)) is not None and _is_worse(found.by(spec), least, best)]
+            if (found := self.lms.get(name)) is None:
+                continue
+            one = found.by(spec)
+            rate, p50 = one.error_rate, one.p50
+            least, most = min(least, rate), max(most, rate)
+            if p50 is not None:
+                best, slowest = min(best, p50), max(slowest, p50)
+            known.append((name, rate, p50 or 0.0))
+        if most <= FAILING and slowest <= SLOWER * best:
+            return names
+        worse = [n for n, rate, p50 in known if (rate > FAILING and rate > 2 * least) or p50 > SLOWER * best]
         if not worse or len(worse) == len(names) or next(self._turn) % LOOK_AGAIN == 0:
             return names
         execution.routing += [Tried(name, "behind") for name in worse]
@@ -184,12 +188,14 @@ class Routing:
         if one.why == ANSWERED:
             measured.add(seconds)
             if found.breaker.succeeded(now):
+                self._troubled.discard(one.lm)
                 self._tell(f"lm.{one.lm}", "closed")
         elif one.why == "LMUnavailable" or (
             one.why in TIMEOUTS and not hung and found.blames(seconds, silent=one.why == SILENT)
         ):
             measured.add(None)
             if found.breaker.failed(now):
+                self._troubled.add(one.lm)
                 self._tell(f"lm.{one.lm}", "open")
 
     def _learn_of(self, spec: CallSpec, why: str, execution: Execution, now: float) -> None:
@@ -233,10 +239,3 @@ def _state_of(breaker: Breaker, now: float, *measured: Measured) -> dict[str, ob
         "p50": known.p50,
         "p95": known.p95,
     }
-
-
-def _is_worse(one: Measured, least: float, best: float) -> bool:
-    """Whether a profile is much worse than another. `least`, `best`: the lowest error rate and median of the list."""
-    if one.error_rate > FAILING and one.error_rate > 2 * least:
-        return True
-    return one.p50 is not None and one.p50 > SLOWER * best

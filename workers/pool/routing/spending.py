@@ -37,12 +37,9 @@ class Tokens:
 
 
 class ByCost(NamedTuple):
-    """The profiles of a list, the cheapest first; `least`: what a call costs with that. `dearer`: said of those that are
-    written before it.
-    """
+    """The profiles of a list as they are asked. `dearer`: said of those that are written before the first."""
 
     names: Sequence[str]
-    least: float
     dearer: Sequence[Tried]
 
 
@@ -50,7 +47,7 @@ class ByCost(NamedTuple):
 class _OfProgram:
     in_all: Tokens = field(default_factory=Tokens)
     by: dict[str, Tokens] = field(default_factory=dict[str, Tokens])  # by profile
-    orders: dict[tuple[str, ...], ByCost] = field(default_factory=dict[tuple[str, ...], ByCost])
+    orders: dict[tuple[tuple[str, ...], bool], ByCost] = field(default_factory=dict[tuple[tuple[str, ...], bool], ByCost])
     since: int = 0  # calls since they were made
 
 
@@ -64,17 +61,23 @@ class Spending:
         self._usd = {name: (p.cost_of(1, 0), p.cost_of(1, 0, 1), p.cost_of(0, 1)) for name, p in profiles.items()}
         self.priceless = frozenset(name for name, profile in profiles.items() if not profile.priced)
 
-    def by_cost(self, program: str, names: Sequence[str]) -> ByCost:
-        """The order in which they are asked; as they are written where they cost the same, and last what is not there."""
+    def by_cost(self, program: str, names: Sequence[str], *, curious: bool) -> ByCost:
+        """The order in which they are asked; as they are written where they cost the same, and last what is not there.
+
+        `curious`: before the cheapest those that may cost less, of which nobody knows yet how much they write.
+        """
         found = self._programs.get(program, self._unknown)
-        key = tuple(names)
+        key = tuple(names), curious
         if (kept := found.orders.get(key)) is None:
             costs = {name: self._cost(found, name) for name in names}
             order = sorted(names, key=costs.__getitem__)
-            kept = ByCost(order, costs[order[0]], [Tried(name, "dearer") for name in names[: names.index(order[0])]])
+            if curious:
+                least = costs[order[0]]
+                order.sort(key=lambda name: not self._may_cost_less(found, name, least))
             if len(found.orders) >= _LISTS:
                 found.orders.clear()
-            found.orders[key] = kept
+            dearer = [Tried(name, "dearer") for name in names[: names.index(order[0])]]
+            kept = found.orders[key] = ByCost(order, dearer)
         return kept
 
     def _cost(self, found: _OfProgram, name: str) -> float:
@@ -87,10 +90,9 @@ class Spending:
             of = found.in_all
         return (of.read - of.cached) * read + of.cached * cached + of.written * written
 
-    def may_cost_less(self, program: str, name: str, than: float) -> bool:
+    def _may_cost_less(self, found: _OfProgram, name: str, than: float) -> bool:
         """Whether a profile that the program was hardly called with may cost less than that, if it writes little."""
-        found = self._programs.get(program)
-        if found is None or name not in self._usd or ((of := found.by.get(name)) is not None and of.calls >= ENOUGH):
+        if found is self._unknown or name not in self._usd or ((of := found.by.get(name)) is not None and of.calls >= ENOUGH):
             return False
         read, cached, _ = self._usd[name]
         return (found.in_all.read - found.in_all.cached) * read + found.in_all.cached * cached < than
