@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from dspex.bus.errors import BusError, ConfigError, Divergence, DspexError, Saturated, TopologyError
 from dspex.bus.records import CallRecord, CallRequest, Usage
+from dspex.engine.again.code import builds_now
 from dspex.engine.again.making import made
 from dspex.engine.again.repeat import Repeated, repeat
 from dspex.engine.again.state import file_of
@@ -27,6 +28,7 @@ from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.diff import NOTHING
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.judged.evaluation import EvalPolicy, Evaluation, JudgedRun, earlier_scores
+from dspex.engine.client.runs.then.builds import others
 from dspex.engine.graph.graph import Graph
 from dspex.engine.judge.metric import Judged, MetricFailed
 
@@ -197,6 +199,7 @@ async def _case(
         file = await file_of(client, client.run(info.id), graphs)
         again = await repeat(client, file, graphs, mode="hybrid", make=mine.make)
         found.served += again.served
+        found.builds |= others(file.builds, builds_now(graphs))
         case = await scored(terms.judged, file, again)
     except _ENDS:
         raise

@@ -12,12 +12,14 @@ from typing import Any, Final, NamedTuple
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, ConfigError, DspexError, RunNotFound, TopologyError
 from dspex.bus.message import id_time
+from dspex.engine.again.code import builds_now
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.state import file_of
 from dspex.engine.client.client import Client
 from dspex.engine.client.following.follower import Follower
 from dspex.engine.client.runs.diff import Diff, compare
 from dspex.engine.client.runs.listing import latest
+from dspex.engine.client.runs.then.builds import others
 from dspex.engine.graph.graph import Graph
 from dspex.engine.judge.evaluate import Bill
 
@@ -75,7 +77,7 @@ class ShadowSoFar:
         seen: runs that began meanwhile. sampled: those it took. compared, differ: of these. skipped: why, and how often.
         waiting: those that it has taken, and has not compared yet.
         served, called, tokens, cost: calls that were read back and made, and what those have cost.
-        stopped: why it ended by itself; "" where it did not.
+        stopped: why it ended by itself; "" where it did not. builds: what is another one than in the engines.
     """
 
     seen: int = 0
@@ -89,6 +91,7 @@ class ShadowSoFar:
     cost: float = 0.0
     stopped: str = ""
     skipped: Counter[str] = field(default_factory=Counter[str])
+    builds: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
 
     def as_dict(self) -> dict[str, Any]:
         """The `--json` object."""
@@ -198,6 +201,7 @@ class Shadow:
         except DspexError as error:
             return self._skipped(run, " ".join(error.message.split()))
         harmless = [*_OTHER, *self._terms.harmless]
+        self.so_far.builds |= others(file.builds, builds_now(self._graphs))
         diff = compare(file.root, again.file.root, (file.info, again.file.info), self._terms.fields, harmless)
         now = self.so_far
         now.compared, now.differ, now.served = now.compared + 1, now.differ + (not diff.same), now.served + again.served

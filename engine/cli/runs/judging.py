@@ -11,6 +11,7 @@ import typer
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.local.whole_file import write
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.again.built import CANDIDATE, entered
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -30,6 +31,7 @@ def evaluate(
     metric: Annotated[str, typer.Option("--metric", metavar="NAME|REF", help="Of dspex.metrics, or pkg.module:function.")],
     since: Annotated[str, typer.Option("--since", metavar="DUR", help="The runs of the last 1h, 7d, …")] = "7d",
     target: WITH = None,
+    folder: CANDIDATE = None,
     topology: Annotated[
         str | None, typer.Option("--topology", metavar="NAME", help="Whose runs, where there are several.")
     ] = None,
@@ -57,11 +59,14 @@ def evaluate(
 ) -> None:
     """Judge a candidate by recorded runs. What has not changed is read back, at no cost. Exit 1 where it fails."""
     from dspex.bus.settings.duration import seconds
+    from dspex.engine.cli.runs.again.repeated import other_builds
     from dspex.engine.cli.topology.targets import importing, search
     from dspex.engine.judge import forms
     from dspex.engine.judge.evaluate import terms_of
 
     t = terminal(context)
+    if folder is not None:
+        entered(t, folder)
     search(t.settings())  # a metric lies where topologies do
     with importing(metric):
         terms = terms_of(
@@ -87,7 +92,8 @@ def evaluate(
         t.json = t.json or how == "json"
         for row in found.rows():
             t.emit(row)
-        t.emit(found.as_dict(), *forms.lines(found, every=every))
+        *said, verdict = forms.lines(found, every=every)
+        t.emit(found.as_dict(), *said, *other_builds(found.builds), verdict)
     if not found.passed:
         raise typer.Exit(1)
 

@@ -41,6 +41,12 @@ class ShownRun(NamedTuple):
     secrets: Secrets
     later: Later | None = None
 
+    @property
+    def code(self) -> str:
+        """Which code made what is made again, in words."""
+        other = any(was for was, _ in self.builds.values())
+        return "the code that is here, which is not that of then" if other else "the code that is here"
+
     @classmethod
     def of(
         cls, root: Happening, info: RunInfo, builds: Mapping[str, tuple[str, str]], missing: str, later: Later | None = None
@@ -76,7 +82,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
         first = next((one for one in found.diverged if not one.excused), None)  # a letter has the traceback of this walk
         if first is not None and target is None:
             why = f"the code that is here gives something else at {first.stage}.{first.partition}@{first.entry}"
-            missing = missing or f"values between are not shown: {why}; --with TARGET shows them all the same"
+            missing = missing or f"values between are not shown: {why}; --build FOLDER with the code of then, or --with TARGET"
             continue
         interpose(root, graph, applied[topology], past, values)
     return ShownRun.of(root, info_of(past, c.app, applied), builds, missing)

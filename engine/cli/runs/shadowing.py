@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.errors import ConfigError
+from dspex.engine.cli.runs.again.built import CANDIDATE, entered
 from dspex.engine.cli.runs.judging import candidate
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
@@ -24,6 +25,7 @@ EVERY = 10.0  # seconds between two lines that say how far it is
 def shadow(
     context: typer.Context,
     target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help="The candidate: module:attr or a YAML file.")] = None,
+    folder: CANDIDATE = None,
     sample: Annotated[str, typer.Option("--sample", metavar="5%", help="Of how many runs; which ones, their ids say.")] = "5%",
     until: Annotated[str | None, typer.Option("--until", metavar="TIME|DUR", help="When it ends; else with ^C.")] = None,
     topology: Annotated[
@@ -37,6 +39,8 @@ def shadow(
     from dspex.engine.judge.shadow import ShadowTerms
 
     t = terminal(context)
+    if folder is not None:
+        entered(t, folder)
     terms = ShadowTerms(_share(sample), fields.split(",") if fields is not None else None, budget=budget, at_once=at_once)
     left = _left(until)
     graphs, name = candidate(t, target, topology)
@@ -87,9 +91,17 @@ def _lines(found: Shadowed) -> list[str]:
 
 
 def _summary(found: ShadowSoFar) -> list[str]:
+    from dspex.engine.cli.runs.again.repeated import other_builds
+
     skipped = [f"skipped {times:,}: {why}" for why, times in found.skipped.most_common()]
     waiting = [f"{found.waiting:,} of them had not ended, or were not compared yet"] if found.waiting else []
-    return [_spent(found), *skipped, *waiting, *([f"stopped: {found.stopped}"] if found.stopped else [])]
+    return [
+        _spent(found),
+        *other_builds(found.builds),
+        *skipped,
+        *waiting,
+        *([f"stopped: {found.stopped}"] if found.stopped else []),
+    ]
 
 
 def _spent(found: ShadowSoFar) -> str:

@@ -9,6 +9,8 @@ import typer
 
 from dspex.bus.errors import ConfigError, RunNotFound
 from dspex.bus.settings.similar import did_you_mean
+from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
+from dspex.engine.cli.runs.choice import ReplayChoice
 from dspex.engine.cli.runs.drawing import drawn, said
 from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
 from dspex.engine.cli.terminal.client import client, count, spent
@@ -154,17 +156,20 @@ def show(
     run: RUN,
     everything: Annotated[bool, typer.Option("--all", help="Everything, however much of one kind there is.")] = False,
     target: WITH = None,
+    folder: BUILD = None,
+    any_build: ANY_BUILD = False,
     requests: Annotated[bool, typer.Option("--requests", help="Of calls, who answered, and what models were asked.")] = False,
 ) -> None:
     """Print what one run did: its event, what operators gave, calls with what went in and came out, outputs, dead letters."""
     t = terminal(context)
+    with_build(t, ReplayChoice(run), target, folder, any_build=any_build)
     t.run(_shown(t, run, everything, target, requests))
 
 
 async def _shown(t: Terminal, run: str, everything: bool, target: str | None, requests: bool) -> None:
+    from dspex.engine.cli.runs.again.repeated import other_builds
     from dspex.engine.cli.runs.natives import with_natives
     from dspex.engine.cli.runs.requests import lines, requests_of
-    from dspex.engine.log.build import FILES, names_no_files
 
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
@@ -174,7 +179,7 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
         t.note(shown.missing)
     if t.json:
         later = {"later": shown.later.as_dict()} if shown.later is not None else {}
-        t.emit({**as_dict(info), "scores": plain(scores)} | later)
+        t.emit({**as_dict(info), "scores": plain(scores), "builds": shown.builds} | later)
         for told in shown.root:
             t.emit(told.as_dict() | ({"requests": asked[told.id]} if told.id in asked else {}))
         return
@@ -188,10 +193,9 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
     for line in score_lines(scores):
         t.line(line)
     if any(told.kind == "native" for told in shown.root):
-        older, names = names_no_files(shown.builds), sorted(shown.builds)
-        names = [name for name in names if not older or name != FILES]
-        other = f", another {' and '.join(names)} than then" if names else ""
-        t.line(f"~ is made again with the code that is here{other}; all else is recorded")
+        t.line(f"~ is made again with {shown.code}; all else is recorded")
+    for line in other_builds(shown.builds):
+        t.line(line)
     more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
     for line in (*drawn(shown.root, info.started, everything, more), *(shown.later.lines() if shown.later is not None else ())):
         t.line(line)
@@ -202,9 +206,12 @@ def explain(
     run: RUN,
     step: Annotated[str, typer.Argument(metavar="STEP", help="As show prints it: classify#0; a sink; an id.")],
     target: WITH = None,
+    folder: BUILD = None,
+    any_build: ANY_BUILD = False,
 ) -> None:
     """Print the chain of causes of one step, back to the source event."""
     t = terminal(context)
+    with_build(t, ReplayChoice(run), target, folder, any_build=any_build)
     for depth, told in enumerate(t.run(_chain(t, run, step, target))):
         kept = ("kind", "id", "cause", "recorded", "data")
         row = {"step": told.label} | {name: getattr(told, name) for name in kept}
@@ -213,12 +220,13 @@ def explain(
 
 
 async def _chain(t: Terminal, run: str, step: str, target: str | None) -> list[Happening]:
+    from dspex.engine.cli.runs.again.repeated import other_builds
     from dspex.engine.cli.runs.natives import with_natives
 
     async with client(t, "runs") as c:
         shown = await with_natives(t, c, run, target)
-    if shown.missing:
-        t.note(shown.missing)
+    for line in [*([shown.missing] if shown.missing else []), *other_builds(shown.builds)]:
+        t.note(line)
     root = shown.root
     ways, there = [[root]], set[str]()
     while ways:

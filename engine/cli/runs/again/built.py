@@ -1,4 +1,4 @@
-"""`dspex replay --build FOLDER`: with the code as it was, under its own Python, and only where that is the recorded build."""
+"""`--build FOLDER`: with the code as it was, under its own Python; but for candidates, only where it is the recorded build."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ BUILD = Annotated[
     str | None, typer.Option("--build", metavar="FOLDER", help="With the code of a folder, if it is the recorded build.")
 ]
 ANY_BUILD = Annotated[bool, typer.Option("--any-build", help="With --build: also where it is another one.")]
+
+
+CANDIDATE = Annotated[
+    str | None, typer.Option("--build", metavar="FOLDER", help="The candidate is the code of a folder, under its own Python.")
+]
 
 
 def with_build(t: Terminal, what: ReplayChoice, target: str | None, folder: str | None, *, any_build: bool) -> None:

@@ -79,6 +79,7 @@ class Evaluation:
         served, called: calls that were read back, and calls that were made. tokens, cost: of those.
         stopped: why no more calls were made, "" where all were.
         policy: what the means must be; None: nothing.
+        builds: what is another one than when the runs were recorded: name → (then, now).
     """
 
     topology: str
@@ -93,6 +94,7 @@ class Evaluation:
     cost: float = 0.0
     stopped: str = ""
     policy: EvalPolicy | None = None
+    builds: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
 
     @property
     def judged(self) -> list[JudgedRun]:
@@ -138,7 +140,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """The summary, as the CLI prints it."""
         counts = {"runs": len(self.cases), "judged": len(self.judged), "regressions": len(self.regressions)}
-        plain = {name: getattr(self, name) for name in ("served", "called", "tokens", "cost", "stopped", "more")}
+        plain = {name: getattr(self, name) for name in ("served", "called", "tokens", "cost", "stopped", "more", "builds")}
         policy = {"policy": str(self.policy) if self.policy is not None else None, "held": self.held, "passed": self.passed}
         means = {"before": self.before, "mean": self.mean, "change": self.change}
         head = {"kind": "evaluation", "topology": self.topology, "metric": self.metric, "since": self.since}

@@ -150,6 +150,34 @@ def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project
     assert (both["code"], "--with and --build do not go together" in both["message"]) == ("DX105", True)
 
 
+def test_a_run_is_shown_and_explained_with_the_code_of_then_and_with_other_code_that_is_said(sizes: Project, run: str) -> None:
+    today = sizes.dspex("runs", "show", run)
+    assert ("~ size#0" in today.out, "other build: sizes.py: " in today.out) == (False, True), today
+    assert "--build FOLDER with the code of then" in today.err
+    (head, *_) = sizes.dspex("--json", "runs", "show", run).objects()
+    assert sorted(head["builds"]) == ["functions", "sizes.py"]
+    then = sizes.dspex("runs", "show", run, "--build", "../then")
+    assert ("~ size#0" in then.out, "other build" in then.out, then.code) == (True, False, 0), then
+    (head, _, native, _) = sizes.dspex("--json", "runs", "show", run, "--build", "../then").objects()
+    assert (head["builds"], native["kind"], native["recorded"]) == ({}, "native", False)
+    assert sizes.dspex("--json", "runs", "show", run, "--build", ".").error()["code"] == "DX143"
+    forced = sizes.dspex("runs", "explain", run, f"{sizes.u}.out", "--with", "sizes:topology")
+    assert ("~ size#0" in forced.out, "other build: functions: " in forced.err, forced.code) == (True, True, 0), forced
+    way = sizes.dspex("--json", "runs", "explain", run, f"{sizes.u}.out", "--build", "../then").objects()
+    assert [one["kind"] for one in way] == ["source", "native", "output"]
+
+
+def test_a_candidate_is_judged_in_the_code_of_a_folder_and_what_is_another_build_is_said(sizes: Project) -> None:
+    judged = "--json", "eval", "--metric", "exact_match", "--field", "size"
+    *_, now = sizes.dspex(*judged).objects()
+    assert (now["mean"], sorted(now["builds"])) == (0.0, ["functions", "sizes.py"])
+    *_, then = sizes.dspex(*judged, "--build", "../then").objects()
+    assert (then["mean"], then["builds"]) == (1.0, {})
+    found = sizes.dspex(*judged[1:])
+    assert "other build: sizes.py: " in found.out, found
+    assert sizes.dspex("--json", "shadow", "--build", "nowhere").error()["code"] == "DX105"
+
+
 def test_the_debugger_stops_in_the_code_of_then(sizes: Project, run: str) -> None:
     seen = Seen(sizes, "replay", run, "--at", "size", "--pdb", "--build", "../then", typed=True)
     try:

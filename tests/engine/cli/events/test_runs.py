@@ -47,7 +47,7 @@ def test_runs_are_listed_by_what_has_become_of_them(native: Project) -> None:
 def test_a_run_is_shown_with_what_came_of_it(native: Project) -> None:
     good, bad = publish(native, "abc", "x")
     info, source, check, size, output = native.here("--json", "runs", "show", good).objects()
-    assert (list(info), info["status"]) == (SCORED, "done")
+    assert (list(info), info["status"]) == ([*SCORED, "builds"], "done")
     assert [list(one) for one in (source, output)] == [TOLD] * 2
     assert [list(one) for one in (check, size)] == [[*TOLD, "note", "gives"]] * 2
     assert [one["recorded"] for one in (source, check, size, output)] == [True, False, False, True]
@@ -112,7 +112,8 @@ def test_without_its_code_or_with_another_one_a_run_is_shown_as_it_is_recorded(n
     finally:
         native.write("dspex.toml", settings)
     forced = native.here("runs", "show", run, "--with", str(native.folder / "louder.yaml")).out.splitlines()
-    assert "here, another graph than then" in forced[2]
+    assert "here, which is not that of then;" in forced[2]
+    assert "other build: graph: " in forced[3]
     assert '   ~ count#0  {"text":"abc","size":4}' in forced
     assert native.here("--json", "runs", "show", run, "--with", str(native.folder / "other.yaml")).error()["code"] == "DX235"
 
