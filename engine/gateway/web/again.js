@@ -52,8 +52,8 @@ export function compared(diff, [a, b]) {
     before = one.step;
     return sides(h("strong", {}, step), one, [a, b]);
   });
-  return [beside([h("th", {}, "step"), h("th", {}, "field"), head(a, 0), head(b, 1)], rows),
-    diff.equal.length ? h("p", { class: "quiet" }, `the same: ${diff.equal.join(", ")}`) : null];
+  return [rows.length ? beside([h("th", {}, "step"), h("th", {}, "field"), head(a, 0), head(b, 1)], rows) : null,
+    diff.equal.length ? h("p", { class: "quiet" }, `the same: ${diff.equal.join(", ")}`) : null, later(diff.later)];
 }
 const beside = (heads, rows) => h("div", { class: "wide" }, h("table", { class: "diff" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows)));
 
@@ -107,7 +107,7 @@ function forking(run, all, wrong, tell) {
     const change = ["lm", "program"].includes(way.value) ? name.value.trim() : changed(JSON.parse(field.value), at.value, way.value);
     const made = await post(path(run.id, "fork"), { at: at.value, [way.value]: change, deliver: deliver.checked });
     form.hidden = true;
-    tell(h("p", { role: "status" }, "fork ", runLink(made.run), deliver.checked ? ", its outputs were published" : ""), compared(made.diff, ["this run", "the fork"]), later(made.later));
+    tell(h("p", { role: "status" }, "fork ", runLink(made.run), deliver.checked ? ", its outputs were published" : ""), compared(made.diff, ["this run", "the fork"]));
   }, wrong, { class: "first" });
   // Of fields only those that are another than they were: to give them all would say that all were changed.
   const changed = (fields, place, what) => {

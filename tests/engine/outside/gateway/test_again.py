@@ -102,6 +102,10 @@ def test_the_page_shows_what_a_fork_leads_to_in_other_runs(
     shown.set_viewport_size({"width": 420, "height": 800})
     shown.screenshot(path=tmp_path / "later-narrow-dark.png", full_page=True)
     assert shown.evaluate("document.scrollingElement.scrollWidth") <= 420
+    fork = str(shown.locator(".again p a").first.get_attribute("href")).removeprefix("#/runs/")
+    shown.goto(f"{project.env['GATEWAY']}/ui/#/runs/{first}?with={fork}")
+    shown.reload()
+    later.locator("tr", has_text=second[-8:]).wait_for()  # it is kept, and seen by who compares them afterwards
 
 
 def test_a_read_only_token_is_told_that_it_may_not_fork(browser: Any, project: Project, decided: str, tmp_path: Path) -> None:
