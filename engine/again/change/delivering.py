@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from dspex.bus import codecs, subjects
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import derived_id
 from dspex.bus.port import Bus, NewMessage
+from dspex.bus.serving.keys.secret_fields import SECRET
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import by_step, compare
 from dspex.engine.client.runs.export import RunFile
+from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.positions import pages, sequence_before
 
@@ -27,20 +30,27 @@ class _Delivery(NamedTuple):
 async def deliver(client: Client, file: RunFile, graphs: Sequence[Graph]) -> int:
     """Publish what a fork gives otherwise to the sinks, as these write it, but for what is there. How many.
 
-    Raises RunNotFound where the run that it comes from is kept nowhere any more, BusError.
+    Raises RunNotFound where the run that it comes from is kept nowhere any more; RecordingIncomplete where a marker stands for
+    something secret in what is to be published: then nothing is; BusError.
     """
-    sinks, there, sent = [node.sink for graph in graphs for node in graph.sinks], _There(client.bus, file), 0
-    for one in _to_deliver(file, await _then(client, file, there)):
-        if await there.has(one):
-            continue
+    sinks, there = [node.sink for graph in graphs for node in graph.sinks], _There(client.bus, file)
+    sending = [one for one in _to_deliver(file, await _then(client, file, there)) if not await there.has(one)]
+    if secrets_of(file.root) and (marked := sorted({one.subject for one in sending if _is_marked(one.data)})):
+        why = f"{', '.join(marked)}: secret, so what is kept of run {file.info.id} has not got it"
+        raise RecordingIncomplete(why, run=file.info.id, fix=f"fork {file.info.parent or file.info.id} anew, with --deliver")
+    for one in sending:
         known = [sink.codec for sink in sinks if subjects.matches(sink.pattern, one.subject)]
         body, kind = codecs.encode(one.data, cast("codecs.Codec", known[0] if known else "auto"))
         headers = {subjects.EVENT_ID: one.id, subjects.MESSAGE_ID: one.id, subjects.RUN: file.info.id}
         headers |= {subjects.SESSION: file.session} if file.session is not None else {}
         headers |= {subjects.CONTENT_TYPE: kind} if kind != codecs.JSON else {}
         await publishing.store(client.bus, client.app, NewMessage(one.subject, body, headers))
-        sent += 1
-    return sent
+    return len(sending)
+
+
+def _is_marked(data: Any) -> bool:
+    """Whether the marker of a secret value stands somewhere in what a sink is to be given."""
+    return SECRET.encode() in codecs.encode(data, "auto")[0]
 
 
 class _There:

@@ -15,6 +15,8 @@ from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.keys.keyring import Keyring
 from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
+from dspex.engine.again.change import ForkChange
+from dspex.engine.again.fork import delivered, forked
 from dspex.engine.again.repeat import repeat
 from dspex.engine.again.replays import of_file
 from dspex.engine.client.client import Client
@@ -168,3 +170,25 @@ def test_a_file_names_the_builds_that_wrote_it_and_a_replay_what_differs(lab: Ma
     told = asyncio.run(replayed(other.graph))
     assert told.same
     assert told.builds["graph"] == (topology.graph.digest, other.graph.digest)
+
+
+def test_what_is_kept_of_a_fork_is_not_delivered_with_a_marker_for_a_secret(lab: MakeLab, tmp_path: Path) -> None:
+    topology, one = Topology("asking"), list[Lab]()
+    asked = topology.source("in").predict(Signature.of(Texts, Plain), name="ask", retry={"attempts": 1})
+    asked.set({"iban": "upper(iban)"}, name="upper").sink("out")
+    file = exported(
+        lambda *a: one.append(lab(*a)) or one[0], tmp_path / "run.jsonl", topology, {"text": "a", "iban": "de02 12"}
+    )
+    run, change, graphs = file.info.id, ForkChange(outputs={"reply": "other"}), [topology.graph]
+
+    async def sent(number: int) -> list[Any]:
+        events = one[0].client.watch("out", start="all")
+        return [(await anext(events)).data["iban"] for _ in range(number)]
+
+    made = one[0].run(forked(one[0].client, run, "ask", change, graphs))
+    with pytest.raises(RecordingIncomplete, match=r"^out: secret, so what is kept of run .* has not got it") as refused:
+        one[0].run(delivered(one[0].client, made.run, graphs))
+    assert refused.value.fix == f"fork {run} anew, with --deliver"
+    assert len(one[0].messages("out")) == 1
+    one[0].run(forked(one[0].client, run, "ask", change, graphs, deliver=True))
+    assert one[0].run(sent(2)) == ["DE02 12"] * 2
