@@ -18,6 +18,7 @@ from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     Amount,
     BatchSettings,
+    Environment,
     LMPrice,
     Money,
     MoneyRate,
@@ -37,6 +38,7 @@ from dspex.bus.settings.values import (
     without_effect,
 )
 
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 MOST_HEARTBEAT: Final = 30.0  # seconds; more is not believed of an engine, since anybody may have written its heartbeat
 
 
@@ -252,7 +254,7 @@ class PoolSettings(SettingsTable):
     memory: PositiveSize | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     programs: Texts = ()
-    env: dict[str, str] = Field(default_factory=dict[str, str])
+    env: Environment = Field(default_factory=dict[str, str])
     recycle: Recycle = Recycle()
     restart: Restart = Restart()
     python: NotEmpty | None = None
@@ -286,6 +288,8 @@ class PoolSettings(SettingsTable):
             raise custom_error(ConfigError("devices names one twice", code="DX105", fix="list each device once"))
         if self.devices and not self.gpus:
             raise without_effect("devices", "gpus, the number of them that each process gets, is 0")
+        if self.gpus and _VISIBLE in self.env:
+            raise without_effect(f"env.{_VISIBLE}", "each process has the devices that it leases")
         if self.gpus and self.zygote:
             raise without_effect("zygote", "the drivers of GPUs do not work in a process that was forked")
         return self

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dspex.bus import subjects
@@ -95,6 +104,14 @@ def without_effect(name: str, why: str) -> PydanticCustomError:
     return custom_error(ConfigError(f"{name} has no effect here: {why}", code=CODE, fix=f"leave {name} out"))
 
 
+def _environment(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name + text:
+            said = f"no process can be given the variable {name!r}: a name has no '=', and nothing in it is a NUL"
+            raise custom_error(ConfigError(said, code="DX105", fix='write NAME = "value"'))
+    return value
+
+
 def _app(value: object) -> str:
     try:
         return subjects.application(str(value))
@@ -139,6 +156,7 @@ HostPort: TypeAlias = Annotated[str, BeforeValidator(_host_port)]
 AppName: TypeAlias = Annotated[str, BeforeValidator(_app)]
 PoolName: TypeAlias = Annotated[str, BeforeValidator(_pool)]
 NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
+Environment: TypeAlias = Annotated[dict[str, str], AfterValidator(_environment)]
 Variables: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*$")]
 """Names of variables, with commas between them."""
 Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
@@ -147,7 +165,7 @@ Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
 class SettingsTable(BaseModel):
     """A table of the file: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -27,6 +27,27 @@ def test_a_file_of_strange_values_is_refused_as_a_wrong_setting(tmp_path: Path, 
     assert len(e.value.message) < 1000
 
 
+POOL = "[pools.a]\ngpus = 1\ndevices = [0]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (POOL + 'env = {"A=B" = "c"}', "no process can be given the variable"),
+        (POOL + 'env = {"" = "c"}', "no process can be given the variable"),
+        (POOL + 'env = {A = "b\\u0000c"}', "no process can be given the variable"),
+        (POOL + 'env = {CUDA_VISIBLE_DEVICES = "1"}', "has no effect here"),
+        (POOL + "cpu = inf", "finite"),
+        ('[lm.a]\nmodel = "openai/x"\nprice = { input = inf }', "finite"),
+        ("[defaults.call.retry]\nfactor = inf", "finite"),
+    ],
+)
+def test_what_no_process_and_no_sum_can_have_is_refused_before_a_pool_starts(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "dspex.toml").write_text(text)
+    with pytest.raises(ConfigError, match=why):
+        Settings.load(tmp_path)
+
+
 @pytest.mark.parametrize("text", [b'app = "\xed\xa0\x80"', b'app = "\xe4"', 'app = "a"'.encode("utf-16"), b'app = "\\ud800"'])
 def test_a_file_that_is_no_unicode_text_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "dspex.toml").write_bytes(text)
