@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus.codecs import Codec, encode
 from dspex.bus.errors import ConfigError, DspexError, WorkerLost
-from dspex.bus.message import Event, new_id
+from dspex.bus.message import Event
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving import audit
 from dspex.bus.serving.payloads import ABOVE
@@ -158,9 +158,8 @@ class Client:
             NotStored: no stream takes the subject. PayloadTooLarge. InvalidInput: the data cannot be encoded.
         """
         body, content_type = encode(data, codec or "json")
-        id = id or new_id()
         waits = publishing.waiting(time, at, after)
-        own = publishing.headers_of(id, key, session, time, headers, content_type, waits)
+        own = publishing.headers_of(publishing.named(id), key, session, time, headers, content_type, waits)
         above = self._settings.engine.claim_check_above if self._settings is not None else ABOVE
         return await publishing.publish(self.bus, self.app, NewMessage(subject, body, own), above, self._waits)
 

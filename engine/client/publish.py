@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dspex.bus import codecs, subjects
 from dspex.bus.codecs import cloud_events, times, tracing
 from dspex.bus.errors import BusError, ConfigError, DecodeError, InvalidInput, NotStored, PayloadTooLarge
-from dspex.bus.message import INHERITED
+from dspex.bus.message import INHERITED, new_id
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import may_store
@@ -93,6 +93,19 @@ async def _suggested(bus: Bus, app: str, subject: str, e: NotStored) -> NotStore
     elif close:
         fix = f"did you mean {close[0]} (source of {known[close[0]]})?  or {fix}"
     return NotStored(f"nothing stores {subject!r}, so the event would be lost", code=e.code, fix=fix, node="publish")
+
+
+def named(id: str | None) -> str:
+    """The id that names what is sent, so that the same twice is one; a new one where none is given.
+
+    Raises ConfigError (DX105) for an empty one: what it was to be made of was not there, and would name everything or nothing.
+    """
+    if id is None:
+        return new_id()
+    if not id:
+        fix = "leave it out, or see where its value comes from"
+        raise ConfigError("the id is empty, so the same sent twice would not be known again", code="DX105", fix=fix)
+    return id
 
 
 def headers_of(

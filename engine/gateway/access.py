@@ -17,6 +17,7 @@ from dspex.bus import subjects
 from dspex.bus.serving import audit
 from dspex.bus.settings.duration import rate
 from dspex.bus.settings.server import TokenSettings, secrets
+from dspex.engine.client.publish import named
 
 Right = Literal["read", "operate"]
 ALL: Final = "*"
@@ -72,8 +73,11 @@ class Bearer:
 
 
 def own_key(caller: Bearer | None, what: str, key: str) -> str:
-    """What names a request for good: two callers, and two things that are asked for, may use the same key."""
-    return f"{caller.name if caller is not None else ''}/{what}/{key}"
+    """What names a request for good: two callers, and two things that are asked for, may use the same key.
+
+    Raises ConfigError (DX105) where the key is empty: requests that have nothing to do with each other would be one.
+    """
+    return f"{caller.name if caller is not None else ''}/{what}/{named(key)}"
 
 
 class Access:

@@ -98,10 +98,10 @@ def _stored(run: Run) -> Response:
 def _of_hook(hook: HookSettings, headers: Headers, said: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """What kind of event it is, and what names the delivery, which comes again where we did not answer."""
     if hook.scheme == "github":
-        return headers.get("x-github-event"), headers.get("x-github-delivery")
+        return headers.get("x-github-event"), headers.get("x-github-delivery") or None
     kind = said.get("type") if hook.scheme == "stripe" else mapping(said.get("event") or {}).get("type")
     id = said.get("id" if hook.scheme == "stripe" else "event_id")
-    return (kind if isinstance(kind, str) else None), (id if isinstance(id, str) else None)
+    return (kind if isinstance(kind, str) else None), (id if isinstance(id, str) and id else None)
 
 
 def is_signed(hook: HookSettings, headers: Headers, body: bytes, keys: list[bytes], now: float | None = None) -> bool:

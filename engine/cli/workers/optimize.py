@@ -83,7 +83,7 @@ def optimize(
         more["state"] = state
     requests, tokens = budget_of(budget)
     options = _options_of(option or [])
-    if cancel and id is None:
+    if cancel and not id:
         raise ConfigError("--cancel does not say which job", code="DX105", fix="give its --id, too")
 
     async def main() -> None:
@@ -167,9 +167,9 @@ async def _need_pool(t: Terminal, c: Client, pool: str, using: str) -> None:
 
 async def _optimized(asked: _Asked, c: Client) -> None:
     """Submit the job, show how far it is until it is over, and save what it gave."""
-    from dspex.bus.message import new_id
+    from dspex.engine.client.publish import named
 
-    t, id = asked.t, asked.id or new_id()
+    t, id = asked.t, named(asked.id)
     run = await c.submit(asked.job, asked.rows, id=id)
     t.note(f"job {id}{'  which was submitted before' if run.duplicate else ''}")
     try:

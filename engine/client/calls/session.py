@@ -36,6 +36,7 @@ from dspex.engine.client import call as interactive
 from dspex.engine.client.call import Result, Speaking
 from dspex.engine.client.calls.asking import Meanwhile
 from dspex.engine.client.calls.stream import Answer
+from dspex.engine.client.publish import named
 from dspex.engine.client.resolve import HasCall, Nodes, Resolved
 from dspex.engine.client.run import Run
 from dspex.engine.client.status.sessions import SessionInfo, Turn
@@ -157,6 +158,8 @@ class Session:
         self, what: HasCall[V] | str, data: Any, timeout: float | None, id: str | None, told: Meanwhile | None = None
     ) -> Result[V]:
         """See `call`; with `told`, `stream`."""
+        if id is not None:
+            named(id)
         asked = await self._client.resolve(what)
         limit = interactive.limit_of(what, asked, timeout, streamed=told is not None)
         place, end = InLine(new_id(), 0.0, asked.pool, id or ""), asyncio.get_running_loop().time() + limit

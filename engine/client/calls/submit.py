@@ -21,7 +21,7 @@ from dspex.bus.errors import (
     RunNotFound,
     from_dict,
 )
-from dspex.bus.message import id_time, new_id
+from dspex.bus.message import id_time
 from dspex.bus.port import Ack, Bus, NewMessage
 from dspex.bus.records import CallRecord
 from dspex.bus.serving import payloads
@@ -67,7 +67,7 @@ async def submit(
     inputs = call.inputs(data) if session is None else await _of_turn(bus, nodes.app, call, data, session)
     check_writable(inputs, "inputs")
     user = calls.user(bus)
-    token = token_of(user, call.spec.kind, id or new_id())
+    token = token_of(user, call.spec.kind, publishing.named(id))
     turn = None if session is None else id or token
     body, content_type = encode(event_of(call, inputs, calls.client, turn), "msgpack")
     subject = subjects.submit(nodes.app, call.pool, call.spec.kind, user, token)

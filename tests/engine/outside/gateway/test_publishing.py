@@ -40,6 +40,15 @@ def test_the_same_idempotency_key_is_one_event(http: httpx.Client, project: Proj
     assert other["duplicate"] is False
 
 
+@pytest.mark.parametrize("what", ["publish", "call"])
+def test_an_empty_idempotency_key_is_refused_and_makes_no_two_requests_one(
+    http: httpx.Client, project: Project, what: str
+) -> None:
+    path = f"/v1/publish/{project.input}" if what == "publish" else "/v1/call/draft"
+    said = http.post(path, json={"text": "one of many"}, headers={**as_("site"), "Idempotency-Key": ""})
+    assert (said.status_code, said.json()["code"]) == (400, "DX105"), said.text
+
+
 @pytest.mark.parametrize("structured", [True, False])
 def test_a_cloud_event_is_taken_in_both_modes_and_named_by_its_source_and_id(
     http: httpx.Client, project: Project, structured: bool
