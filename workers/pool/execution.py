@@ -130,6 +130,8 @@ class Execution:
     def begin(self, child: Child) -> None:
         """It has its slots."""
         self._child, self._started = child, time.time()
+        if not child.gone.is_set():
+            child.alone = self.work.alone
         if self.in_time() and not self._all.looks_first(self, child):
             self.ask(child)
 

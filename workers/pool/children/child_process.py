@@ -83,7 +83,7 @@ class Child:
         number: of no other child of this process, those that are gone included: a pid may come again.
         generation: which imports it has; see Nursery.
         hello: its greeting; None before it is ready.
-        busy, calls: calls it runs now, and has finished.
+        busy, calls: calls it runs now, and has finished. alone: the last one that began has it for itself.
         retiring: it takes no more calls.
         gone: set when the process is dead and its calls are answered.
         batches: that its calls wait for.
@@ -93,6 +93,7 @@ class Child:
         self.pool, self.number, self.generation = pool, next(_numbers), generation
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
+        self.alone = False
         self.retiring = False
         self.batches: list[BatchRow] = []
         self.gone = asyncio.Event()

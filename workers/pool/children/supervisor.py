@@ -152,7 +152,7 @@ class Supervisor:
             if seat.wanted:
                 await first(child.gone.wait(), seat.told.wait())
             if child.gone.is_set():
-                await self._pause(seat, tries, died=True)
+                await self._pause(seat, tries, died=True, alone=child.alone)
         if seat.child is not None:
             self._retire(seat.child)
         seat.renewal()
@@ -196,9 +196,10 @@ class Supervisor:
         self._settled.set()
         seat.renewal(WorkerLost(f"a worker of pool {self.config.name} did not start: {said}", node=self.config.name))
 
-    async def _pause(self, seat: Seat, tries: int, *, died: bool) -> None:
+    async def _pause(self, seat: Seat, tries: int, *, died: bool, alone: bool = False) -> None:
         """Wait before the next start. A pool in which too many died is failed for a while; one that cannot start as many as
-        there shall be, because the system has no more memory or no more GPUs, goes on with those that it has.
+        there shall be, because the system has no more memory or no more GPUs, goes on with those that it has. Where a call
+        was `alone` it is known who ended the process, and that is no fault of the pool.
         """
         pause = min(BACKOFF * 2 ** min(tries, 10), BACKOFF_CAP) * random.uniform(0.8, 1.2)
         if not died and self.ready:
@@ -206,6 +207,9 @@ class Supervisor:
             await asyncio.sleep(pause)
             return
         self.restarts += 1
+        if alone:
+            await asyncio.sleep(pause)
+            return
         now = time.monotonic()
         self._deaths.append(now)
         while self._deaths and self._deaths[0] < now - self.config.restart_within:
