@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from dspex.bus.errors import DecodeError, Divergence
+from dspex.bus.errors import DecodeError, Divergence, RecordingIncomplete
 from dspex.engine.again.answering import Mode
 from dspex.engine.again.code import builds_now, of_run
-from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, ended_at, of_file, together
+from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, ended_at, of_file, together, undone
 from dspex.engine.again.unchanged import Unchanged
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
@@ -44,40 +44,55 @@ async def of_files(
     **options: Any,
 ) -> Replay:
     """The replay of several files, one after the other, each with state that begins empty. Of several, one that needs a call
-    which may not be made differs there, and the others are done; of one, that raises Divergence.
+    which may not be made differs there, one that is damaged or incomplete is named, and the others are done; of one, that
+    raises Divergence, RecordingIncomplete, DecodeError.
 
     `told`: after each, of all so far, of that one, and which it was. `whole`: see `repeat`. `options`: of `of_file`.
     """
     now = builds_now(graphs)
     found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
+    strict = mode == "strict" and client is None
     async for one, file in _read(given):
-        name = file.info.topology
-        if name not in known:
-            known[name] = Unchanged(of_run(graphs, name, file.root.data))
-        last = as_it_was(file, known[name], now, whole=whole) if mode == "strict" and client is None else None
         try:
+            if isinstance(file, DecodeError):
+                raise file
+            name = file.info.topology
+            if name not in known:
+                known[name] = Unchanged(of_run(graphs, name, file.root.data))
+            last = as_it_was(file, known[name], now, whole=whole) if strict else None
             last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
         except Divergence as error:
-            if len(given) == 1:
+            if len(given) == 1 or isinstance(file, DecodeError):
                 raise
             last = ended_at(file, error)
+        except (RecordingIncomplete, DecodeError) as error:
+            if len(given) == 1:
+                raise
+            last = undone(str(one), error)
         found = together(found, last)
         told(found, last, one)
     return found
 
 
-async def _read(given: Sequence[GivenFile]) -> AsyncIterator[tuple[GivenFile, RunFile]]:
-    """Files with what they say. Some are read before the first of them is done again: by turns, reading and doing push one
-    another out of the processor's cache, which costs a tenth of both.
+async def _read(given: Sequence[GivenFile]) -> AsyncIterator[tuple[GivenFile, RunFile | DecodeError]]:
+    """Files with what they say, or why they cannot be read. Some are read before the first of them is done again: by turns,
+    reading and doing push one another out of the processor's cache, which costs a tenth of both.
     """
     for start in range(0, len(given), _AHEAD):
-        some, files = given[start : start + _AHEAD], list[RunFile]()
+        some, files = given[start : start + _AHEAD], list[RunFile | DecodeError]()
         for one in some:
             await asyncio.sleep(0)  # else ^C is heard when all are done: nothing here asks anything of the loop
-            files.append(one if isinstance(one, RunFile) else load(one))
+            files.append(one if isinstance(one, RunFile) else _loaded(one))
         for found in zip(some, files):
             await asyncio.sleep(0)
             yield found
+
+
+def _loaded(path: str | PathLike[str]) -> RunFile | DecodeError:
+    try:
+        return load(path)
+    except DecodeError as error:
+        return error
 
 
 def replayed(graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str]) -> Replay:

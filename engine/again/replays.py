@@ -8,7 +8,7 @@ from datetime import datetime
 from math import inf
 from typing import Any, Final
 
-from dspex.bus.errors import Divergence, TopologyError
+from dspex.bus.errors import Divergence, DspexError, RecordingIncomplete, TopologyError
 from dspex.engine.again.answering import CallsSoFar, Mode
 from dspex.engine.again.change import before
 from dspex.engine.again.code import builds_now, of_run
@@ -102,6 +102,11 @@ def ended_at(file: RunFile, error: Divergence) -> Replay:
     return Replay(False, 1, 0, 0, 0, step, diff, secrets=file.hidden)
 
 
+def undone(which: str, error: DspexError) -> Replay:
+    """The replay of a run that cannot be done again: what was recorded is damaged or missing, so it neither differs nor not."""
+    return Replay(False, 0, 0, 0, 0, None, NO_DIFFERENCE, incomplete={which: error})
+
+
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
     """What the partitions said, with the differences of the steps, where there are any."""
     if not found.same and diff.same:
@@ -139,14 +144,24 @@ async def of_many(
     found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE, running=tuple(running))
     for run in runs:
         try:
-            last = (await of_one(client, client.run(run), graphs, mode))[0]
-        except Divergence as error:
+            last = await _of_run(client, run, graphs, mode, one=len(runs) == 1)
+        except RecordingIncomplete as error:
             if len(runs) == 1:
                 raise
-            last = ended_at(await client.run(run).file(), error)
+            last = undone(run, error)
         found = together(found, last)
         told(found, last, run)
     return found
+
+
+async def _of_run(client: Client, run: str, graphs: Sequence[Graph], mode: Mode, *, one: bool) -> Replay:
+    """The replay of a run, the only `one` or one of several."""
+    try:
+        return (await of_one(client, client.run(run), graphs, mode))[0]
+    except Divergence as error:
+        if one:
+            raise
+        return ended_at(await client.run(run).file(), error)
 
 
 async def by_end(client: Client, topology: str, since: float, until: datetime | None) -> tuple[list[str], list[str]]:
@@ -161,7 +176,7 @@ async def by_end(client: Client, topology: str, since: float, until: datetime | 
 
 def together(a: Replay, b: Replay) -> Replay:
     """What came of several runs. The differences are those of the first one that differs."""
-    first = a if not a.same or (a.runs and b.same) else b
+    first = a if a.diverged is not None or (a.runs and b.diverged is None) else b
     (then, now), (more, since) = zip(a.diff.tokens, b.diff.tokens), zip(a.diff.cost, b.diff.cost)
     return Replay(
         same=a.same and b.same,
@@ -176,4 +191,5 @@ def together(a: Replay, b: Replay) -> Replay:
         builds={**a.builds, **b.builds},
         secrets=a.secrets | b.secrets,
         running=a.running + b.running,
+        incomplete={**a.incomplete, **b.incomplete},
     )

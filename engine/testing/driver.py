@@ -217,10 +217,10 @@ class Driver:
     def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = ()) -> Replay:
         """Do a run again that was exported (`Run.export`), by itself: nothing of it reaches what the driver runs. Its calls are
         answered as they were; models and parameters are those of then. Of a folder, all files in it: one in which a call is
-        made that was not made then differs there.
+        made that was not made then differs there, and one that is damaged or incomplete stands in `incomplete`.
 
-        `ignore`: fields that may differ. Raises Divergence where one file makes such a call; TopologyError for a run of a
-        topology that the driver does not run; DecodeError for what is no file of a run.
+        `ignore`: fields that may differ. Raises TopologyError for a run of a topology that the driver does not run. Of one
+        file: Divergence where it makes such a call; RecordingIncomplete; DecodeError for what is no file of a run.
         """
         __tracebackhide__ = True
         from dspex.engine.again.files import replayed

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from dspex.bus.errors import ConfigError, RecordingIncomplete
+from dspex.bus.errors import ConfigError, DspexError, RecordingIncomplete
 from dspex.bus.records import Usage
 from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.bus.settings.similar import did_you_mean
@@ -259,7 +259,8 @@ class Replay:
         cost: of the calls that were made, in USD, as far as prices are known.
         without: why it began without the state of then; "" where it had that, or no operator keeps anything.
         builds: what is another one than then: name → (then, now). secrets: fields whose values the file has not got.
-        running: runs that are not over, and were left out.
+        running: runs that are not over, and were left out. incomplete: of several, the files or runs that cannot be done
+            again, since what was recorded is damaged or missing, with why. Nobody knows what differs there: it is not `same`.
     """
 
     same: bool
@@ -274,6 +275,14 @@ class Replay:
     builds: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     secrets: frozenset[str] = frozenset()
     running: tuple[str, ...] = ()
+    incomplete: Mapping[str, DspexError] = field(default_factory=dict[str, DspexError])
+
+    def __str__(self) -> str:
+        return "\n".join([*self.undone(), *self.diff.lines()])
+
+    def undone(self) -> Iterator[str]:
+        """What cannot be done again, and why, for people."""
+        yield from (f"not replayed {which}: {error.message} ({error.code})" for which, error in self.incomplete.items())
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, Ty
 
 import typer
 
-from dspex.bus.errors import Divergence, RecordingIncomplete
+from dspex.bus.errors import Divergence, DspexError, RecordingIncomplete
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal
@@ -51,6 +51,8 @@ class RepeatedRuns(NamedTuple):
         said |= {"used": {"tokens": list(diff.tokens), "cost": list(diff.cost)}}
         said |= {"builds": self.builds, "secrets": sorted(found.secrets)}
         said |= {"running": list(found.running)} if found.running else {}
+        lacking = [{self.what: name, "code": e.code, "error": e.message} for name, e in found.incomplete.items()]
+        said |= {"incomplete": lacking} if lacking else {}
         return said | ({"files" if self.what == "file" else "differing": self._rows()} if self.differ else {})
 
     @property
@@ -74,6 +76,7 @@ class RepeatedRuns(NamedTuple):
         yield from other_builds(self.builds)
         if self.found.secrets:
             yield f"without the values of secret fields: {', '.join(sorted(self.found.secrets))}"
+        yield from self.found.undone()
         yield from (
             f"differs {one}: at {step.step}{f' ({step.field})' if step.field else ''}" for one, step in self.differ[:MOST]
         )
@@ -92,20 +95,24 @@ class RepeatedRuns(NamedTuple):
         """For a review: which differ, and the differences of the first."""
         rows = [f"| `{name}` | `{first.step}` | {first.field or ''} |" for name, first in self.differ]
         table = ["", f"| {self.what} | first difference | field |", "|---|---|---|", *rows] if rows else []
-        return "\n".join([self.head, *table, "", self.found.diff.markdown()])
+        undone = ["", *(f"- {line}" for line in self.found.undone())] if self.found.incomplete else []
+        return "\n".join([self.head, *undone, *table, "", self.found.diff.markdown()])
 
 
 def repeated(
     t: Terminal, what: ReplayChoice, target: str | None, mode: Mode, how: PrintedAs, *, exit_code: bool = False
 ) -> None:
     """Do what was chosen again, and print what comes of it. Where it differs: raises Divergence if no call may be made, and
-    exits with 1 for `exit_code`. Raises RecordingIncomplete where runs were left out that are not over.
+    exits with 1 for `exit_code`. Raises RecordingIncomplete where runs were left out that are not over; that, or DecodeError,
+    where some of several are damaged or incomplete.
     """
     told = t.run(quietly(t, _repeated(t, what, target, mode)))
     if how == "markdown":
         t.document(told.markdown())
     else:
         t.emit(told.as_dict(mode), *told.lines())
+    if lacking := told.found.incomplete:
+        raise _incomplete(told, list(lacking.values()))
     if not told.found.same and mode == "strict":
         where = f"in {count(len(told.differ), told.what)}" if told.differ else count(len(told.found.diff.steps), "time")
         raise Divergence(f"the replay of {told.name} differs {where}")
@@ -114,6 +121,14 @@ def repeated(
     if running := told.found.running:
         fix = "wait for them (dspex runs wait), and replay it again"
         raise RecordingIncomplete(f"{count(len(running), 'run')} of {told.name} not over, and left out", fix=fix)
+
+
+def _incomplete(told: RepeatedRuns, found: Sequence[DspexError]) -> DspexError:
+    """The error of several that were done again but for some: that of one of them alone; of those that lack something first."""
+    error = next((one for one in found if isinstance(one, RecordingIncomplete)), found[0])
+    more = f"; {len(told.differ):,} differ" if told.differ else ""
+    why = f"{count(len(found), told.what)} of {told.name} cannot be replayed{more}; first: {found[0].message}"
+    return type(error)(why, code=error.code, fix=error.fix)
 
 
 async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
