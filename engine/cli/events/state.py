@@ -14,6 +14,7 @@ from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.client.following import hidden
 
 if TYPE_CHECKING:
+    from dspex.engine.client.client import Client
     from dspex.engine.client.status.state import At, KeyState
 
 _WIDEST = 100  # characters of a value in a table
@@ -70,8 +71,7 @@ async def _of_key(t: Terminal, node: str, key: str, at: At | None) -> list[KeySt
     from dspex.engine.client.status.state import of_key
 
     async with client(t, "state") as c:
-        secrets = await hidden.secrets_of(c)
-        return [hidden.state(secrets, one) for one in await of_key(c.bus, c.app, node, key, at)]
+        return await _shown(t, c, await of_key(c.bus, c.app, node, key, at))
 
 
 async def _all(t: Terminal, node: str, since: str | None, at: At | None) -> list[KeyState]:
@@ -80,8 +80,18 @@ async def _all(t: Terminal, node: str, since: str | None, at: At | None) -> list
 
     after = datetime.now(UTC) - timedelta(seconds=seconds(since)) if since is not None else None
     async with client(t, "state") as c:
-        secrets = await hidden.secrets_of(c)
-        return [hidden.state(secrets, one) for one in await listing(c.bus, c.app, node, since=after, at=at)]
+        return await _shown(t, c, await listing(c.bus, c.app, node, since=after, at=at))
+
+
+async def _shown(t: Terminal, c: Client, found: list[KeyState]) -> list[KeyState]:
+    """What is shown of it; why, where that is none of the value."""
+    shows = await hidden.HiddenEvents.of(c)
+    if found and shows.keeps_secret(found[0].topology, found[0].node):
+        where = f"{found[0].topology}/{found[0].node}"
+        t.note(
+            f"(secret): {where} may keep values of secret fields under other names, and no row says which runs it comes from"
+        )
+    return [shows.state(one) for one in found]
 
 
 def _short(one: KeyState) -> str:

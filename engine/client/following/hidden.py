@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dspex.bus import subjects
 from dspex.bus.errors import RunNotFound
 from dspex.bus.message import id_time
-from dspex.bus.serving.keys.secret_fields import Secrets, in_clear
+from dspex.bus.serving.keys.secret_fields import SECRET, Secrets, in_clear
 from dspex.bus.subjects import SUBMITTED
 from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import FULL_ID
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _TOGETHER: Final = 100  # letters whose runs are read in one pass
 _KEPT: Final = 100  # runs of which it is remembered what they have that is secret
+_WITHOUT_DATA: Final = ("cron", "dedupe")  # operators that keep times, and nothing of what events have
+WINDOWS: Final = ("window", "session_window")
 
 
 async def secrets_of(c: Client) -> Secrets:
@@ -71,8 +73,8 @@ def _is_id(run: str) -> bool:
 
 
 class HiddenEvents:
-    """Shows events. The history of a run is read only where a topology with secret fields may have had a hand in the event, and
-    only once where nothing comes to it any more.
+    """Shows events, and what operators keep of them. The history of a run is read only where a topology with secret fields may
+    have had a hand in the event, and only once where nothing comes to it any more.
     """
 
     def __init__(self, c: Client, applied: Mapping[str, Manifest]) -> None:
@@ -89,6 +91,25 @@ class HiddenEvents:
         """An event as it is shown."""
         quotes = one.subject == f"{SUBMITTED}/{NODE}" or (bool(self.secrets) and self._may_quote(one.subject))
         return replace(one, data=value(await self._of(one.run) if quotes else self.secrets, one.data))
+
+    def state(self, one: KeyState) -> KeyState:
+        """What an operator keeps, as it is shown: no row says which runs it comes from, so all of it may quote a secret."""
+        if not self.keeps_secret(one.topology, one.node):
+            return one._replace(value=value(self.secrets, one.value))
+        if self._op(one.topology, one.node) in WINDOWS:
+            return one._replace(value=[{**window, "value": SECRET} for window in one.value])
+        return one._replace(value=SECRET)
+
+    def keeps_secret(self, topology: str, node: str) -> bool:
+        """Whether what an operator keeps may quote a secret under another name."""
+        if not self.secrets or self._op(topology, node) in _WITHOUT_DATA:
+            return False
+        counts = topology in self._applied and self._applied[topology].states.get(node, "").endswith(" count")
+        return not counts and self._may_quote(f"{topology}/{node}")
+
+    def _op(self, topology: str, node: str) -> Any:
+        """The word of an operator; None where it was deleted a moment ago."""
+        return self._applied[topology].nodes.get(node, {}).get("op") if topology in self._applied else None
 
     async def _of(self, run: str) -> Secrets:
         """What is secret of a run."""
@@ -111,16 +132,20 @@ class HiddenEvents:
         return known
 
     def _any_secret(self, topologies: Sequence[str]) -> bool:
-        """Whether one of these topologies has secret fields, or one that their events may come from."""
+        """Whether one of these topologies has secret fields, or one that their events may come from, or that reads them too."""
         left, seen = list(topologies), set[str]()
         while left:
             name = left.pop()
             one = self._applied.get(name)
-            if one is None or one.secrets:
+            if one is None or one.secrets or self._read_as_secret(one):
                 return True
             seen.add(name)
             left += [n for n, other in self._applied.items() if n not in seen and _any(other.sinks, one.subjects)]
         return False
+
+    def _read_as_secret(self, one: Manifest) -> bool:
+        """Whether what a topology reads is read by one that has secret fields, too."""
+        return any(other.secrets and _any(other.subjects, one.subjects) for other in self._applied.values())
 
 
 def _any(patterns: Sequence[str], others: Sequence[str]) -> bool:
@@ -169,11 +194,6 @@ def approval(secrets: Secrets, one: Approval) -> Approval:
     """What waits for a decision, as it is shown."""
     known = learned(secrets, one.event.data, one.shown)
     return replace(one, event=replace(one.event, data=known.hide(one.event.data)), shown=known.hide(one.shown))
-
-
-def state(secrets: Secrets, one: KeyState) -> KeyState:
-    """What an operator keeps, as it is shown."""
-    return one._replace(value=value(secrets, one.value))
 
 
 def session(secrets: Secrets, data: dict[str, Any], turns: list[Turn]) -> tuple[dict[str, Any], list[Turn]]:

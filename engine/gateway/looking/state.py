@@ -19,7 +19,6 @@ from dspex.engine.gateway.looking.reading import ReadAtPace, ReadOnWrite
 from dspex.engine.gateway.looking.said import MOST, is_applied, json, number_of
 from dspex.engine.graph.manifest import Manifest
 
-WINDOWS: Final = ("window", "session_window")
 _TURNS: Final = 50  # of a session, the latest
 
 
@@ -100,13 +99,14 @@ class Overview:
         client, topology, most = await self._entrance.client(), query.get("topology"), number_of(query.get("limit"), 100, MOST)
         if topology is not None:
             await is_applied(client, topology)
-        found, secrets = list[dict[str, Any]](), await hidden.secrets_of(client)
-        for name, applied in (await client.manifests()).items():
+        found, manifests = list[dict[str, Any]](), await client.manifests()
+        shows = hidden.HiddenEvents(client, manifests)
+        for name, applied in manifests.items():
             for node in applied.states if topology in (None, name) else ():
-                if applied.nodes.get(node, {}).get("op") in WINDOWS:
+                if applied.nodes.get(node, {}).get("op") in hidden.WINDOWS:
                     what = f"{name}/{node}"
                     kept = await self._kept.setdefault(what, state.KeptRead(what)).now(client.bus, client.app)
-                    found += [row for one in kept for row in _windows(hidden.state(secrets, one))]
+                    found += [row for one in kept for row in _windows(shows.state(one))]
         found.sort(key=lambda one: str(one["start"]))
         return json({"windows": found[:most], "count": len(found)})
 

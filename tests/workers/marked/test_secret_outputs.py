@@ -34,7 +34,7 @@ class Replied(BaseModel):
     code: str = Field(json_schema_extra={{"secret": True}})
 
 def keep(state: Any, data: Any, context: Any) -> Any:
-    return {{"card": data["card"]}}, [{{**data, "saw": data["card"]}}]
+    return {{"card": data["card"], "paid from": data["card"]}}, [{{**data, "saw": data["card"]}}]
 
 def refuse(data: Any) -> Any:
     if data["text"] == "bad":
@@ -154,6 +154,13 @@ def test_the_verbs_do_not_say_what_is_secret(paying: Paying) -> None:
     )
     assert said.count(SECRET) > 50
     assert _around(said) == []
+
+
+def test_of_what_a_function_keeps_nothing_is_shown_where_a_secret_may_be_in_it_and_it_is_said_why(paying: Paying) -> None:
+    (listed,) = [row for row in paying.project.here("--json", "state", "ls", "keep").objects() if row["key"] == "good"]
+    shown = paying.project.here("state", "get", "keep", "good")
+    assert (listed["value"], shown.out.strip()) == (SECRET, f'"{SECRET}"')
+    assert "paying/keep may keep values of secret fields under other names" in shown.err
 
 
 @pytest.mark.long

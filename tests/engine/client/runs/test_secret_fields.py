@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,8 @@ def test_letters_approvals_and_what_operators_keep_are_shown_without_what_is_sec
         kept = await state.listing(bus, APP, "last")
         assert kept != []
         shown = [hidden.approval(secrets, found).as_dict(event=True) for found in waiting]
-        return [*waiting, *kept], [*shown, *(hidden.state(secrets, found).as_dict() for found in kept)]
+        events = await hidden.HiddenEvents.of(one.client)
+        return [*waiting, *kept], [*shown, *(events.state(found).as_dict() for found in kept)]
 
     stored, shown = one.run(looked_at())
     assert (len(stored), holds_a_secret(stored), holds_a_secret(shown)) == (3, True, False)
@@ -319,3 +321,46 @@ def test_what_is_watched_is_hidden_by_what_its_way_had_that_is_secret_and_by_not
         return {event.subject: (await events.shown(event)).data for event in sent}
 
     assert one.run(watched()) == {"out": {"from": SECRET}, "told": {"told": SECRET}, "others": {"from": IBAN}}
+
+
+def test_of_state_nothing_is_shown_but_times_and_counts_where_a_secret_may_be_in_it_under_another_name(lab: MakeLab) -> None:
+    """Three topologies without a secret: behind the one that has some, of the same source, and beside them."""
+    after, same, beside = Topology("after"), Topology("same"), Topology("beside")
+    _keeping(after, "out"), _keeping(same, "in"), _keeping(beside, "other")
+    first = Topology("paying")
+    asked = _keeping(first, "in").predict(ASK, name="ask")
+    asked.map(lambda d: {"text": d["text"], "from": d["account"]["iban"]}, name="rename").sink("out")
+    one = lab(first, after, same, beside)
+    one.client = Client(bus=sealed(one), app=APP)
+    one.answers["ask"] = lambda inputs, work: {"reply": "done", "code": "c-1234"}
+    one.start(bus=sealed(one))
+    one.work(bus=sealed(one))
+    one.publish("in", {**EVENT, "text": "a"})
+    one.publish("other", {"text": "a", "from": IBAN})
+    one.advance(5)
+
+    async def kept(topology: str, node: str, at: datetime | None = None) -> Any:
+        events = await hidden.HiddenEvents.of(one.client)
+        (found,) = await state.of_key(one.client.bus, APP, f"{topology}/{node}", "a", at)
+        return events.state(found).value
+
+    then = datetime.fromtimestamp(one.run(one.client.bus.stream(STREAM)).now, tz=UTC)
+    for name in ("paying", "after", "same"):
+        assert [one.run(kept(name, node, at)) for node in ("last", "some") for at in (None, then)] == [SECRET] * 4
+        (counted,), (window,) = one.run(kept(name, "counts")), one.run(kept(name, "latest"))
+        assert (counted["value"], window["value"], window["start"]) == (1, SECRET, counted["start"])
+    assert one.run(kept("beside", "last")) == {"text": "a", "by": IBAN}
+    (window,) = one.run(kept("beside", "latest"))
+    assert window["value"] == {"text": "a", "by": IBAN}
+
+
+def _keeping(topology: Topology, subject: str) -> Any:
+    """Operators that keep a secret under another name."""
+    source = topology.source(subject)
+    named = source.map(lambda d: {"text": d["text"], "by": d.get("from") or d["account"]["iban"]}, name="tell")
+    keyed = named.key_by("text", name="by_text")
+    keyed.reduce(lambda a, b: b, name="last").sink(f"{topology.name}.last")
+    keyed.batch(5, within="1h", name="some").sink(f"{topology.name}.some")
+    keyed.window("1h").count(name="counts").sink(f"{topology.name}.counts")
+    keyed.window("1h").reduce(lambda a, b: b, name="latest").sink(f"{topology.name}.latest")
+    return source
