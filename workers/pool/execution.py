@@ -296,4 +296,4 @@ class Execution:
 
     def _unmoved(self, child: Child) -> None:
         log.error("worker does not react, killing it", pool=self._all.pool, pid=child.pid, calls=child.busy)
-        child.kill()
+        child.kill("it did not react when a call was to end")

@@ -98,6 +98,7 @@ class Child:
         self.batches: list[BatchRow] = []
         self.gone = asyncio.Event()
         self._process = process
+        self._why = ""  # it was killed by this process
         self._open: dict[int, Caller] = {}
         self._states: dict[str, None] = {}  # digests of the saved states that it has
         self._none_open = asyncio.Event()
@@ -200,8 +201,9 @@ class Child:
             await self._none_open.wait()
 
     # -- end -------------------------------------------------------------------------------------------------------
-    def kill(self) -> None:
-        """End it at once."""
+    def kill(self, why: str = "") -> None:
+        """End it at once. `why`: what its calls are told."""
+        self._why = self._why or why
         self._process.kill()
 
     async def stop(self) -> None:
@@ -241,7 +243,7 @@ class Child:
     def _closed(self, wrong: DecodeError | None) -> None:
         if wrong is not None:  # a program wrote to the socket of its process: nobody knows what else it has broken
             log.error("a worker sent what is no frame, and is ended", pool=self.pool, pid=self.pid, why=wrong.message)
-            self.kill()
+            self.kill("it sent what is no frame")
         self._tasks.start(self._end(), "end")
 
     async def _end(self) -> None:
@@ -272,6 +274,8 @@ class Child:
         code = self.returncode
         if code is None:
             how = "ended with the process that started it"
+        elif self._why:
+            how = f"was ended: {self._why}"
         else:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return WorkerLost(f"worker {self.pid} of pool {self.pool} {how}", node=self.pool)

@@ -238,7 +238,7 @@ class Supervisor:
             allowed, has = self.config.memory, taken(child.pid) if self.config.memory else 0
             if allowed and has > allowed * OVER:
                 log.error("worker ended over its memory", pool=self.config.name, pid=child.pid, has=has, allowed=allowed)
-                child.kill()
+                child.kill(f"it has taken {has >> 20} MiB, and the pool's memory is {allowed >> 20} MiB")
                 await child.gone.wait()
             elif not child.retiring and (why := self._worn(child, has)):
                 seat.renew(why)
