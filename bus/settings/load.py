@@ -109,6 +109,8 @@ def _is_secret(key: SettingPath, value: str) -> bool:
         return "@" in value  # a user alone is a token
     if key[:2] == ("server", "tls") or key[0] not in ("lm", "server", "pools"):
         return False
+    if key[2:3] == ("limits",):
+        return False  # tokens of a model, and whatever that was meant to be
     if key[0] == "pools" and key[2:3] == ("env",) and value.startswith("$"):
         return False  # the name of a variable
     return bool(_SECRET.fullmatch(key[-1])) or layers.has_login(value)

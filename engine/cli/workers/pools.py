@@ -40,6 +40,8 @@ def scale(
     """Have more or fewer workers in pools, on all machines together. It is kept when processes start again."""
     t = terminal(context)
     wanted = dict(map(_size, sizes))
+    if len(wanted) < len(sizes):
+        raise typer.BadParameter("a pool is named twice")
     done = t.run(_scaled(t, wanted))
     for pool, size in wanted.items():
         told = [one for one in done if one.pool == pool]

@@ -259,6 +259,15 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(folder: Path, text: st
     assert "sk-SECRET" not in repr(caught.value.problems) + str(caught.value)
 
 
+def test_a_limit_of_tokens_that_is_misspelt_is_no_secret(folder: Path) -> None:
+    (folder / "dspex.toml").write_text('[lm.main]\nmodel = "a/b"\nlimits = { token = "200k/min" }\n')
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.node) == ("DX104", "lm.main.limits.token")
+    assert "tokens" in problem.fix
+
+
 def test_a_password_in_a_variables_url_reaches_the_login_but_no_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@h1:4222,nats://h2:4222")
     settings = Settings.load()

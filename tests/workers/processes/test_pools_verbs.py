@@ -83,6 +83,6 @@ def test_an_operator_scales_drains_and_restarts_two_processes_of_a_pool(tmp_path
 
 def test_what_is_no_size_is_refused(tmp_path: Path, unique: str, nats_url: str) -> None:
     project = Project(tmp_path, unique, SETTINGS, NATS_URL=nats_url)
-    for wrong in ("shop", "shop=", "=3", "shop=-1", "shop=1.5"):
-        done = project.here("--json", "pools", "scale", wrong)
+    for wrong in ("shop", "shop=", "=3", "shop=-1", "shop=1.5", "shop=2 shop=3"):
+        done = project.here("--json", "pools", "scale", *wrong.split())
         assert (done.code, done.error()["code"]) == (2, "DX105"), wrong
