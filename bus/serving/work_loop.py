@@ -45,9 +45,8 @@ class WorkLoop:
         bus: an open connection; it stays the caller's.
         accept: called at once with each piece of work that was taken. What it returns answers the work, in a task of its own.
         free: how many more pieces of work may start now; asked before work is taken.
-        failed: called with an error that the loop cannot go on after, which is a bug of dspex.
-        records: where the records go; a store of its own by default.
-        sign_of_life: seconds between two signs.
+        failed: called with an error that the loop cannot go on after: a bug. records: where they go; a store of its own, else.
+        sign_of_life: seconds between two signs. sessions: whether a call that is to be a turn waits for it, and becomes one.
 
     Attributes:
         calls: the tasks that answer; their owner may start more, and `drain` waits for those too.
@@ -67,9 +66,10 @@ class WorkLoop:
         failed: Callable[[BaseException], None],
         records: RecordStore | None = None,
         sign_of_life: float = SIGN_OF_LIFE,
+        sessions: bool = True,
     ) -> None:
         self.bus, self.app, self.pool = bus, app, pool
-        self._accept, self._free = accept, free
+        self._accept, self._free, self._sessions = accept, free, sessions
         self.records = records or RecordStore(bus, app, pool)
         self.answers = AnswerStore(bus, app, pool)
         self.turns = Turns(bus, app)
@@ -222,7 +222,7 @@ class WorkLoop:
         else:
             delivery.message = whole or delivery.message
             take, age = accept or self._accept, self.clock.age(delivery.message.time)
-            take = take if request.turn is None else self.turns.taking(self.pool, take, age)
+            take = take if request.turn is None or not self._sessions else self.turns.taking(self.pool, take, age)
             accepted = partial(take if whole else _without_payload, request, delivery)
             looks = delivery.delivered > 1 or self._stood_still()
             job = partial(self._again, request, delivery, accepted) if looks else accepted()

@@ -55,6 +55,8 @@ class Answering(Workers):
         failure: what ended it: a call that may not be made, or could not be. ran: the seconds that calls may take from here on.
     """
 
+    sessions = False  # they are those of then: an answer that is read back was a turn, and no other one becomes one
+
     def __init__(
         self,
         place: Ground,
@@ -130,6 +132,10 @@ class Answering(Workers):
             raise RecordingIncomplete(
                 why, node=request.node, run=request.run, fix="do it again from the server: dspex replay RUN"
             )
+        if request.turn is not None:
+            why = f"{request.node} is a turn of session {request.session}, and what was said before it is not in the recording"
+            fix = "replay it strictly; or ask it anew, in a session of its own"
+            raise RecordingIncomplete(why, node=request.node, run=request.run, fix=fix)
         if request.spec.effect:
             why = f"{request.node} changes something elsewhere, and is not called for a run that is done again"
             raise Divergence(why, node=request.node, run=request.run, fix="say what it gives, in a fork: --set k=v")

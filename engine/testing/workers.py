@@ -32,7 +32,10 @@ class Workers:
 
     Attributes:
         problem: the error of a call that no answer was given for; None while there is none.
+        sessions: see WorkLoop.
     """
+
+    sessions = True
 
     def __init__(self, place: Ground, app: str, pools: Sequence[str]) -> None:
         self._place, self._app, self._pools = place, app, pools
@@ -55,7 +58,8 @@ class Workers:
         """Begin to take work."""
         for pool in self._pools:
             bus = await self._place.connect()
-            loop = WorkLoop(bus, self._app, pool, partial(self._accept, pool), free=lambda: ROOM, failed=self._failed)
+            accept, sessions = partial(self._accept, pool), self.sessions
+            loop = WorkLoop(bus, self._app, pool, accept, free=lambda: ROOM, failed=self._failed, sessions=sessions)
             loop.start()
             self._running.append((loop, bus))
 

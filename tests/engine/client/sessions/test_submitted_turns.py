@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_lab import APP, Lab
 
 import dspex
-from dspex.bus.errors import CallTimeout, ConfigError, ProgramError, RunFailed, SessionEnded
+from dspex.bus.errors import CallTimeout, ConfigError, ProgramError, RecordingIncomplete, RunFailed, SessionEnded
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage
 from dspex.bus.serving.sessions.state import InLine, joined, left, used
 from dspex.bus.serving.sessions.store import SessionStore
+from dspex.engine.again.files import of_files, replayed
 from dspex.engine.client.client import Client
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.submitted import NODE, submitted
@@ -96,6 +98,21 @@ def test_submitted_calls_of_a_session_are_its_turns_in_their_order_and_each_sees
     said = one.asked[-1].inputs["history"]["messages"] if one.asked[-1].session else None
     assert said is None or said[0] == {"text": "0", "reply": "0 after 0"}
     assert one.differences() == []
+
+
+def test_files_of_submitted_turns_are_replayed_as_they_were_and_no_such_turn_is_made_anew(talk: Talk, tmp_path: Path) -> None:
+    one = talk.one
+    one.work()
+    runs = [talk.submit(text) for text in "ab"]
+    assert [talk.result(run) for run in runs] == ["a after 0", "b after 1"]
+    files, graphs = [tmp_path / f"{n}.jsonl" for n in range(2)], [_Submits.graph]
+    for run, file in zip(runs, files):
+        one.run(one.client.run(one.run(run.info()).id).export(file))
+    found = replayed(graphs, tmp_path, ())
+    assert (found.same, found.runs, found.served) == (True, 2, 2), str(found)
+    with pytest.raises(RecordingIncomplete, match="is a turn of session ann"):
+        one.run(of_files(one.client, files[1:], graphs, "live"))
+    assert talk.texts() == ["a", "b"]
 
 
 def test_the_turns_of_a_session_outlive_engines_and_workers_and_none_is_made_twice(talk: Talk) -> None:
