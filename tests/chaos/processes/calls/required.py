@@ -70,13 +70,18 @@ async def _publish(world: World, calls: int, keys: int) -> None:
         await insist(lambda e=event, n=n: world.bus.publish(NewMessage(ASKED, e, {subjects.MESSAGE_ID: f"call {n}"})))
 
 
-async def _kill(world: World, kills: int, every: float, random: Random, killed: list[float]) -> None:
-    while not (world.folder / RAN).exists():
-        await asyncio.sleep(0.05)
+async def _kill(world: World, kills: int, calls: int, random: Random, killed: list[float]) -> None:
+    """Kill a process each time that so many calls were run: by the clock, a fast machine would be done before the last one."""
     while len(killed) < kills:
-        await asyncio.sleep(every)
+        while _ran(world) <= len(killed) * calls // (kills + 1):
+            await asyncio.sleep(0.05)
         await kill_child(world, random)
         killed.append(time.monotonic())
+
+
+def _ran(world: World) -> int:
+    file = world.folder / RAN
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def _wrong(calls: int, keys: int, answered: dict[int, int], told: dict[int, str], lines: list[str]) -> list[Violation]:
@@ -105,10 +110,10 @@ def _wrong(calls: int, keys: int, answered: dict[int, int], told: dict[int, str]
     return found
 
 
-async def _run(world: World, calls: int, keys: int, kills: int, every: float, seed: int, patience: float) -> Report:
+async def _run(world: World, calls: int, keys: int, kills: int, seed: int, patience: float) -> Report:
     killed, began, stream = list[float](), time.monotonic(), subjects.stream(APP)
     await _publish(world, calls, keys)
-    killing = asyncio.create_task(_kill(world, kills, every, Random(seed), killed))
+    killing = asyncio.create_task(_kill(world, kills, calls, Random(seed), killed))
     late = await ended(world, calls, DONE, patience)
     killing.cancel()
     last = (await insist(lambda: world.bus.stream(stream))).last  # type: ignore[union-attr]
@@ -128,12 +133,10 @@ async def _run(world: World, calls: int, keys: int, kills: int, every: float, se
     return Report(numbers, late + wrong + [Violation("processes live and drain", p) for p in world.problems])
 
 
-async def judged(
-    calls: int = 3000, keys: int = 40, kills: int = 12, every: float = 1.5, seed: int = 29, patience: float = 600.0
-) -> Report:
-    """A run with so many calls of so many keys, and a kill every so many seconds."""
+async def judged(calls: int = 3000, keys: int = 40, kills: int = 12, seed: int = 29, patience: float = 600.0) -> Report:
+    """A run with so many calls of so many keys, and so many kills, one after the other while the calls are run."""
     with tempfile.TemporaryDirectory(prefix="dspex-chaos-") as folder:
         async with StandIn() as model:
             lm = profile(model="openai/stand-in", base_url=model.url, key_env="OPENAI_API_KEY")
             async with RequiredWorld(Path(folder), lm, engines=1, size=3) as world:
-                return await _run(world, calls, keys, kills, every, seed, patience)
+                return await _run(world, calls, keys, kills, seed, patience)
