@@ -55,6 +55,17 @@ def spoiled() -> Topology:
     return topology
 
 
+def with_a_snapshot(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """One whose log has snapshots, and forty calls that nobody has answered; its engine is killed."""
+    monkeypatch.setattr(commit_log, "LEAST", 2_000)  # bytes of entries until a snapshot
+    one = lab(spoiled())
+    one.start()
+    for n in range(40):
+        one.publish("in", {"text": str(n)})
+    one.kill()
+    return one
+
+
 def garbage(what: object) -> bytes:
     return what if isinstance(what, bytes) else bytes(msgpack.packb(what))
 
@@ -110,12 +121,7 @@ def test_much_garbage_in_a_log_is_told_in_few_lines(lab: MakeLab) -> None:
 def test_a_claim_that_names_another_snapshot_than_the_log_does_is_passed_over(
     lab: MakeLab, monkeypatch: pytest.MonkeyPatch, wrong: int | None
 ) -> None:
-    monkeypatch.setattr(commit_log, "LEAST", 2_000)
-    one = lab(spoiled())
-    one.start()
-    for n in range(40):
-        one.publish("in", {"text": str(n)})
-    one.kill()
+    one = with_a_snapshot(lab, monkeypatch)
     last = one.messages(LOG)[-1]
     base = unpack(last.data)["base"]
     named = unpack(one.server.streams[STREAM].messages[base].data)["snapshot"]
@@ -269,12 +275,7 @@ def test_a_copy_of_an_earlier_claim_is_passed_over(lab: MakeLab, which: int) -> 
 def test_a_snapshot_that_a_later_version_has_written_is_told_as_that_and_not_as_damaged(
     lab: MakeLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit_log, "LEAST", 2_000)
-    one = lab(spoiled())
-    one.start()
-    for n in range(40):
-        one.publish("in", {"text": str(n)})
-    one.kill()
+    one = with_a_snapshot(lab, monkeypatch)
     stored = one.server.streams[STREAM].messages
     last = [m for m in one.messages(LOG) if "snapshot" in unpack(m.data)][-1]
     entry = dict(unpack(last.data))
