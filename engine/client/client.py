@@ -50,6 +50,7 @@ from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.programs import ProgramInfo
 from dspex.engine.client.status.rows import Status
 from dspex.engine.client.status.sessions import SessionInfo, listed
+from dspex.engine.client.status.stages import UnownedLogs
 from dspex.engine.graph import manifest
 from dspex.engine.graph.graph import HasGraph
 from dspex.engine.graph.manifest import Manifest
@@ -85,6 +86,7 @@ class Client:
         self.app: str = app
         self._nodes = Nodes(app)
         self._submitted = SubmittedCalls(app)
+        self._unowned = UnownedLogs()
         if bus is not None and bus.sealing is not None and bus.sealing.app != app:  # nobody in `app` could open what it seals
             why = f"this connection seals for application {bus.sealing.app}, and the client is one of {app}"
             raise ConfigError(why, code="DX124", fix="give it a connection of its own")
@@ -635,4 +637,4 @@ class Client:
     # -- looking --------------------------------------------------------------------------------------------------
     async def status(self, pools: Sequence[str] = ()) -> Status:
         """Server, engines, stages, and pools, as plain data. `pools`: more pools than the topologies use."""
-        return await status.status(self.bus, self.app, await self.manifests(), pools)
+        return await status.status(self.bus, self.app, await self.manifests(), pools, self._unowned)

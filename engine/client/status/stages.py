@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -21,6 +21,12 @@ from dspex.engine.client.status.rows import EngineReport, GateRow, PartitionRepo
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.pauses import Pauses
 from dspex.engine.log.latest import look_at_many
+from dspex.engine.log.tables import Tables
+
+_StageInput: TypeAlias = tuple[str, str, str]
+"""Topology, stage, and what the stage begins at: "source" or "events"."""
+_Owned: TypeAlias = Mapping[int, tuple[str, PartitionReport]]
+"""Index → owner of a partition, and what it says."""
 
 
 class _Reached(NamedTuple):
@@ -33,6 +39,37 @@ class _Reached(NamedTuple):
     calls: Counter[str]
     since: float = 0.0
     put_off: int = 0
+
+
+class UnownedLogs:
+    """What the logs of partitions say that nobody owns: for who looks again and again, only new entries cost anything."""
+
+    def __init__(self) -> None:
+        self._read = dict[tuple[str, str, int, str], tuple[tuple[float, int], _Reached]]()  # with the last message there then
+
+    async def look(self, bus: Bus, log: StreamInfo, app: str, stage: _StageInput, missing: Sequence[int]) -> list[_Reached]:
+        """How far the partitions of a stage are that are `missing`. `log`: the application's stream. Raises BusError."""
+        topology, id, input = stage
+        subject_of = {index: subjects.log(app, topology, id, index) for index in missing}
+        ends = await bus.multi_last(log.name, list(subject_of.values()))
+        last = {
+            index: (log.created, m.sequence) for index, subject in subject_of.items() if (m := ends.get(subject)) is not None
+        }
+        known = {index: self._read.get((topology, id, index, input)) for index in last}
+        new = [index for index, at in last.items() if (before := known[index]) is None or before[0] != at]
+        tables = dict(zip(new, await look_at_many(bus, app, topology, id, new), strict=True)) if new else {}
+        self._read |= {(topology, id, index, input): (last[index], _in_tables(its, input)) for index, its in tables.items()}
+        return [self._read[topology, id, index, input][1] if index in last else _Reached(0, Counter()) for index in missing]
+
+
+def _reported(p: PartitionReport) -> _Reached:
+    return _Reached(p["source"], Counter(p.get("calls", {})), p.get("waits_since", 0.0), p.get("put_off", 0))
+
+
+def _in_tables(tables: Tables, input: str) -> _Reached:
+    calls = tables.calls.rows.values()
+    since, pools = oldest_of(call.id for call in calls), Counter(call.pool for call in calls)
+    return _Reached(tables.position(input).sequence, pools, since, tables.timers.put_off)
 
 
 class _Unread(NamedTuple):
@@ -60,6 +97,7 @@ class Look:
         engines: what those that are alive report.
         stream: of the application; None where it is not there.
         pauses: by topology.
+        unowned: what an earlier look has read.
     """
 
     def __init__(
@@ -69,8 +107,10 @@ class Look:
         engines: Sequence[EngineReport],
         stream: StreamInfo | None,
         pauses: Mapping[str, Pauses],
+        unowned: UnownedLogs | None = None,
     ) -> None:
         self.bus, self.app, self.engines, self.stream, self.pauses = bus, app, engines, stream, pauses
+        self.unowned = unowned if unowned is not None else UnownedLogs()
 
     async def stages(self, manifests: Mapping[str, Manifest]) -> list[StageRow]:
         """One row for each source of each topology, and for those that were dropped while something of them is left to do.
@@ -98,7 +138,7 @@ class Look:
         stream = applied.streams.get(source) or (subjects.stream(self.app) if hop and id in applied.live else None)
         subject = subjects.edge(self.app, topology, id, "*") if hop else applied.subject(source)
         try:
-            reached = await self._reached(topology, id, missing, [p for _, p in owned.values()], "events" if hop else "source")
+            reached = await self._reached((topology, id, "events" if hop else "source"), missing, owned)
             unread = (
                 await self._unread(stream, subject, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
             )
@@ -153,21 +193,14 @@ class Look:
         what = f"version {applied.version} goes on where version {found.version} stopped: start its engines"
         return {"stopped": what, "rests_until": None}
 
-    async def _reached(
-        self, topology: str, stage: str, missing: Sequence[int], owned: Sequence[PartitionReport], input: str
-    ) -> _Reached:
-        """How far a stage is, as its owners say, and for partitions that nobody owns their logs. `input`: what it reads."""
-        read, calls = [p["source"] for p in owned], Counter[str]()
-        since, put_off = [p.get("waits_since", 0.0) for p in owned], sum(p.get("put_off", 0) for p in owned)
-        for p in owned:
-            calls.update(p.get("calls", {}))
+    async def _reached(self, stage: _StageInput, missing: Sequence[int], owned: _Owned) -> _Reached:
+        """How far a stage is, as its owners say, and for partitions that nobody owns their logs."""
+        parts = [_reported(p) for _, p in owned.values()]
         if missing and self.stream is not None:
-            found = await look_at_many(self.bus, self.app, topology, stage, missing)
-            read += [tables.position(input).sequence for tables in found]
-            calls.update(call.pool for tables in found for call in tables.calls.rows.values())
-            put_off += sum(tables.timers.put_off for tables in found)
-            since += [oldest_of(call.id for call in tables.calls.rows.values()) for tables in found]
-        return _Reached(min(read, default=0), calls, min((at for at in since if at > 0), default=0.0), put_off)
+            parts += await self.unowned.look(self.bus, self.stream, self.app, stage, missing)
+        since = min((part.since for part in parts if part.since > 0), default=0.0)
+        calls, put_off = sum((part.calls for part in parts), Counter[str]()), sum(part.put_off for part in parts)
+        return _Reached(min((part.read for part in parts), default=0), calls, since, put_off)
 
     def _age(self, at: float) -> float:
         return round(max(0.0, self.stream.now - at), 1) if self.stream is not None else 0.0
@@ -208,8 +241,8 @@ def _begins(applied: Manifest) -> list[str]:
     return [*applied.stages, *hops.values()]
 
 
-def _owned(reports: Sequence[tuple[EngineReport, StageReport]]) -> dict[int, tuple[str, PartitionReport]]:
-    """Index → owner of a partition, and what it says. An engine that died says what it did until it counts as silent; the one
+def _owned(reports: Sequence[tuple[EngineReport, StageReport]]) -> _Owned:
+    """Those of a stage. An engine that died says what it did until it counts as silent; the one
     that has taken the partition over has the newer claim."""
     found: dict[int, tuple[str, PartitionReport]] = {}
     for engine, stage in reports:

@@ -21,7 +21,7 @@ from dspex.engine.client.status.operators import is_sound, letter_rows, operator
 from dspex.engine.client.status.pools import pool_rows
 from dspex.engine.client.status.routes import lm_rows, route_rows
 from dspex.engine.client.status.rows import EngineReport, EngineRow, ServerRow, StageRow, Status
-from dspex.engine.client.status.stages import Look
+from dspex.engine.client.status.stages import Look, UnownedLogs
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.pauses import of_application
 
@@ -30,15 +30,22 @@ SILENT_AFTER = 15.0  # seconds, or five heartbeats where those are more
 FORGOTTEN_AFTER = 600.0
 
 
-async def status(bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = ()) -> Status:
-    """The state of the application. `pools`: pools to include besides those that the applied topologies use."""
+async def status(
+    bus: Bus, app: str, manifests: Mapping[str, Manifest], pools: Sequence[str] = (), unowned: UnownedLogs | None = None
+) -> Status:
+    """The state of the application.
+
+    Args:
+        pools: to include besides those that the applied topologies use.
+        unowned: what an earlier look has read of partitions that nobody owns.
+    """
     used = {str(call["pool"]) for m in manifests.values() for call in m.calls.values()}
     reports, processes = await asyncio.gather(_reports(bus, app), pool_rows(bus, app, sorted(used | set(pools))))
     info = await bus.stream(subjects.stream(app))
     now = info.now if info else time.time()
     engines = [(report, _row(report, now)) for report in reports]
     alive = [report for report, row in engines if row["alive"]]
-    look = Look(bus, app, alive, info, await of_application(bus, app))
+    look = Look(bus, app, alive, info, await of_application(bus, app), unowned)
     stages, letters, limits = await asyncio.gather(
         look.stages(manifests), letter_rows(bus, app, info, manifests), limit_rows(bus, app, now)
     )

@@ -230,6 +230,37 @@ def test_the_state_of_the_application_is_read_once_a_second_for_all_who_look(lab
     assert page.bus.asked > 0
 
 
+def test_of_partitions_that_nobody_owns_those_are_read_again_that_have_a_new_entry(lab: MakeLab) -> None:
+    topology = Topology("t")
+    topology.source("in").key_by("k").program("p:q", "k -> text", name="ask").sink("out")
+    one = lab(topology)
+    one.start()
+    for n in range(40):
+        one.publish("in", {"k": f"k{n}"})
+    one.advance(1)
+    one.drain()
+    one.advance(1)
+    bus = CountedBus(one.server)
+    client = Client(bus=bus, app=APP)
+
+    def stages() -> list[dict[str, Any]]:
+        bus.asked = bus.got = 0
+        return [{**row, "oldest": None} for row in one.run(client.status())["stages"]]
+
+    first, whole = stages(), bus.asked
+    assert [(row["unowned"], row["open_calls"]) for row in first] == [(1, 0), (64, 40)]
+    assert (stages(), bus.asked < whole / 4) == (first, True)
+    one.start("b")
+    one.answers["ask"] = lambda inputs, _: {"text": inputs["k"]}
+    one.work()
+    one.advance(5)
+    one.drain("b")
+    one.advance(1)
+    found = stages()
+    assert [row["open_calls"] for row in found] == [0, 0]
+    assert found == [{**row, "oldest": None} for row in one.run(Client(bus=bus, app=APP).status())["stages"]]
+
+
 def test_the_page_asks_at_once_for_the_files_of_its_list_and_for_all_others_once_that_is_shown() -> None:
     web = files("dspex.engine.gateway.web")
     texts = {one.name: one.read_text() for one in web.iterdir() if one.name.endswith(".js")}
