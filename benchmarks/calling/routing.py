@@ -37,6 +37,7 @@ class Call:
     hedge: Any = None
     routing: list[Tried] = field(default_factory=list[Tried])
     ran: float = 0.01
+    ended_worker: bool = False
     batch: bool = False
 
 

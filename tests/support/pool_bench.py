@@ -82,7 +82,7 @@ class Bench:
     @property
     def joined(self) -> bool:
         """Whether the pool is in the queue group of interactive calls, so that it may get some."""
-        return self.pool.interactive._subscription is not None  # pyright: ignore[reportPrivateUsage]
+        return self.pool.interactive.group.joined
 
     async def send(self, item: CallRequest, reply: str = "", subject: str = "") -> None:
         """Ask for an interactive call as soon as somebody hears it: while its slots are full, a pool is not in the group."""
@@ -244,7 +244,7 @@ class Talks:
         pool = Pool(bus or self.server.connect(), PoolConfig(APP, DEFAULT_POOL, size=1, slots=8))
         pool.steps.append(self.answering)
         pool.children.slots.refuse(lambda: WorkerLost("no process"))  # so that the pool takes calls, which only steps answer
-        asyncio.get_running_loop().create_task(pool.interactive.run())
+        asyncio.get_running_loop().create_task(pool.interactive.group.run())
         self.pools.append(pool)
         control = await pool.status.subscribe()
         assert control is not None

@@ -46,6 +46,7 @@ class Execution:
         said: what its program has said last of how it goes; "" for nothing.
         batch: it waits for the answer of a provider's batch, in a child and without a slot, and is not asked live.
         handed_back: somebody else shall go on with it: this one is not recorded. again: there may have been attempts before.
+        ended_worker: its process ended, and by nothing else.
         at: the sequence at which its request lies. since, until: accepted, and its deadline, on the clock of the loop.
     """
 
@@ -65,7 +66,7 @@ class Execution:
         self.batch = bool(work.batch) and self._loop.time() < self._live_at
         self.slots = 0 if self.batch else executions.children.slots.per_child if work.alone else work.spec.cost
         self.affinity, self.only = work.affinity, None if self.batch else only
-        self.handed_back = self._moving = self.again = False
+        self.handed_back = self._moving = self.again = self.ended_worker = False
         self._child: Child | None = None
         self._number = 0  # of the call in the child; 0: it does not have it
         self._started: float | None = None
@@ -130,8 +131,6 @@ class Execution:
     def begin(self, child: Child) -> None:
         """It has its slots."""
         self._child, self._started = child, time.time()
-        if not child.gone.is_set():
-            child.alone = self.work.alone
         if self.in_time() and not self._all.looks_first(self, child):
             self.ask(child)
 
@@ -172,11 +171,12 @@ class Execution:
             answer = answer.given_up(self._error)
         self._over(answer if self._journal is None else self._journal.charged(answer))
 
-    def lost(self, error: WorkerLost) -> None:
+    def lost(self, error: WorkerLost, *, known: bool) -> None:
         """The child has ended. What only waited there goes on in another one, where it joins its batch."""
         if self.batch and self._error is None:
             self._elsewhere()
         else:
+            self.ended_worker = known and self._error is None
             self.fail(self._error or error)
 
     def retiring(self) -> None:

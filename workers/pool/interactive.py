@@ -8,7 +8,6 @@ been taken is answered `busy`, and the caller asks again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, DataError, DecodeError, DspexError, NotAllowed
 from dspex.bus.message import Message, in_session
-from dspex.bus.port import NewMessage, Subscription
+from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.seldom import Seldom
 from dspex.bus.serving import payloads
@@ -32,26 +31,24 @@ from dspex.workers.pool.children.child_process import Child
 from dspex.workers.pool.children.handing import HandedCall
 from dspex.workers.pool.plain import answer_to, error_headers, is_plain, refusal, request_of, tell_busy
 from dspex.workers.pool.telling import Asker, Telling
+from dspex.workers.processes.queue_group import QueueGroup
 
 if TYPE_CHECKING:
     from dspex.workers.pool.pool import Pool
 
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
-LOOK_AGAIN = 0.5  # seconds between two looks at the free slots
 ACCEPT_AFTER = 0.05  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
 PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have room; after 2 s its caller asks again in any case
-LEAVE_AFTER = 0.02  # seconds between the last slot's being taken and leaving the queue group
 
 
 class Interactive:
-    """Takes and answers the interactive calls of one pool."""
+    """Takes and answers the interactive calls of one pool. `group`: where it hears of them."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._changed = asyncio.Event()
+        self.group = QueueGroup(pool.bus, pool.config.app, pool.config.name, pool.free, self._on_request)
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
-        self._subscription: Subscription | None = None
         self._sent_away = 0
         self._askers: dict[str, Asker] = {}  # by call, of those that run
         self._to_accept: list[Asker] = []  # who has not been told that a worker has the call
@@ -64,43 +61,10 @@ class Interactive:
         number, self._sent_away = self._sent_away, 0
         return number
 
-    async def run(self) -> None:
-        """Join the queue group while there is a free slot, leave it while there is none; until cancelled."""
-        try:
-            while True:
-                self._changed.clear()
-                await self.join_or_leave()
-                # work from the queue takes slots too, and `freed` is not called for that: look again soon
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN):
-                        await self._changed.wait()
-        finally:
-            if self._subscription is not None:
-                await self._subscription.close()
-
     async def drain(self, seconds: float) -> None:
         """Have turns stored, and what is large sent."""
         await self._large.finish(seconds)
         await self._large.stop()
-
-    def look(self) -> None:  # at each call, so `run` is woken only where it has something to do
-        if (self._pool.free() > 0) != (self._subscription is not None):
-            self._changed.set()
-
-    async def join_or_leave(self) -> None:
-        """Be in the queue group if there is a free slot, and else not."""
-        config, free = self._pool.config, self._pool.free()
-        try:
-            if free > 0 and self._subscription is None:
-                subject = subjects.call_pattern(config.app, config.name)
-                self._subscription = await self._pool.bus.subscribe(subject, self._on_request, queue=config.name)
-            elif free <= 0 and self._subscription is not None:
-                await asyncio.sleep(LEAVE_AFTER)  # requests under way are answered `busy`; a closed subscription drops them
-                if self._pool.free() <= 0:  # else its calls are short, and to leave and come back would keep callers waiting
-                    subscription, self._subscription = self._subscription, None
-                    await subscription.close()
-        except BusError as error:
-            log.warning("cannot join the queue group", pool=config.name, error=error.message)
 
     async def _on_request(self, message: Message) -> None:
         if not subjects.is_inbox(message.reply):  # nobody waits for an answer, or it would go where the caller may not publish
@@ -109,7 +73,7 @@ class Interactive:
         try:
             if self._pool.free() <= 0 and not any(asker.asks_again(message) for asker in self._askers.values()):
                 self._sent_away += 1
-                self._changed.set()
+                self.group.look()
                 tell_busy(self._pool.bus, message, self._pool.config.name)
                 return
             if subjects.CLAIM_CHECK in message.headers:  # fetched aside: a small request behind it does not wait for that
@@ -235,7 +199,7 @@ class Interactive:
             if not self._to_accept:
                 asyncio.get_running_loop().call_later(ACCEPT_AFTER, self._accept_all)
             self._to_accept.append(asker)
-        self.look()
+        self.group.look()
 
     def _accept_all(self) -> None:
         to_accept, self._to_accept = self._to_accept, []
@@ -248,10 +212,17 @@ class Interactive:
         asker.accept(pool.bus, pool.worker, max(0, free), pool.children.slots.waiting)
 
     def _ended(self, asker: Asker, record: CallRecord) -> None:
-        if asker.work.turn is None:
+        if asker.plain and self.group.to_join:
+            self._large.start(self._settled(asker, record), "joining")
+        elif asker.work.turn is None:
             self._answered(asker, record)
         else:
             self._large.start(self._spoken(asker, record), "turn")
+
+    async def _settled(self, asker: Asker, record: CallRecord) -> None:
+        """Answer a client that may ask on at once, and takes it for an answer that nobody listens."""
+        await self.group.settle()
+        self._answered(asker, record)
 
     async def _spoken(self, asker: Asker, record: CallRecord) -> None:
         self._answered(asker, await self._turns.written(asker.work, record))

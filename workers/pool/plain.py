@@ -34,8 +34,9 @@ _CODES: Final[Mapping[str, int]] = {
 
 
 def is_plain(message: Message) -> bool:
-    """Whether a request is JSON: what dspex itself sends is MessagePack, in which nothing of ours begins like that."""
-    return message.data.lstrip()[:1] == b"{" and subjects.CLAIM_CHECK not in message.headers
+    """Whether whoever sent a request reads JSON: what dspex itself sends is a map in MessagePack, and no text begins as one."""
+    first = message.data[0] if message.data else 0
+    return not (first >> 4 == 0x8 or first in (0xDE, 0xDF) or subjects.CLAIM_CHECK in message.headers)
 
 
 async def request_of(message: Message, deployed: Deployed) -> CallRequest:

@@ -139,8 +139,8 @@ class Pool:
         await self.handing.start()
         self.work.start()
         self.scaling.start()
-        await self.interactive.join_or_leave()  # who reads that it is ready may call at once
-        self._tasks.start(self.interactive.run(), "interactive calls")
+        await self.interactive.group.settle()  # who reads that it is ready may call at once
+        self._tasks.start(self.interactive.group.run(), "interactive calls")
         log.info("pool ready", **self.status.summary())
 
     async def drain(self, grace: float) -> None:
@@ -171,6 +171,7 @@ class Pool:
         """
         self.draining = self.scaling.resting = True
         self.children.slots.freed()  # so that it leaves the queue group
+        await self.service.stop()
         await asyncio.gather(self.work.drain(grace, self.executions.hand_back), self.executions.drain(grace))
         await self.executions.stop()
         await self.scaling.look()
@@ -184,6 +185,7 @@ class Pool:
             self.draining = self.scaling.resting = False
             await self.scaling.look()
             self.work.start()
+            await self.service.start()
             self.children.slots.freed()
 
     def _load(self) -> tuple[int, int]:
@@ -220,7 +222,7 @@ class Pool:
         return max(0, slots.free - self.executions.preparing)
 
     def _freed(self) -> None:
-        self.interactive.look()
+        self.interactive.group.look()
         self.work.freed()
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:

@@ -1,7 +1,7 @@
 """The NATS service protocol (ADR-32): `nats micro ls`, `info` and `stats` show a pool as any other service.
 
 Each process of a pool is an instance of the service. It is asked on `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`; with its name
-behind that, and then its id, to ask one kind or one process.
+behind that, and then its id, to ask one kind or one process. One that was drained is no instance until it is taken back.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class PoolService:
 
     async def stop(self) -> None:
         """Answer no more."""
-        for subscription in self._subscriptions:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             await subscription.close()
 
     def heard(self, work: CallRequest, record: CallRecord) -> None:

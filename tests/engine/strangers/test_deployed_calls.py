@@ -161,7 +161,8 @@ async def test_any_nats_client_calls_a_deployed_node_in_json_and_is_told_of_erro
     assert (code, sorted(found)) == (None, ["intent", "urgency"])
     refused = [
         (subject, b"{}", {}, "400", "text"),
-        (subject, b'{"text": ', {}, "400", "JSON"),
+        *((subject, body, {}, "400", "JSON") for body in (b'{"text": ', b"where is my card", b"\xef\xbb\xbf{}", b"")),
+        *((subject, body, {}, "400", "object") for body in (b"[1]", b'"text"', b"null")),
         (subject, b'{"text": "a"}', {subjects.SESSION: "c1"}, "400", "session"),
         (subject, b'{"text": "standin:503 a"}', {}, "503", "503"),
         (subjects.call(u, POOL, "triage", "another"), b'{"text": "a"}', {}, "400", "no node"),
@@ -182,7 +183,7 @@ async def test_the_answer_to_a_client_of_dspex_has_the_headers_of_an_error_too(
 ) -> None:
     frames = asyncio.Queue[Message]()
     inbox = caller.inbox(frames.put_nowait)
-    await caller.send(subjects.ad_hoc_call(project[0].u, POOL, "predict"), b"no request", reply=inbox.subject)
+    await caller.send(subjects.ad_hoc_call(project[0].u, POOL, "predict"), b"\x81", reply=inbox.subject)
     frame = await asyncio.wait_for(frames.get(), 60)
     inbox.close()
     assert frame.headers[subjects.SERVICE_ERROR_CODE] == "400"

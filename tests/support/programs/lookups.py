@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import sys
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ def blocks(data: dict[str, Any]) -> dict[str, Any]:
 
 async def imported(data: dict[str, Any]) -> dict[str, Any]:
     return {"dspy": "dspy" in sys.modules}
+
+
+async def ends_its_process(data: dict[str, Any]) -> dict[str, Any]:
+    os._exit(3)
 
 
 async def hangs(data: dict[str, Any]) -> dict[str, Any]:

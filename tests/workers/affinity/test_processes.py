@@ -71,7 +71,7 @@ class Machines:
         await pool.handing.start()
         await pool.status.subscribe()
         pool.work.start()
-        asyncio.get_running_loop().create_task(pool.interactive.run())
+        asyncio.get_running_loop().create_task(pool.interactive.group.run())
         return pool
 
     def run(self, what: Coroutine[Any, Any, T]) -> T:

@@ -33,6 +33,7 @@ class Asked:
     work: CallRequest
     lms: list[str] | None = None
     ran: float = 1.0
+    ended_worker: bool = False
     routing: list[Tried] = field(default_factory=list[Tried])
     batch: bool = False
     inherited: Usage | None = None

@@ -70,10 +70,11 @@ async def test_a_pool_whose_children_died_too_often_starts_one_when_its_time_is_
 
 
 @pytest.mark.asyncio
-async def test_calls_that_end_their_process_alone_do_not_fail_the_pool(model: Any) -> None:
+async def test_calls_that_end_their_process_do_not_fail_the_pool(model: Any) -> None:
     async with running(config(model.url, restart_max=0, restart_within=600.0)) as bench:
-        dead = await bench.ask(*[work(spec=program("dies"), alone=True) for _ in range(2)])
-        assert [r.error and r.error["type"] for r in dead] == ["WorkerLost"] * 2
+        for alone in (False, True):
+            dead = await bench.ask(*[work(spec=program("dies"), alone=alone) for _ in range(2)])
+            assert [r.error and r.error["type"] for r in dead] == ["WorkerLost"] * 2
         (after,) = await bench.ask(work(spec=program("pid")))
         assert after.error is None
         assert not bench.pool.status.full()["failed"]

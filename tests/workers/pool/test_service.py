@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
-from pool_bench import APP, POOL, Bench, program, work
+from pool_bench import APP, POOL, Bench, program, talks, work
 
 from dspex.bus import subjects
 from dspex.bus.message import Message
+from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.serving.sayings import BUSY, RESULT
+from dspex.engine.hosting.apply import apply
+from dspex.operators.topology import Topology
 from dspex.workers.pool.plain import tell_busy
 from dspex.workers.pool.service import TYPES
 
@@ -59,6 +62,24 @@ async def test_its_statistics_count_calls_their_time_and_their_errors(shared: Be
     assert after.processing_time > before.processing_time
     assert after.average_processing_time == after.processing_time // after.num_requests
     assert after.last_error.startswith("ProgramError")
+
+
+def test_who_asks_on_as_soon_as_it_is_answered_is_heard_though_all_slots_were_taken() -> None:
+    topology = Topology("triage")
+    topology.source("in").predict("text -> reply", name="classify").sink("out")
+
+    async def asks_on() -> list[str]:
+        subject = subjects.call(APP, DEFAULT_POOL, "triage", "classify")
+        return [json.loads((await client.request(subject, b'{"text": "a"}', timeout=30)).data)["reply"] for _ in range(3)]
+
+    async def all_slots() -> list[list[str]]:
+        await apply(client, APP, [topology.graph])
+        return await asyncio.gather(*(asks_on() for _ in range(8)))
+
+    with talks() as one:
+        one.answering.seconds = 1.0  # long enough for the pool to leave its queue group
+        client = one.server.connect()
+        assert one.run(all_slots()) == [["a after 0"] * 3] * 8
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -112,6 +112,8 @@ async def test_what_is_drained_takes_nothing_and_hands_back_what_does_not_end(sh
     (done,) = await scaling.drain(shop.bus, APP, POOL, shop.pool.id, grace=1.0)
     assert (done.id, done.why) == (shop.pool.id, "")
     assert (shop.pool.children.ready, shop.pool.free()) == (0, 0)
+    with pytest.raises(Saturated):  # nobody listens
+        await shop.bus.request(f"$SRV.PING.{subjects.service(APP, POOL)}", b"")
     late = asyncio.ensure_future(replies(shop, enrich()))
     await until(lambda: not shop.joined)
     assert not asked.done()
@@ -121,6 +123,7 @@ async def test_what_is_drained_takes_nothing_and_hands_back_what_does_not_end(sh
     assert await late in (["old"], ["new"])
     assert await asked == ["waited", "waited"]
     await until(lambda: shop.joined)
+    assert (await shop.bus.request(f"$SRV.PING.{subjects.service(APP, POOL)}.{shop.pool.id}", b"")).data
 
 
 @pytest.mark.asyncio(loop_scope="module")

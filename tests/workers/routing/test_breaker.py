@@ -127,6 +127,19 @@ async def test_a_program_that_hangs_is_not_run_for_a_while_and_what_it_raises_co
     assert error((await many.ask(enrich("raises")))[0]) == "ProgramError", "others run"
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_program_that_ends_its_process_by_call_after_call_is_not_run_for_a_while_and_others_are(many: Bench) -> None:
+    def enrich(name: str, **options: int) -> CallRequest:
+        return work(spec=CallSpec("enrich", f"lookups:{name}", ""), inputs={"name": "x"}, **options)
+
+    for _ in range(BreakerRule().failures):
+        for number in (2, 1):  # of one call the first attempt alone counts: an event is no program
+            assert error((await many.ask(enrich("ends_its_process", try_number=number)))[0]) == "WorkerLost"
+    assert error((await many.ask(enrich("ends_its_process")))[0]) == "CircuitOpen"
+    assert error((await many.ask(enrich("raises")))[0]) == "ProgramError", "others run"
+    assert not many.pool.children.failed
+
+
 # -- lists ----------------------------------------------------------------------------------------------------------------
 def routes(record: CallRecord) -> list[tuple[str, str]]:
     return [(t.lm, t.why) for t in record.routing]

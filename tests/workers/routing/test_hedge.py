@@ -118,6 +118,7 @@ class Asked:
     lms: Any = None
     hedge: Any = None
     ran: float = 1.0
+    ended_worker: bool = False
     batch: bool = False
     routing: list[Tried] = field(default_factory=list[Tried])
 

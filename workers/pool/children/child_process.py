@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -56,11 +57,14 @@ class GivenState(NamedTuple):
 
 
 class Caller(Protocol):
-    """Who has a call run: told of its end, once, and meanwhile of what its program says and its model writes."""
+    """Who has a call run: told of its end, once, and meanwhile of what its program says and its model writes.
+
+    `lost`: the process has ended. known: no other call ran in it, and nobody else ended it.
+    """
 
     def answered(self, answer: Answer) -> None: ...
 
-    def lost(self, error: WorkerLost) -> None: ...
+    def lost(self, error: WorkerLost, *, known: bool) -> None: ...
 
     def retiring(self) -> None: ...
 
@@ -83,7 +87,7 @@ class Child:
         number: of no other child of this process, those that are gone included: a pid may come again.
         generation: which imports it has; see Nursery.
         hello: its greeting; None before it is ready.
-        busy, calls: calls it runs now, and has finished. alone: the last one that began has it for itself.
+        busy, calls: calls it runs now, and has finished. ended_busy: it ended while it ran some.
         retiring: it takes no more calls.
         gone: set when the process is dead and its calls are answered.
         batches: that its calls wait for.
@@ -93,7 +97,7 @@ class Child:
         self.pool, self.number, self.generation = pool, next(_numbers), generation
         self.hello: HelloFrame | None = None
         self.busy = self.calls = 0
-        self.alone = False
+        self.ended_busy = False
         self.retiring = False
         self.batches: list[BatchRow] = []
         self.gone = asyncio.Event()
@@ -257,12 +261,14 @@ class Child:
         if not self._greeting.done():
             self._greeting.set_exception(self._lost())
             self._greeting.exception()  # nobody may be waiting any more
+        self.ended_busy = self.busy > 0
         self.gone.set()
         self._lose_all()
 
     def _lose_all(self) -> None:
+        known = len(self._open) == 1 and self.returncode not in (None, -signal.SIGKILL)
         for number in list(self._open):
-            self._ended(number).lost(self._lost())
+            self._ended(number).lost(self._lost(), known=known)
 
     def _ended(self, number: int) -> Caller:
         caller = self._open.pop(number)

@@ -1,9 +1,10 @@
 """The children of a pool: started, watched, restarted with back-off, replaced when they grow or age, never orphaned.
 
 A child that dies is noticed at once, and its calls are answered at once. One that restarts too often does not restart for
-ever: after `restart.max` deaths within `restart.within` seconds the pool is failed. A failed pool goes on pulling and
-answers every call with WorkerLost (so that retries, fallbacks and dead letters take over, instead of calls that hang), and
-tries again after `restart.within` seconds, with children that import everything anew.
+ever: after `restart.max` deaths within `restart.within` seconds the pool is failed. Only deaths in which no call ran count:
+the others are those of calls, whose attempts are counted, and of programs, which have breakers. A failed pool goes on
+pulling and answers every call with WorkerLost (so that retries, fallbacks and dead letters take over, instead of calls that
+hang), and tries again after `restart.within` seconds, with children that import everything anew.
 
 That is as far as it goes up: other pools of the process, and the engine, go on. What ends the process is a bug of dspex alone,
 or somebody else; then whoever started it starts it again, an engine with back-off (`engine.hosting.pools`).
@@ -152,7 +153,7 @@ class Supervisor:
             if seat.wanted:
                 await first(child.gone.wait(), seat.told.wait())
             if child.gone.is_set():
-                await self._pause(seat, tries, died=True, alone=child.alone)
+                await self._pause(seat, tries, died=True, by_calls=child.ended_busy)
         if seat.child is not None:
             self._retire(seat.child)
         seat.renewal()
@@ -196,10 +197,10 @@ class Supervisor:
         self._settled.set()
         seat.renewal(WorkerLost(f"a worker of pool {self.config.name} did not start: {said}", node=self.config.name))
 
-    async def _pause(self, seat: Seat, tries: int, *, died: bool, alone: bool = False) -> None:
+    async def _pause(self, seat: Seat, tries: int, *, died: bool, by_calls: bool = False) -> None:
         """Wait before the next start. A pool in which too many died is failed for a while; one that cannot start as many as
-        there shall be, because the system has no more memory or no more GPUs, goes on with those that it has. Where a call
-        was `alone` it is known who ended the process, and that is no fault of the pool.
+        there shall be, because the system has no more memory or no more GPUs, goes on with those that it has. `by_calls`:
+        it ran some when it died.
         """
         pause = min(BACKOFF * 2 ** min(tries, 10), BACKOFF_CAP) * random.uniform(0.8, 1.2)
         if not died and self.ready:
@@ -207,7 +208,7 @@ class Supervisor:
             await asyncio.sleep(pause)
             return
         self.restarts += 1
-        if alone:
+        if by_calls:
             await asyncio.sleep(pause)
             return
         now = time.monotonic()

@@ -199,9 +199,12 @@ class Routing:
                 self._tell(f"lm.{one.lm}", "open")
 
     def _learn_of(self, spec: CallSpec, why: str, execution: Execution, now: float) -> None:
-        """Of a program: only that it hangs. What it raises is about what it was given, and a bad event harms no other one."""
+        """Of a program: that it hangs, or ends its process, and of a call only the first such attempt. What it raises is about
+        what it was given, and a bad event harms no other one.
+        """
         breaker = self._programs.get(spec.target)
-        if why == "CallTimeout" and execution.ran >= TOO_LONG:
+        ended = execution.ended_worker and execution.work.try_number == 1
+        if ended or (why == "CallTimeout" and execution.ran >= TOO_LONG):
             if breaker is None:
                 if len(self._programs) >= PROGRAMS:
                     del self._programs[next(iter(self._programs))]
