@@ -63,11 +63,14 @@ class Breaker:
 
     def succeeded(self, now: float) -> bool:
         """An answer came. True where that closes it. One to a call from before it opened says nothing of now."""
-        if self.state(now) == "open":
+        if self._until is None:
+            self._failures.clear()
             return False
-        closes, self._until = self._until is not None, None
+        if now < self._until:
+            return False
+        self._until = None
         self._failures.clear()
-        return closes
+        return True
 
     def failed(self, now: float) -> bool:
         """A call failed. True where that opens it."""

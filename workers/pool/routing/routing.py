@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,7 @@ from dspex.bus.records import ANSWERED, BEGAN, HEDGED, SILENT, CallRecord, Tried
 from dspex.bus.serving.call_spec import CallSpec, without_price
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
 from dspex.workers.config import PoolConfig
+from dspex.workers.pool.routing.behind import ListOrders
 from dspex.workers.pool.routing.breaker import Breaker, BreakerRule
 from dspex.workers.pool.routing.measured import Measured
 from dspex.workers.pool.routing.spending import Spending
@@ -29,9 +29,8 @@ log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 TIMEOUTS: Final = ("CallTimeout", SILENT)  # which say that a model hangs, where it had long enough
 # kinds of calls that run code of users, which may hang by itself
 OF_USERS: Final = frozenset({"program", "react", "enrich", OPTIMIZE})
-SLOWER: Final = 3.0  # times the median of another profile of the list: it is tried behind that one
-FAILING: Final = 0.2  # of its calls failed, and twice as many as of another profile's: likewise
 LOOK_AGAIN: Final = 20  # one call in so many takes the list as written: else nobody would learn that a profile is well again
+_LISTS: Final = 64  # of which it is kept who is left out
 PROGRAMS: Final = 256  # whose breakers are kept: whoever may ask could name any number
 NOT_ASKED: Final = frozenset(("open", "behind", "dearer", "limited", BEGAN, HEDGED))  # said besides what became of it
 TOO_LONG: Final = 1.0  # seconds without an answer that count as a failure, while nothing is measured
@@ -49,10 +48,6 @@ class LmHealth:
     measured: Measured = field(default_factory=Measured)
     of_programs: Measured = field(default_factory=Measured)
     beginnings: Measured = field(default_factory=Measured)
-
-    def by(self, spec: CallSpec) -> Measured:
-        """What was measured of such calls."""
-        return self.of_programs if spec.kind in OF_USERS else self.measured
 
     def blames(self, seconds: float, *, silent: bool) -> bool:
         """Whether a timeout after so long is its fault: a caller who waits a moment only could close it to all others.
@@ -76,6 +71,9 @@ class Routing:
         self._default = (default.name,) if default else ()
         self.lms = {name: LmHealth(Breaker(BreakerRule(**profile.breaker))) for name, profile in config.profiles.items()}
         self._troubled = set[str]()  # those whose breaker is not closed
+        self._without: dict[Sequence[str], tuple[float, Sequence[str], Sequence[Tried]]] = {}  # list → until, without the open
+        self._behind = ListOrders({name: found.measured for name, found in self.lms.items()})
+        self._programs_behind = ListOrders({name: found.of_programs for name, found in self.lms.items()})
         self._spending = Spending(config.profiles)
         self._programs: dict[str, Breaker] = {}
         self._probes: dict[Execution, list[Breaker]] = {}
@@ -89,23 +87,30 @@ class Routing:
         if execution.batch:  # how a model is when it is asked live says nothing of its batches
             return
         spec, now = execution.work.spec, self._now()
-        used: list[Breaker] = []
-        if spec.kind in OF_USERS and (breaker := self._programs.get(spec.target)) is not None:
-            if wait := breaker.wait(now):
-                raise self._open(spec.target, wait, execution.work.node)
-            used.append(breaker)
+        of_users = spec.kind in OF_USERS
+        program = self._programs.get(spec.target) if of_users and self._programs else None
+        if program is not None and (wait := program.wait(now)):
+            raise self._open(spec.target, wait, execution.work.node)
+        first: Breaker | None = None
         if names := (execution.lms or spec.lm or self._default) if spec.asks_a_model else ():
-            usable = self._usable(names, now, execution)
+            usable = self._usable(names, now, execution) if self._troubled else names
             if len(names) > 1:
                 if spec.choose == "cheapest":
                     usable = self._by_cost(usable, execution)
-                usable = self._ordered(usable, execution)
+                order = (self._programs_behind if of_users else self._behind).order(tuple(usable))
+                if order.said and next(self._turn) % LOOK_AGAIN:
+                    usable = order.names
+                    execution.routing += order.said
                 execution.lms = usable
-            if (first := self.lms.get(usable[0])) is not None:
-                used.append(first.breaker)
-            if spec.hedge and spec.kind not in OF_USERS:
+            if usable[0] in self._troubled:
+                first = self.lms[usable[0]].breaker
+            if spec.hedge and not of_users:
                 execution.hedge = self._usual(usable, int(spec.hedge[1:]))
-        if probes := [breaker for breaker in used if breaker.begin(now)]:
+        if program is not None or first is not None:
+            self._begin(execution, [breaker for breaker in (program, first) if breaker is not None and breaker.begin(now)])
+
+    def _begin(self, execution: Execution, probes: list[Breaker]) -> None:
+        if probes:
             self._probes[execution] = probes
 
     def _usual(self, names: Sequence[str], percent: int) -> dict[str, float]:
@@ -115,46 +120,40 @@ class Routing:
 
     def _usable(self, names: Sequence[str], now: float, execution: Execution) -> Sequence[str]:
         """The names without those whose breaker is open. One that no profile has is kept: the child says what is wrong."""
-        if self._troubled.isdisjoint(names):
-            return names
-        waits = {n: wait for n in names if n in self._troubled and (wait := self.lms[n].breaker.wait(now))}
-        if not waits:
-            return names
-        if len(waits) == len(names):
-            raise self._open(", ".join(f"lm.{name}" for name in names), min(waits.values()), execution.work.node)
-        execution.routing += [Tried(name, "open") for name in waits]
-        return [name for name in names if name not in waits]
+        kept = self._without.get(names := tuple(names))
+        if kept is None or now >= kept[0]:
+            if self._troubled.isdisjoint(names):
+                return names
+            waits = {n: wait for n in names if n in self._troubled and (wait := self.lms[n].breaker.wait(now))}
+            if not waits:
+                return names
+            if len(waits) == len(names):
+                raise self._open(", ".join(f"lm.{name}" for name in names), min(waits.values()), execution.work.node)
+            kept = self._left_out(names, waits, now)
+        execution.routing += kept[2]
+        return kept[1]
+
+    def _left_out(
+        self, names: Sequence[str], waits: Mapping[str, float], now: float
+    ) -> tuple[float, Sequence[str], Sequence[Tried]]:
+        """A list without those that have to wait. Kept until the first of them has waited, if all that are not well do."""
+        usable = tuple(name for name in names if name not in waits)
+        found = now + min(waits.values()), usable, [Tried(name, "open") for name in waits]
+        if self._troubled.isdisjoint(usable) and all(self.lms[name].breaker.state(now) == "open" for name in waits):
+            if len(self._without) >= _LISTS:
+                self._without.clear()
+            self._without[names] = found
+        return found
 
     def _by_cost(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
         """The names, those first with which the call is expected to cost less."""
-        spending, program = self._spending, execution.work.spec.program
-        if not spending.priceless.isdisjoint(names):
-            said, fix = without_price(next(name for name in names if name in spending.priceless))
+        found = self._spending.by_cost(execution.work.spec.program, names, curious=next(self._choice) % LOOK_AGAIN == 0)
+        if found is None:
+            said, fix = without_price(next(name for name in names if name in self._spending.priceless))
             raise ConfigError(said, fix=fix, code="DX105", node=execution.work.node)
-        found = spending.by_cost(program, names, curious=next(self._choice) % LOOK_AGAIN == 0)
-        execution.routing += found.dearer
+        if found.dearer:
+            execution.routing += found.dearer
         return found.names
-
-    def _ordered(self, names: Sequence[str], execution: Execution) -> Sequence[str]:
-        """The names in their order, and those last that are much worse than another one."""
-        least, most, best, slowest = 1.0, 0.0, math.inf, 0.0  # error rates and medians
-        spec, known = execution.work.spec, list[tuple[str, float, float]]()
-        for name in names:
-            if (found := self.lms.get(name)) is None:
-                continue
-            one = found.by(spec)
-            rate, p50 = one.error_rate, one.p50
-            least, most = min(least, rate), max(most, rate)
-            if p50 is not None:
-                best, slowest = min(best, p50), max(slowest, p50)
-            known.append((name, rate, p50 or 0.0))
-        if most <= FAILING and slowest <= SLOWER * best:
-            return names
-        worse = [n for n, rate, p50 in known if (rate > FAILING and rate > 2 * least) or p50 > SLOWER * best]
-        if not worse or len(worse) == len(names) or next(self._turn) % LOOK_AGAIN == 0:
-            return names
-        execution.routing += [Tried(name, "behind") for name in worse]
-        return [*(name for name in names if name not in worse), *worse]
 
     def _open(self, what: str, wait: float, node: str) -> CircuitOpen:
         said = f"{what} failed too often lately, and is not asked for {wait:.1f} s"
@@ -166,37 +165,44 @@ class Routing:
         if execution.batch:
             return
         spec, now = execution.work.spec, self._now()
-        why = str(record.error.get("type", "")) if record.error else ANSWERED
-        tried = [t for t in record.routing if t.why not in NOT_ASKED]
+        of_users, learned = spec.kind in OF_USERS, False
         for one in record.routing:
             if one.why == BEGAN and one.lm in self.lms:
                 self.lms[one.lm].beginnings.add(one.ms / 1000)
         if spec.choose == "cheapest":
             self._spending.learn(spec.program, record.lm, record.usage)
-        for one in tried or [Tried(record.lm, why, record.elapsed * 1000)]:
-            self._learn(one, now, spec)
-        if spec.kind in OF_USERS:
-            self._learn_of(spec, why, execution, now)
-        for probe in self._probes.pop(execution, ()):
-            probe.released()
+        for one in record.routing:
+            if one.why not in NOT_ASKED:
+                self._learn(one, now, of_users)
+                learned = True
+        if of_users or not learned:
+            why = str(record.error.get("type", "")) if record.error else ANSWERED
+            if not learned:
+                self._learn(Tried(record.lm, why, record.elapsed * 1000), now, of_users)
+            if of_users:
+                self._learn_of(spec, why, execution, now)
+        if self._probes:
+            for probe in self._probes.pop(execution, ()):
+                probe.released()
 
-    def _learn(self, one: Tried, now: float, spec: CallSpec) -> None:
+    def _learn(self, one: Tried, now: float, of_users: bool) -> None:
         if (found := self.lms.get(one.lm)) is None:
             return
-        seconds, measured = one.ms / 1000, found.by(spec)
-        hung = measured is found.of_programs  # a timeout may be the fault of the user's code, and is no sign of the model
+        seconds = one.ms / 1000
+        measured, behind = (found.of_programs, self._programs_behind) if of_users else (found.measured, self._behind)
         if one.why == ANSWERED:
             measured.add(seconds)
             if found.breaker.succeeded(now):
                 self._troubled.discard(one.lm)
                 self._tell(f"lm.{one.lm}", "closed")
-        elif one.why == "LMUnavailable" or (
-            one.why in TIMEOUTS and not hung and found.blames(seconds, silent=one.why == SILENT)
+        elif one.why == "LMUnavailable" or (  # a timeout of user's code is no sign of the model: the code may hang
+            one.why in TIMEOUTS and not of_users and found.blames(seconds, silent=one.why == SILENT)
         ):
             measured.add(None)
             if found.breaker.failed(now):
                 self._troubled.add(one.lm)
                 self._tell(f"lm.{one.lm}", "open")
+        behind.learned(measured)
 
     def _learn_of(self, spec: CallSpec, why: str, execution: Execution, now: float) -> None:
         """Of a program: that it hangs, or ends its process, and of a call only the first such attempt. What it raises is about
@@ -218,6 +224,7 @@ class Routing:
                 del self._programs[spec.target]
 
     def _tell(self, what: str, state: str) -> None:
+        self._without.clear()
         telemetry.emit("breaker", pool=self._pool, what=what, state=state)
         (log.warning if state == "open" else log.info)("breaker", pool=self._pool, of=what, state=state)
 

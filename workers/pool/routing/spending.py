@@ -32,7 +32,8 @@ class Tokens:
             self.calls += 1
         part = 1 / self.calls
         self.read += (read - self.read) * part
-        self.cached += (cached - self.cached) * part
+        if cached or self.cached:
+            self.cached += (cached - self.cached) * part
         self.written += (written - self.written) * part
 
 
@@ -56,19 +57,23 @@ class Spending:
 
     def __init__(self, profiles: Mapping[str, Profile]) -> None:
         self._programs: dict[str, _OfProgram] = {}
+        self._latest = "", _OfProgram()
         self._unknown = _OfProgram(Tokens(read=3.0, written=1.0))  # a program that was not called: how prices compare
         # USD of a token that is read, of one that the provider had in its cache, and of one that is written
         self._usd = {name: (p.cost_of(1, 0), p.cost_of(1, 0, 1), p.cost_of(0, 1)) for name, p in profiles.items()}
         self.priceless = frozenset(name for name, profile in profiles.items() if not profile.priced)
 
-    def by_cost(self, program: str, names: Sequence[str], *, curious: bool) -> ByCost:
-        """The order in which they are asked; as they are written where they cost the same, and last what is not there.
+    def by_cost(self, program: str, names: Sequence[str], *, curious: bool) -> ByCost | None:
+        """The order in which they are asked; as they are written where they cost the same, and last what is not there. None
+        where one of them has no price.
 
         `curious`: before the cheapest those that may cost less, of which nobody knows yet how much they write.
         """
         found = self._programs.get(program, self._unknown)
         key = tuple(names), curious
         if (kept := found.orders.get(key)) is None:
+            if not self.priceless.isdisjoint(names):
+                return None
             costs = {name: self._cost(found, name) for name in names}
             order = sorted(names, key=costs.__getitem__)
             if curious:
@@ -77,8 +82,16 @@ class Spending:
             if len(found.orders) >= _LISTS:
                 found.orders.clear()
             dearer = [Tried(name, "dearer") for name in names[: names.index(order[0])]]
-            kept = found.orders[key] = ByCost(order, dearer)
+            kept = found.orders[key] = ByCost(tuple(order), dearer)
         return kept
+
+    def _found(self, program: str) -> _OfProgram:
+        found = self._programs.pop(program, None) or _OfProgram()
+        self._programs[program] = found  # the latest last
+        if len(self._programs) > PROGRAMS:
+            del self._programs[next(iter(self._programs))]
+        self._latest = program, found
+        return found
 
     def _cost(self, found: _OfProgram, name: str) -> float:
         """What a call is expected to cost, in USD; with a profile that is not there more than with any other."""
@@ -99,14 +112,12 @@ class Spending:
 
     def learn(self, program: str, lm: str, usage: Mapping[str, Any]) -> None:
         """What a call has used, as its record says, whatever came of it. No tokens: the model's server tells none."""
-        read, written = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+        read, written, cached = usage.get("input_tokens", 0), usage.get("output_tokens", 0), usage.get("cached_tokens", 0)
         if not read and not written:
             return
-        found = self._programs.pop(program, None) or _OfProgram()
-        self._programs[program] = found  # the latest last
-        if len(self._programs) > PROGRAMS:
-            del self._programs[next(iter(self._programs))]
-        cached = min(read, usage.get("cached_tokens", 0))
+        found = self._latest[1] if program == self._latest[0] else self._found(program)
+        if cached > read:
+            cached = read
         found.in_all.add(read, cached, written)
         own = found.by.get(lm)
         if own is None:
