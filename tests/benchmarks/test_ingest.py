@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts of tha
 import ingest
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_each_way_to_store_rows_gives_a_figure(nats_url: str, tmp_path: Path) -> None:
     (tmp_path / "dspex.toml").write_text('app = "bench"\n')

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts of tha
 import keyed
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_hop_gives_a_figure_for_many_events_and_for_one_by_one(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed, "HOPS", (1,))

@@ -17,6 +17,7 @@ from jobs.topologies import topology
 from dspex.testing import Driver
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("query", nexmark.QUERIES)
 def test_a_query_of_nexmark_has_as_many_results_as_plain_python_counts(query: str) -> None:
     with Driver(topology("bench", query, 0, "in", "", "out", 1)) as d:

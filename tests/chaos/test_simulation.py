@@ -15,6 +15,7 @@ pytestmark = pytest.mark.no_cover  # measured, it takes three times as long, and
 WORST = Faults(duplicate=0.1, disconnect=0.05, delay=0.2, unsettled=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1000])
 def test_every_event_has_its_effects_exactly_once(seed: int) -> None:
     report = Simulation(seed, count=80).run()
@@ -57,5 +58,7 @@ def test_the_testing_driver_keeps_its_promises_under_faults_and_crashes(seed: in
 
 def test_a_simulation_is_repeated_exactly_by_its_seed() -> None:
     first, second = Simulation(3, count=15, kills=2), Simulation(3, count=15, kills=2)
-    assert str(first.run()) == str(second.run())
+    report = first.run()
+    assert report.good, str(report)
+    assert str(report) == str(second.run())
     assert first.stored[-1].time == second.stored[-1].time

@@ -31,6 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_site_has_every_page_as_html_and_as_markdown(site: Path) -> None:
     for page in PAGES:
         html = page.with_name("index.html") if page.name == "README.md" else page.with_suffix(".html")

@@ -38,6 +38,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MAKE: dict[str, Any] = runpy.run_path(str(DOCS / "make/outputs.py"))
 PAGES: list[Path] = MAKE["PAGES"]
+LONG = (
+    "guides/programs.md",
+    "guides/runs.md",
+    "operations.md",
+    "start/tutorial.md",
+    "testing.md",
+)  # they start pools and engines
 ANSWERS = {"intent": "card_arrival", "wish": "refund"}  # what the model of the pages says for these fields
 OTHER_PROGRAMS = {"cd", "git", ".", "docker", "export", "grep", "deploy/make_secrets"}  # commands of others: not ours to check
 PATIENCE = 30  # looks at what is as old as an engine's heartbeat
@@ -132,7 +139,12 @@ def in_process(words: list[str]) -> str:
     return done.out + done.err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def tried(page: Path) -> Any:
+    name = page.relative_to(ROOT).as_posix()
+    return pytest.param(page, id=name, marks=[pytest.mark.long] if name.removeprefix("docs/") in LONG else [])
+
+
+@pytest.mark.parametrize("page", [tried(page) for page in PAGES])
 def test_a_documentation_page_does_and_prints_what_it_says(page: Path, application: Application, shell: Any) -> None:
     space: dict[str, Any] = {"__name__": "page"}
     for block in MAKE["blocks"](page):

@@ -68,6 +68,7 @@ def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> Non
         assert not other.is_running()
 
 
+@pytest.mark.long
 def test_a_process_of_several_is_started_again_when_it_dies_while_events_go_on_and_none_outlives_the_first(
     project: Project,
 ) -> None:
@@ -117,6 +118,7 @@ def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) ->
     assert seen.raw.count("\x1b[?25l") == seen.raw.count("\x1b[?25h") == 1  # the cursor is there again
 
 
+@pytest.mark.long
 def test_a_run_begins_anew_when_its_files_change_to_what_can_run(project: Project) -> None:
     good = project.write("native.yaml", NATIVE.format(u=project.u).replace("len(text)", "len("))
     with project.start("run", "--pools", "none", "--reload") as run:
@@ -139,6 +141,7 @@ def test_a_run_begins_anew_when_its_files_change_to_what_can_run(project: Projec
         assert run.end() == 0
 
 
+@pytest.mark.long
 def test_a_run_that_waits_for_a_change_ends_with_the_code_of_what_is_wrong(
     project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -173,6 +176,7 @@ def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
         eventually(lambda: not psutil.pid_exists(server))
 
 
+@pytest.mark.long
 def test_a_file_is_stored_whole_and_once_though_the_server_dies_meanwhile(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text("".join(f'{{"text":"row {i}"}}\n' for i in range(300)))
     with project.start("--json", "run", "--pools", "none") as run:

@@ -254,6 +254,7 @@ class Begins(MemoryBus):
         return await super().reader(stream, filters, **options)
 
 
+@pytest.mark.long
 def test_partitions_that_never_had_an_event_do_not_have_all_others_read_again(lab: MakeLab) -> None:
     one = lab(keyed(partitions=1))
     one.start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from dspex.bus import subjects
 from dspex.bus.memory.server import MemoryBus, MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
@@ -32,6 +34,7 @@ def request(number: int) -> CallRequest:
     return CallRequest(f"c{number}", 1, 1, "t", "n", spec, {}, "run", record=RecordTo(RECORDS, f"id{number}", number, b""))
 
 
+@pytest.mark.long
 def test_however_many_records_lie_behind_work_each_is_read_once() -> None:
     loop, server = VirtualLoop(), MemoryServer()
     bus, records = Counting(server, BusEvents()), 51_000

@@ -45,6 +45,7 @@ def project(tmp_path: Path, unique: str, nats_url: str) -> Iterator[Project]:
         assert run.end() == 0, run.errors()
 
 
+@pytest.mark.long
 def test_who_watches_a_node_sees_what_its_programs_say_and_then_the_result(project: Project) -> None:
     with (
         project.start("watch", "says/work", "--count", "1") as people,

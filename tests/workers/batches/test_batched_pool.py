@@ -57,6 +57,7 @@ def runs(bench: Bench) -> Callable[[], bool]:
     return lambda: [row.status for child in bench.pool.children.slots.usable for row in child.batches] == ["in_progress"]
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_batch_outlives_the_processes_that_wait_for_it(server: BatchServer) -> None:
     """A killed one, one that is replaced, and the whole pool: one batch, one record a call, and no slot taken meanwhile."""

@@ -61,6 +61,7 @@ async def test_what_a_profile_needs_is_imported_once_for_all_workers_before_they
         assert process not in workers
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 @pytest.mark.parametrize("why", ["a message", "a program's own model", "a profile, in a pool without programs"])
 async def test_what_was_not_imported_ahead_is_imported_in_a_thread(model: Any, tmp_path: Path, why: str) -> None:

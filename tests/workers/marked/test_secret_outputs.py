@@ -114,6 +114,7 @@ def paying(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[
         assert CANARY not in "".join(logs)
 
 
+@pytest.mark.long
 def test_the_verbs_do_not_say_what_is_secret(paying: Paying) -> None:
     u, run, bad = paying.project.u, paying.runs["good"], paying.runs["bad"]
     paying.project.here("runs", "score", run, "helpful", "1", "--note", f"paid from {CANARY}")
@@ -189,6 +190,7 @@ def test_what_is_done_again_does_not_say_what_is_secret(paying: Paying) -> None:
     assert _around(said + files) == []
 
 
+@pytest.mark.long
 def test_what_is_told_over_http_and_to_a_collector_does_not_say_what_is_secret(paying: Paying) -> None:
     run, bad = paying.runs["good"], paying.runs["bad"]
     asked = [f"/v1/runs/{one}?tree=true&outputs=true" for one in paying.runs.values()]

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pool_bench import config
+from pool_bench import light
 
 from dspex.bus.errors import WorkerLost
 from dspex.bus.memory.server import MemoryBus, MemoryServer
@@ -30,7 +30,7 @@ class BrokenBus(MemoryBus):
 
 @pytest.mark.asyncio
 async def test_a_pool_that_cannot_take_work_any_more_fails_with_the_reason(model: Any) -> None:
-    pool = Pool(BrokenBus(MemoryServer(), BusEvents()), config(model.url))
+    pool = Pool(BrokenBus(MemoryServer(), BusEvents()), light(model.url))
     try:
         await pool.start()
         with pytest.raises(WorkerLost, match="unhashable type") as e:

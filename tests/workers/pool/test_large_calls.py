@@ -19,6 +19,7 @@ from dspex.engine.client.client import Client
 TEXT = "text -> reply"
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_an_interactive_call_may_be_given_and_give_more_than_a_message_holds(model: Any) -> None:
     async with running(config(model.url)) as bench:

@@ -69,6 +69,7 @@ async def test_what_programs_start_counts_as_memory_of_their_worker(tmp_path: Pa
 
 
 # -- GPUs ------------------------------------------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_two_pools_of_a_machine_never_share_a_gpu(tmp_path: Path) -> None:
     """And what a worker had is free again as soon as it has ended, however it did."""

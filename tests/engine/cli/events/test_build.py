@@ -59,7 +59,7 @@ def run(recorded: tuple[Project, str]) -> str:
 
 
 def test_with_the_code_of_then_a_replay_is_the_same_and_with_that_of_today_it_differs(sizes: Project, run: str) -> None:
-    today = sizes.dspex("--json", "replay", run)
+    today = sizes.here("--json", "replay", run)
     assert (today.code, today.objects()[0]["diverged"]["b"]) == (6, 5)
     _is_the_same(sizes, run)
 
@@ -76,6 +76,7 @@ def _is_the_same(sizes: Project, *what: str) -> None:
     assert (found.code, said["same"], said["builds"]) == (0, True, {}), found
 
 
+@pytest.mark.long
 def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Project, run: str) -> None:
     assert sizes.dspex("runs", "export", run, "-o", "one.jsonl").code == 0
     for folder, code in (("../then", 0), (".", 2)):
@@ -99,6 +100,7 @@ def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes
         assert f": functions: {then} then, {there} there; sizes.py: " in error["message"]
 
 
+@pytest.mark.long
 def test_another_helper_that_functions_import_is_another_build_and_its_file_is_named(
     sizes: Project, run: str, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_another_helper_that_functions_import_is_another_build_and_its_file_is_n
     assert sizes.dspex("replay", run, "--build", wrong).code == 0
 
 
+@pytest.mark.long
 def test_what_an_older_dspex_recorded_is_of_a_build_that_names_no_files_and_is_replayed(sizes: Project, run: str) -> None:
     assert sizes.dspex("runs", "export", run, "-o", "older.jsonl").code == 0
     file = sizes.folder / "older.jsonl"
@@ -138,6 +141,7 @@ def test_the_application_and_its_server_are_those_of_here(sizes: Project, run: s
     assert (said["same"], said["builds"]) == (True, {})
 
 
+@pytest.mark.long
 def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project, run: str) -> None:
     made = sizes.dspex("--json", "fork", run, "--at", "size", "--input", "text=abcdef", "--build", "../then", "--diff")
     (fork,) = made.objects()
@@ -150,6 +154,7 @@ def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project
     assert (both["code"], "--with and --build do not go together" in both["message"]) == ("DX105", True)
 
 
+@pytest.mark.long
 def test_a_run_is_shown_and_explained_with_the_code_of_then_and_with_other_code_that_is_said(sizes: Project, run: str) -> None:
     today = sizes.dspex("runs", "show", run)
     assert ("~ size#0" in today.out, "other build: sizes.py: " in today.out) == (False, True), today
@@ -167,6 +172,7 @@ def test_a_run_is_shown_and_explained_with_the_code_of_then_and_with_other_code_
     assert [one["kind"] for one in way] == ["source", "native", "output"]
 
 
+@pytest.mark.long
 def test_a_candidate_is_judged_in_the_code_of_a_folder_and_what_is_another_build_is_said(sizes: Project) -> None:
     judged = "--json", "eval", "--metric", "exact_match", "--field", "size"
     *_, now = sizes.dspex(*judged).objects()
@@ -178,6 +184,7 @@ def test_a_candidate_is_judged_in_the_code_of_a_folder_and_what_is_another_build
     assert sizes.dspex("--json", "shadow", "--build", "nowhere").error()["code"] == "DX105"
 
 
+@pytest.mark.long
 def test_the_debugger_stops_in_the_code_of_then(sizes: Project, run: str) -> None:
     seen = Seen(sizes, "replay", run, "--at", "size", "--pdb", "--build", "../then", typed=True)
     try:
@@ -199,6 +206,7 @@ def test_nothing_is_imported_from_where_the_command_is_typed(sizes: Project, run
     assert (error["code"], "No module named 'words'" in error["message"]) == ("DX221", True)
 
 
+@pytest.mark.long
 def test_the_interpreter_of_the_folder_runs_its_code(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     folder = written(tmp_path, sizes.u, "")

@@ -108,12 +108,11 @@ def test_an_operator_that_is_not_there_and_options_that_make_no_sense_are_refuse
 @pytest.mark.parametrize(
     ("typed", "code", "last"),
     [
-        ("\x03", 130, "interrupted: nothing was written"),
-        ("n \x03", 130, "interrupted: nothing was written"),
-        ("\x04", 0, "same"),
-        ("q", 0, "same"),
+        pytest.param("\x03", 130, "interrupted: nothing was written", id="^C"),
+        pytest.param("n \x03", 130, "interrupted: nothing was written", id="^C behind a step", marks=pytest.mark.long),
+        pytest.param("\x04", 0, "same", id="^D", marks=pytest.mark.long),
+        pytest.param("q", 0, "same", id="q", marks=pytest.mark.long),
     ],
-    ids=["^C", "^C behind a step", "^D", "q"],
 )
 def test_whoever_leaves_at_the_prompt_gets_one_line_and_a_terminal_in_order(
     flow: tuple[Project, str], typed: str, code: int, last: str

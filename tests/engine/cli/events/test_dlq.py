@@ -142,6 +142,7 @@ def test_a_redriven_event_keeps_its_run_and_arrives_once(native: Project) -> Non
     assert native.here("--json", "dlq", "drop", str(other["sequence"])).objects() == [{"dropped": 1}]
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_redrive_of_many_letters_that_is_killed_half_way_and_asked_for_again_runs_each_event_once(
     native: Project, nats_url: str

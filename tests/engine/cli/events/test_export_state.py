@@ -36,6 +36,7 @@ def burst(tmp_path: Path, nats_url: str) -> Project:
     return one
 
 
+@pytest.mark.long
 def test_runs_of_a_burst_end_as_they_did_when_their_files_are_replayed(burst: Project) -> None:
     (done,) = burst.here("--json", "runs", "export", "--topology", "once", "-o", "several").objects()
     assert done["files"] == 6

@@ -82,6 +82,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit what a process takes")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_small_file_that_says_it_is_large_takes_no_more_than_a_gibibyte(name: str, said: dict[str, Any]) -> None:
@@ -89,6 +90,7 @@ def test_a_small_file_that_says_it_is_large_takes_no_more_than_a_gibibyte(name: 
     assert EXPECTED[name] in said[name][0]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit what a process takes")
 def test_every_swollen_file_is_tried(said: dict[str, Any]) -> None:
     assert set(said) == set(EXPECTED)

@@ -85,6 +85,7 @@ def refused(result: Any) -> dict[str, Any]:
     return error
 
 
+@pytest.mark.long
 def test_an_agent_lists_shows_explains_replays_and_compares_runs(native: Project) -> None:
     first, second = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n{"text":"abcd"}\n').objects())
     listed, shown, explained, replayed, whole, compared = ask(
@@ -104,6 +105,7 @@ def test_an_agent_lists_shows_explains_replays_and_compares_runs(native: Project
     assert (found["same"], found["first"]["field"], found["first"]["a"], found["first"]["b"]) == (False, "size", 3, 4)
 
 
+@pytest.mark.long
 def test_a_replay_by_an_agent_takes_the_code_as_it_is_when_it_asks(native: Project) -> None:
     (run,) = (one["run"] for one in native.publish("-", stdin='{"text":"abc"}\n').objects())
     file = native.folder / "native.yaml"
@@ -208,11 +210,13 @@ def replayed(project: Project, code: str, *options: str) -> dict[str, Any]:
     return refused(within(project, asks, f"--config={settings}", "mcp", *options))
 
 
+@pytest.mark.long
 def test_a_command_that_takes_too_long_is_ended_with_its_process(native: Project) -> None:
     error = replayed(native, "import time\ntime.sleep(3600)\n", "--timeout", "2s")
     assert (error["code"], error["message"]) == ("DX105", "it took longer than 2s and was ended")
 
 
+@pytest.mark.long
 def test_a_command_that_prints_more_than_may_be_read_is_ended(native: Project) -> None:
     error = replayed(native, "while True:\n    print('x' * (1 << 20))\n")
     assert (error["code"], error["message"]) == ("DX105", "it is more than 32 MiB")

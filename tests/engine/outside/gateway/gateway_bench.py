@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -77,24 +79,32 @@ def as_(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer secret-{name}"}
 
 
-@pytest.fixture(scope="module")
-def model() -> StandIn:
-    return StandIn()
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str, model: StandIn) -> Iterator[Project]:
+@contextmanager
+def served(folder: Path, nats_url: str, model: StandIn) -> Iterator[Project]:
     """A project whose topology, pool and gateway run; `project.env["GATEWAY"]` says where."""
     with stand_in(model) as url:
         u, port = f"g{os.urandom(5).hex()}", free_port(None)
         env = {**TOKENS, "HOOK_SECRET": "of the hook", "NATS_URL": nats_url, "GATEWAY": f"http://127.0.0.1:{port}"}
-        made = Project(tmp_path_factory.mktemp("gateway"), u, SETTINGS.format(url=url, u=u), **env)
+        made = Project(folder, u, SETTINGS.format(url=url, u=u), **env)
         made.write("support.yaml", TOPOLOGY.format(u=u))
         made.write("counts.yaml", COUNTS.format(u=u))
         with made.start("run", "--http", f"127.0.0.1:{port}", "--profile", "profile.json") as run:
             run.until("ready in")
             yield made
             assert run.end() == 0, run.errors()
+
+
+@pytest.fixture(scope="session")
+def model() -> StandIn:
+    """The model of `project`. What others asked may still be answered: count requests by their text, `model.texts`."""
+    return StandIn()
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, nats_url: str, model: StandIn) -> Iterator[Project]:
+    """As `served`, one for all files: what a test looks for in it is its own, found by the id of its run."""
+    with served(tmp_path_factory.mktemp("gateway"), nats_url, model) as made:
+        yield made
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import schemathesis
 from cli_bench import Project
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from gateway_bench import TOKENS, as_
+from gateway_bench import TOKENS, as_, served
 from hypothesis import HealthCheck, given, settings
 from jsonschema import Draft202012Validator
+from standin import StandIn
 
 import dspex
 from dspex.asgi import app
@@ -25,10 +26,11 @@ DONE = ("/cancel", "/events", "/v1/approvals/")  # they change what the others a
 
 
 @pytest.fixture(scope="module")
-def described(project: Project) -> Any:
-    """The description, without the paths that wait."""
-    schema = schemathesis.openapi.from_url(f"{project.env['GATEWAY']}/openapi.json", headers=as_("operator"))
-    return schema.exclude(path_regex="|".join(DONE))
+def described(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[Any]:
+    """The description, without the paths that wait, of an application that nobody else uses: anything is tried on it."""
+    with served(tmp_path_factory.mktemp("described"), nats_url, StandIn()) as project:
+        schema = schemathesis.openapi.from_url(f"{project.env['GATEWAY']}/openapi.json", headers=as_("operator"))
+        yield schema.exclude(path_regex="|".join(DONE))
 
 
 @pytest.mark.long

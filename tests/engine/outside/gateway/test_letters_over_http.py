@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from cli_bench import Project
 from gateway_bench import as_
 from page_bench import is_there, published
@@ -45,6 +46,7 @@ def test_letters_are_changed_by_who_may_act_and_never_all_by_mistake(http: httpx
         assert http.post(path, json={"topology": "none"}, headers=as_("operator")).status_code == 404
 
 
+@pytest.mark.long
 def test_a_group_is_redriven_in_the_page_after_a_count_and_another_is_dropped(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:

@@ -61,13 +61,14 @@ def test_a_person_edits_and_accepts_in_the_page(shown: Any, http: httpx.Client, 
     assert (found["status"], found["outputs"][0]["data"]["reply"]) == ("done", "reply of a better word")
 
 
+@pytest.mark.long
 def test_dead_letters_open_by_group_and_lead_to_their_run(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
     run = published(http, project, "standin:400 fail")
     eventually(is_there(http, "/v1/letters", "letters", run))
     shown.keyboard.press("2")
-    shown.locator("tr[data-row]", has_text="classify").first.click()
+    shown.locator("tr[data-row]", has_text="LMRefused").first.click()
     card = shown.locator(".card", has_text=run[-8:])
     card.wait_for()
     shown.screenshot(path=tmp_path / "letters.png", full_page=True)

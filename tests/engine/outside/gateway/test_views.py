@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from cli_bench import Project
 from gateway_bench import as_
 from page_bench import is_there, published
@@ -57,6 +58,7 @@ def test_a_list_of_runs_tells_what_has_changed_and_nothing_else(http: httpx.Clie
     assert http.get("/v1/runs/events", headers=as_("site")).status_code == 403
 
 
+@pytest.mark.long
 def test_filters_are_in_the_address_and_are_kept_by_name(shown: Any, http: httpx.Client, project: Project) -> None:
     run = published(http, project, "only this one runs")
     shown.get_by_label("Status").select_option("running")
@@ -75,6 +77,7 @@ def test_filters_are_in_the_address_and_are_kept_by_name(shown: Any, http: httpx
     assert shown.evaluate("localStorage.getItem('dspex.filters')") == "[]"
 
 
+@pytest.mark.long
 def test_the_topology_is_drawn_with_what_operators_take_and_rate_and_cost_on_its_edges(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
@@ -90,6 +93,7 @@ def test_the_topology_is_drawn_with_what_operators_take_and_rate_and_cost_on_its
     shown.screenshot(path=tmp_path / "topology.png")
 
 
+@pytest.mark.long
 def test_a_session_is_found_and_what_was_said_in_it_is_read(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
@@ -105,6 +109,7 @@ def test_a_session_is_found_and_what_was_said_in_it_is_read(
     assert http.get("/v1/sessions/nobody", headers=as_("looker")).status_code == 404
 
 
+@pytest.mark.long
 def test_open_windows_are_shown_with_what_they_have_and_who_holds_the_watermark(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
 ) -> None:
@@ -124,6 +129,7 @@ def test_open_windows_are_shown_with_what_they_have_and_who_holds_the_watermark(
     shown.screenshot(path=tmp_path / "windows.png")
 
 
+@pytest.mark.long
 def test_pools_and_budgets_are_shown_as_numbers_and_as_bars(shown: Any, tmp_path: Path) -> None:
     shown.keyboard.press("7")
     shown.get_by_role("cell", name="lightweight").first.wait_for()
