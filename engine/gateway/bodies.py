@@ -99,7 +99,10 @@ BODIES: Final[Mapping[str, BodySchema]] = {
     "/v1/runs/{id}/fork": {
         "type": "object",
         "required": ["at"],
-        "properties": {"at": TEXT, "inputs": OBJECT, "outputs": OBJECT, "lm": TEXT, "program": TEXT, "deliver": _FLAG},
+        "properties": {
+            **{"at": TEXT, "inputs": OBJECT, "outputs": OBJECT, "lm": TEXT, "program": TEXT, "deliver": _FLAG},
+            "mode": {"enum": ["strict", "hybrid", "live"]},
+        },
         "oneOf": [{"required": [name]} for name in ("inputs", "outputs", "lm", "program")],
         "additionalProperties": False,
     },

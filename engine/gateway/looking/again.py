@@ -38,16 +38,16 @@ class AgainOffered:
     async def fork(self, request: Request) -> Response:
         """Do a run again with one change, as a run of its own: `{"at": "classify#0", "outputs": {…}, "deliver": false}`.
 
-        Calls that were asked something else are made. Its outputs are published to the sinks with `deliver` alone. `later`
+        Calls that were asked something else are made; with `"mode": "strict"` none is, with `"live"` all of the run are. Its outputs are published to the sinks with `deliver` alone. `later`
         is what it leads to in other runs.
         """
         self._entrance.access.to_look(request, "operate")
         run, client = await run_of(self._entrance, request)
         query_of(request)
-        at, given, deliver = _change(await self._entrance.fields(request))
+        at, given, deliver, mode = _change(await self._entrance.fields(request))
         await run.info()  # whether there is one comes before what it can change
         async with self._turns:
-            made = await while_there(request, client.fork(run, at, **given, deliver=deliver))
+            made = await while_there(request, client.fork(run, at, **given, deliver=deliver, mode=mode))
         told = await client.diff(run, made)
         found = {"run": made.id, "parent": run.id, "at": at, "delivered": deliver, "diff": _diff(told), "later": made.later}
         return json(found, 201)
@@ -62,17 +62,17 @@ class AgainOffered:
         return json(_diff(await client.diff(run, client.run(other))))
 
 
-def _change(said: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
-    """Where a fork changes what, and whether it is delivered. Raises ConfigError, DecodeError."""
-    known(said, ("at", "deliver", *CHANGES))
-    at, deliver = said.get("at"), said.get("deliver", False)
+def _change(said: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool, Any]:
+    """Where a fork changes what, whether it is delivered, and which calls are made. Raises ConfigError, DecodeError."""
+    known(said, ("at", "deliver", "mode", *CHANGES))
+    at, deliver, mode = said.get("at"), said.get("deliver", False), said.get("mode", "hybrid")
     given = {name: said[name] for name in CHANGES if said.get(name) is not None}
     kinds = {"inputs": dict, "outputs": dict, "lm": str, "program": str}
     wrong = [name for name, value in given.items() if not isinstance(value, kinds[name])]
-    if not isinstance(at, str) or not isinstance(deliver, bool) or wrong:
+    if not isinstance(at, str) or not isinstance(deliver, bool) or not isinstance(mode, str) or wrong:
         fix = '{"at": "classify", "outputs": {"kind": "good"}}'
         raise DecodeError("a fork has a place, and one change", fix=fix)
-    return at, given, deliver
+    return at, given, deliver, mode
 
 
 def _diff(found: Diff) -> dict[str, Any]:

@@ -84,6 +84,7 @@ function words(a, b) {
 }
 
 // -- a fork
+const MODES = [["hybrid", "those that are asked something else"], ["strict", "none"], ["live", "all of the run"]];
 const WAYS = [["outputs", "what it gives"], ["inputs", "what goes in"], ["lm", "the model (profile)"], ["program", "the saved state"]];
 
 function forking(run, all, wrong, tell) {
@@ -103,9 +104,10 @@ function forking(run, all, wrong, tell) {
   };
   const at = choice("Where", unique, (unique.find(([one]) => one.includes("#")) || unique[0])[0], fresh);
   const way = choice("What is changed", WAYS, "outputs", fresh);
+  const mode = choice("Calls that are made", MODES, "hybrid");
   const make = button("Make the fork", async () => {
     const change = ["lm", "program"].includes(way.value) ? name.value.trim() : changed(JSON.parse(field.value), at.value, way.value);
-    const made = await post(path(run.id, "fork"), { at: at.value, [way.value]: change, deliver: deliver.checked });
+    const made = await post(path(run.id, "fork"), { at: at.value, [way.value]: change, mode: mode.value, deliver: deliver.checked });
     form.hidden = true;
     tell(h("p", { role: "status" }, "fork ", runLink(made.run), deliver.checked ? ", its outputs were published" : ""), compared(made.diff, ["this run", "the fork"]));
   }, wrong, { class: "first" });
@@ -117,7 +119,7 @@ function forking(run, all, wrong, tell) {
   };
   const form = h("div", { class: "card", hidden: true }, h("div", { class: "filters" }, at, way, name), field,
     h("div", { class: "buttons" }, make, h("label", { for: "deliver" }, deliver, " publish its outputs to the sinks"),
-      h("span", { class: "quiet" }, "calls that are asked something else are made, and cost tokens")));
+      h("label", {}, "calls that are made, and cost tokens: ", mode)));
   fresh();
   return form;
 }

@@ -50,10 +50,24 @@ def test_a_fork_needs_the_right_to_act_and_is_delivered_only_if_asked(http: http
     diff = http.get(f"/v1/runs/{decided}/diff?with={made['run']}", headers=as_("looker")).json()
     assert [(one["step"], one["field"]) for one in diff["steps"]][-1][1] == "reply"
     assert "classify#0" in diff["equal"]
-    for wrong in ({"at": "draft#0"}, {**change, "lm": "main"}, {**change, "odd": 1}):
+    for wrong in ({"at": "draft#0"}, {**change, "lm": "main"}, {**change, "odd": 1}, {**change, "mode": "all"}):
         assert http.post(f"/v1/runs/{decided}/fork", json=wrong, headers=as_("operator")).status_code == 400, wrong
-    for wrong in ({}, {"at": 5}, {"at": "draft#0", "outputs": "text"}, {**change, "deliver": "yes"}):
+    for wrong in ({}, {"at": 5}, {"at": "draft#0", "outputs": "text"}, {**change, "deliver": "yes"}, {**change, "mode": 1}):
         assert http.post(f"/v1/runs/{decided}/fork", json=wrong, headers=as_("operator")).status_code == 422, wrong
+
+
+def test_a_fork_makes_no_call_in_mode_strict_and_all_of_the_run_in_mode_live(
+    http: httpx.Client, decided: str, model: StandIn
+) -> None:
+    change, asked = {"at": "draft#0", "outputs": {"reply": "a better one"}}, model.stats()["requests"]
+    path, who = f"/v1/runs/{decided}/fork", as_("operator")
+    assert http.post(path, json={**change, "mode": "strict"}, headers=who).status_code == 201
+    other = {"at": "draft#0", "inputs": {"text": "another card"}, "mode": "strict"}
+    said = http.post(path, json=other, headers=who)
+    assert (said.status_code, said.json()["error"]["code"]) == (409, "DX801"), said.text
+    assert model.stats()["requests"] == asked
+    assert http.post(path, json={**change, "mode": "live"}, headers=who).status_code == 201
+    assert model.stats()["requests"] > asked
 
 
 @pytest.mark.long
@@ -64,6 +78,7 @@ def test_a_run_is_replayed_forked_and_compared_in_the_page(shown: Any, project: 
     shown.get_by_role("button", name="Fork…").click()
     shown.get_by_label("Where").select_option("draft#0")
     shown.get_by_label("Fields to change, as JSON").fill('{"reply": "another word"}')
+    shown.get_by_label("Calls that are made").select_option("none")
     shown.screenshot(path=tmp_path / "fork.png")
     shown.get_by_role("button", name="Make the fork").click()
     shown.locator("table.diff mark", has_text="another word").first.wait_for()
