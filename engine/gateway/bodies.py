@@ -100,7 +100,12 @@ BODIES: Final[Mapping[str, BodySchema]] = {
         "type": "object",
         "required": ["at"],
         "properties": {
-            **{"at": TEXT, "inputs": OBJECT, "outputs": OBJECT, "lm": TEXT, "program": TEXT, "deliver": _FLAG},
+            "at": TEXT,
+            "deliver": _FLAG,
+            "inputs": OBJECT,
+            "outputs": OBJECT,
+            "lm": TEXT,
+            "program": TEXT,
             "mode": {"enum": ["strict", "hybrid", "live"]},
         },
         "oneOf": [{"required": [name]} for name in ("inputs", "outputs", "lm", "program")],

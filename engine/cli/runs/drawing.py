@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dspex.engine.cli.terminal.client import count, spent
 from dspex.engine.cli.terminal.terminal import to_json
@@ -14,17 +15,90 @@ if TYPE_CHECKING:
     from dspex.engine.client.runs.tree import Happening
 
 WIDE: Final = 160  # characters of data in a line
-MANY: Final = 12  # things of one kind below one other, of which the first few are drawn
-FIRST: Final = 5
+SCREENS: Final = 120  # lines that are drawn at most, as far as folding helps
+
+
+class Fold(NamedTuple):
+    """Of more than `many` things of one kind below one other the first few are drawn. `brief`: not what calls had and gave."""
+
+    many: float
+    first: int
+    brief: bool = False
+
+
+_ALL: Final = Fold(inf, 0)
+_FOLDS: Final = (Fold(12, 5), Fold(4, 3), Fold(3, 2), Fold(2, 1), Fold(2, 1, brief=True))  # many things have many below each
 _NONE: Final[Mapping[str, Sequence[str]]] = {}
 
 
 def drawn(
-    root: Happening, began: datetime, everything: bool = False, more: Mapping[str, Sequence[str]] = _NONE
-) -> Iterator[str]:
-    """The lines of a tree. `more`: lines by the ids of calls."""
-    yield said(root, began)
-    yield from _below(root, began, "", everything, more)
+    root: Happening,
+    began: datetime,
+    everything: bool = False,
+    more: Mapping[str, Sequence[str]] = _NONE,
+    width: int | None = None,
+) -> list[str]:
+    """The lines of a tree, of which more is folded the larger it is. `more`: lines by the ids of calls. `width`: of a terminal;
+    None: lines are as long as they are.
+    """
+    lines = list[str]()
+    for fold in (_ALL,) if everything else _FOLDS:
+        lines = [*_Drawing(began, fold, more, width).lines(root)]
+        lines += ["what went into calls and came out: --all shows it"] if fold.brief else []
+        if len(lines) <= SCREENS:
+            break
+    return lines
+
+
+class _Drawing:
+    """Draws a tree. See `drawn`."""
+
+    def __init__(self, began: datetime, fold: Fold, more: Mapping[str, Sequence[str]], width: int | None) -> None:
+        self._began, self._fold, self._more, self._width = began, fold, more, width
+
+    def lines(self, root: Happening) -> Iterator[str]:
+        yield self._fits(said(root, self._began))
+        yield from self._below(root, "")
+
+    def _fits(self, line: str) -> str:
+        return line if self._width is None or len(line) <= self._width else f"{line[: self._width - 1]}…"
+
+    def _details(self, told: Happening, indent: str) -> Iterator[str]:
+        """The lines that say more of one thing."""
+        yield from (self._fits(indent + line) for line in _details(told, brief=self._fold.brief))
+        yield from (indent + line for line in self._more.get(told.id, ()))
+
+    def _below(self, told: Happening, indent: str) -> Iterator[str]:
+        left = self._chosen(told)
+        for index, one in enumerate(left):
+            last = index == len(left) - 1
+            branch, inner = (indent + "└─ ", indent + "   ") if last else (indent + "├─ ", indent + "│  ")
+            if isinstance(one, str):
+                yield branch + one
+                continue
+            yield self._fits(branch + said(one, self._began))
+            while len(one.below) == 1:  # a chain goes down, and not to the right
+                yield from self._details(one, inner + "   ")
+                (one,) = one.below
+                yield self._fits(inner + said(one, self._began))
+            yield from self._details(one, inner + ("│  " if one.below else "   "))
+            yield from self._below(one, inner)
+
+    def _chosen(self, told: Happening) -> list[Happening | str]:
+        """What is drawn of what is below something, and a line for each kind of what is folded."""
+        kinds, fold = Counter((one.kind, one.node) for one in told.below), self._fold
+        left: list[Happening | str] = []
+        seen, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        folded: dict[tuple[str, str], list[Happening]] = {}
+        for below in told.below:
+            kind = (below.kind, below.node)
+            seen[kind] += 1
+            failed[kind] += (bad := _has_letter(below))
+            if kinds[kind] <= fold.many or seen[kind] <= fold.first or (bad and failed[kind] <= fold.many):
+                left.append(below)
+            else:
+                folded.setdefault(kind, []).append(below)
+        return [*left, *(_more(some) for some in folded.values())]
 
 
 def _within(told: Happening) -> Counter[str]:
@@ -35,38 +109,12 @@ def _within(told: Happening) -> Counter[str]:
 def _more(folded: list[Happening]) -> str:
     """A line for what is folded, with how much of each kind that is."""
     inside = sum((_within(one) for one in folded), Counter[str]())
-    words = {"call": "call", "hop": "event over hops", "output": "output", "native": "native value", "letter": "dead letter"}
-    said = ", ".join(count(inside[kind], word) for kind, word in words.items() if inside[kind] and kind != folded[0].kind)
+    inside[folded[0].kind] -= len(folded)
+    words = {"call": "call", "hop": "hop", "output": "output", "native": "native value", "letter": "dead letter"}
+    if folded[0].kind == "native":
+        del words["native"]  # each goes through several operators
+    said = ", ".join(count(inside[kind], word) for kind, word in words.items() if inside[kind])
     return f"… {len(folded):,} more of {folded[0].node}{f' ({said})' if said else ''}: --all shows them"
-
-
-def _below(told: Happening, began: datetime, indent: str, everything: bool, more: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    kinds = Counter((one.kind, one.node) for one in told.below)
-    left: list[Happening | str] = []
-    seen, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    folded: dict[tuple[str, str], list[Happening]] = {}
-    for below in told.below:
-        kind = (below.kind, below.node)
-        seen[kind] += 1
-        failed[kind] += (bad := _has_letter(below))
-        if everything or kinds[kind] <= MANY or seen[kind] <= FIRST or (bad and failed[kind] <= MANY):
-            left.append(below)
-        else:
-            folded.setdefault(kind, []).append(below)
-    left += [_more(some) for some in folded.values()]
-    for index, one in enumerate(left):
-        last = index == len(left) - 1
-        branch, inner = (indent + "└─ ", indent + "   ") if last else (indent + "├─ ", indent + "│  ")
-        if isinstance(one, str):
-            yield branch + one
-            continue
-        yield branch + said(one, began)
-        while len(one.below) == 1 and one.kind == "native":  # a chain of operators goes down, and not to the right
-            yield from (inner + "   " + line for line in _details(one))
-            (one,) = one.below
-            yield inner[:-3] + ("│  " if not last else "   ") + said(one, began)
-        yield from (inner + ("│  " if one.below else "   ") + line for line in (*_details(one), *more.get(one.id, ())))
-        yield from _below(one, began, inner, everything, more)
 
 
 def said(told: Happening, began: datetime) -> str:
@@ -110,14 +158,14 @@ def _has_letter(told: Happening) -> bool:
     return any(one.kind == "letter" for one in told)
 
 
-def _details(told: Happening) -> Iterator[str]:
+def _details(told: Happening, *, brief: bool) -> Iterator[str]:
     if told.error is not None:
         kind = f"{told.error.get('type', '')}[{told.error.get('code', '')}]  " if told.kind == "letter" else ""
         yield f"{kind}{told.error.get('message', '')}"
     for step in told.attempts:
         if step.error is not None:
             yield f"attempt {step.attempt}: {step.error}"
-    if told.kind == "call":
+    if told.kind == "call" and not brief:
         yield f"in   {short(told.data)}"
         if told.attempts[-1].outputs is not None:
             yield f"out  {short(told.attempts[-1].outputs)}"

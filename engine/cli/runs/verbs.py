@@ -14,6 +14,7 @@ from dspex.engine.cli.runs.choice import ReplayChoice
 from dspex.engine.cli.runs.drawing import drawn, said
 from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
 from dspex.engine.cli.terminal.client import client, count, spent
+from dspex.engine.cli.terminal.printable import width_of
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -197,7 +198,11 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
     for line in other_builds(shown.builds):
         t.line(line)
     more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
-    for line in (*drawn(shown.root, info.started, everything, more), *(shown.later.lines() if shown.later is not None else ())):
+    width = None if everything else width_of(sys.stdout)
+    for line in (
+        *drawn(shown.root, info.started, everything, more, width),
+        *(shown.later.lines() if shown.later is not None else ()),
+    ):
         t.line(line)
 
 

@@ -7,6 +7,7 @@ colours and titles, show a line in another order than it has.
 from __future__ import annotations
 
 import re
+from typing import TextIO
 
 _BREAKS = "\n\t"
 # C0, DEL and C1; separators of lines; what changes the direction of text; halves of characters, which cannot be written at all
@@ -18,6 +19,13 @@ def printable(text: str, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return _CONTROL.sub(lambda c: c[0] if lines and c[0] in _BREAKS else c[0].encode("unicode_escape").decode(), text)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """The columns of a terminal; None where it is none, so that a line may be as long as it is."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def printable_json(text: str) -> str:

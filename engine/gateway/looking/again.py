@@ -38,8 +38,8 @@ class AgainOffered:
     async def fork(self, request: Request) -> Response:
         """Do a run again with one change, as a run of its own: `{"at": "classify#0", "outputs": {…}, "deliver": false}`.
 
-        Calls that were asked something else are made; with `"mode": "strict"` none is, with `"live"` all of the run are. Its outputs are published to the sinks with `deliver` alone. `later`
-        is what it leads to in other runs.
+        Calls that were asked something else are made; with `"mode": "strict"` none is, with `"live"` all of the run are.
+        Its outputs are published to the sinks with `deliver` alone. `later` is what it leads to in other runs.
         """
         self._entrance.access.to_look(request, "operate")
         run, client = await run_of(self._entrance, request)

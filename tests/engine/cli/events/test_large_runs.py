@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_lab import Lab
 
-from dspex.engine.cli.runs.drawing import drawn
+from dspex.engine.cli.runs.drawing import SCREENS, drawn
 from dspex.engine.client.runs.tree import Happening
 from dspex.operators.topology import Topology
 
@@ -42,6 +42,44 @@ def test_a_run_of_5000_events_or_200_calls_is_shown_on_a_screen_and_wholly_with_
     assert any(f"{count - 5:,} more of {named}" in line and line.endswith(": --all shows them") for line in lines)
     assert len(whole) >= count
     assert (info.status, info.calls) == ("done", count if calls else 0)
+
+
+def test_what_is_made_of_many_that_are_made_of_many_is_shown_on_a_few_screens_and_in_80_columns(lab: MakeLab) -> None:
+    topology = Topology("nested")
+    pieces = topology.source("in").flat_map(lambda data: [{"k": str(n)} for n in range(40)], name="cut").key_by("k", name="by")
+    summed = (
+        pieces.flat_map(lambda data: [data] * 40, name="again").predict("k -> sum", name="total").key_by("sum", name="by_sum")
+    )
+    summed.flat_map(lambda data: [data] * 13, name="thrice").sink("out")
+    one = lab(topology)
+    one.answers["total"] = lambda inputs, work: {"sum": "x" * 100}
+    one.start()
+    one.work()
+    run = one.client.run(one.publish("in", {}))
+    one.advance(60)
+    lines = drawn(one.run(run.tree()), one.run(run.info()).started, width=80)
+    assert len(lines) <= SCREENS
+    assert max(map(len, lines)) == 80
+    assert "37 more of by (1,480 calls, 1,480 hops, 19,240 outputs): --all shows them" in lines[-1]
+
+
+def test_calls_one_behind_the_other_go_down_and_not_to_the_right_and_of_many_only_their_lines_are_shown(lab: MakeLab) -> None:
+    topology = Topology("chain")
+    stream = topology.source("in")
+    for n in range(60):
+        stream = stream.predict("text -> reply" if n % 2 == 0 else "reply -> text", name=f"step{n}")
+    stream.sink("out")
+    one = lab(topology)
+    one.answers |= {f"step{n}": lambda inputs, work: {"text": "y", "reply": "z"} for n in range(60)}
+    one.start()
+    one.work()
+    run = one.client.run(one.publish("in", {"text": "x"}))
+    one.advance(60)
+    root, began = one.run(run.tree()), one.run(run.info()).started
+    lines, whole = drawn(root, began), drawn(root, began, True)
+    assert next(line for line in lines if "step59#0" in line).startswith("   +")
+    assert (len(lines), lines[-1]) == (63, "what went into calls and came out: --all shows it")
+    assert (len(whole), whole[-2].strip()) == (62 + 120, 'out  {"text":"y","reply":"z"}')
 
 
 def test_of_many_dead_letters_the_first_are_shown_and_how_many_more_there_are(lab: MakeLab) -> None:
