@@ -78,14 +78,22 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
     names it names nothing; or it is a record whose bytes are damaged. Raises BusError; NotAllowed where the payloads are
     sealed, and this process has no key.
     """
+    return (await looked_at(bus, app, message))[0]
+
+
+async def looked_at(bus: Bus, app: str, message: Message) -> tuple[Message | None, bool]:
+    """What `checked_out` gives, and whether the body is damaged: it is there, and not as it was. Raises what that does."""
     if is_damaged(message):
         _log.error("a record is damaged", subject=message.subject, sequence=message.sequence)
-        return None
-    if subjects.CLAIM_CHECK in message.headers:
-        found = await _fetched(bus, app, message)
-        if found is None:
-            return None
-        message = found
+        return None, True
+    if subjects.CLAIM_CHECK not in message.headers or message.data:  # it has its body, also where it was fetched before
+        return await _opened(bus, app, message), False
+    found, damaged = await _fetched(bus, app, message)
+    return (await _opened(bus, app, found) if found is not None else None), damaged
+
+
+async def _opened(bus: Bus, app: str, message: Message) -> Message | None:
+    """The message with a body that is not sealed; None where nobody can open it."""
     if subjects.SEALED not in message.headers:
         return message
     if bus.sealing is not None:
@@ -96,23 +104,23 @@ async def checked_out(bus: Bus, app: str, message: Message) -> Message | None:
     return None
 
 
-async def _fetched(bus: Bus, app: str, message: Message) -> Message | None:
-    """The message with the body that its claim check names."""
+async def _fetched(bus: Bus, app: str, message: Message) -> tuple[Message | None, bool]:
+    """The message with the body that its claim check names; and whether that is damaged."""
     name = message.headers[subjects.CLAIM_CHECK]
     where = {"subject": message.subject, "sequence": message.sequence, "payload": name[:64]}
     if not NAME.fullmatch(name):  # whoever may publish can write what they like
         _log.error("a claim check names no payload", **where)
-        return None
+        return None, False
     objects = await bus.objects(subjects.objects(app))
     try:
         data = await shown(bus, "objects", subjects.objects(app), lambda: objects.get(name))
     except DataError as e:
         _log.error("a payload cannot be read", **where, why=e.message)
-        return None
+        return None, True
     if data is None:
         _log.error("a payload is stored nowhere any more", **where)
-        return None
-    return message._replace(data=data)
+        return None, False
+    return message._replace(data=data), False
 
 
 def named_in_headers(app: str, message: Message) -> CallRequest:

@@ -20,7 +20,7 @@ from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import NOTHING, Diff, Replay, StepDiff, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.builds import others
-from dspex.engine.client.runs.then.recorded import RecordedCalls, taken_by
+from dspex.engine.client.runs.then.recorded import RecordedCalls, need_whole, taken_by
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.build import build
@@ -41,6 +41,7 @@ async def of_one(
     if (kept := await run.kept()) is not None:  # it is in no log
         return await of_file(client, kept, graphs, mode, told), None
     past, applied = await run.history()
+    need_whole(past)
     file = RunFile.of(await run.info(), Tree(past, applied).root, past)
 
     async def from_its_event() -> Replay:

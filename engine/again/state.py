@@ -13,10 +13,11 @@ from dspex.bus.records import NodeEvent
 from dspex.engine.client.client import Client
 from dspex.engine.client.run import Run
 from dspex.engine.client.runs.export import RunFile
-from dspex.engine.client.runs.history import History, Taken
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.info import info_of
 from dspex.engine.client.runs.then.builds import builds_of
 from dspex.engine.client.runs.then.state import OF_ONE_EVENT, PartitionState, StateThen, kept, state_before
+from dspex.engine.client.runs.then.taken import Taken
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest

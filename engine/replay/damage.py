@@ -10,6 +10,7 @@ from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
 from dspex.bus.records import NodeEvent
+from dspex.bus.serving import payloads
 from dspex.engine.log.entries import LogAddress, from_later, is_as_stored, is_damaged_entry, lacks_pieces, readable, was_read
 from dspex.engine.log.reading import changes
 from dspex.engine.replay.marks import run_of
@@ -57,6 +58,19 @@ def of_record(m: Message) -> RecordingIncomplete:
     return RecordingIncomplete(
         f"the record at {m.sequence}, of run {run}, is damaged: it is not what was stored", run=run, fix=fix
     )
+
+
+async def need_body(bus: Bus, app: str, m: Message, arrival: Arrival, runs: Collection[str] | None) -> None:
+    """Raise RecordingIncomplete for what was taken with its body, and has none now: damaged, or stored nowhere any more.
+    `runs`: those that count; None: all.
+    """
+    run = run_of(arrival) or m.headers.get(subjects.RUN, "")
+    if runs is not None and run and run not in runs:
+        return
+    _, damaged = await payloads.looked_at(bus, app, m)
+    what = "is damaged: it is not what was taken" if damaged else "cannot be read any more"
+    where = f"the body of {arrival.place.input} {m.sequence}{f', of run {run},' if run else ''}"
+    raise RecordingIncomplete(f"{where} {what}", run=run)
 
 
 def need_records(entry: int, taken: Sequence[Any], there: int, runs: Collection[str] | None) -> None:

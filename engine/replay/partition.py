@@ -14,29 +14,23 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, cast
 
 from dspex.bus import subjects
-from dspex.bus.message import Message
 from dspex.bus.port import Bus
-from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, Snapshot, packed, plain, readable, unpack
 from dspex.engine.log.latest import latest
 from dspex.engine.log.reading import follows, named_snapshot, restored
-from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Place, Position, filled
+from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Position, filled
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay import damage
-from dspex.engine.replay.ahead import HowMany, inputs_of
-from dspex.engine.replay.marks import marked, run_of
-from dspex.engine.replay.nobody import Nobody, not_committed, unchecked
+from dspex.engine.replay.ahead import HowMany
+from dspex.engine.replay.marks import run_of
+from dspex.engine.replay.nobody import Nobody, not_committed
 from dspex.engine.replay.stored import StoredCommit, other_rows
+from dspex.engine.replay.taken import TakenAgain
 from dspex.engine.replay.told import ToldTables
 from dspex.engine.replay.watched import ReplayPlace, Watcher
-from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset, digest
+from dspex.engine.runtime.arrival import Arrival, digest
 from dspex.engine.runtime.batch import Batch, next_number
-from dspex.engine.runtime.inputs.events import EventsInput
-from dspex.engine.runtime.inputs.input import Input
-from dspex.engine.runtime.inputs.records import RecordsInput
-from dspex.engine.runtime.inputs.source import SourceInput
-from dspex.engine.runtime.inputs.timers import TimersInput
 from dspex.engine.runtime.partition import Partition
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.compile import Stage
@@ -81,14 +75,7 @@ class PartitionReplay:
         self._address = Address(app, topology, stage.id, index, "", limit)
         self._names = stage.names
         self._ordered = frozenset(n for n, c in stage.calls.items() if c.call.order != "any")
-        self._source = (
-            SourceInput(bus, app, stage, stage.source, source_stream, count, unchecked, asyncio.Event())
-            if stage.source
-            else None
-        )
-        self._events = EventsInput(bus, app, topology, stage.id, self._source)
-        self._records = RecordsInput(bus, app, stage)
-        self._timers = TimersInput(bus, app, self._source, asyncio.Event(), self._records, lambda: 0.0)
+        self._again = TakenAgain(bus, app, stage, source_stream, count, self.timer)
         self._batch, self._mark = Batch(), NO_MARK  # of the entry
         self.told, self.mine = Tables(), cast("Mapping[str, Any]", {})
         self.excused, self._fails = False, set[str]()  # of what failed now, the runs; "" of what is not known
@@ -110,10 +97,7 @@ class PartitionReplay:
         """
         self._runs = runs
         reads: HowMany = "all" if only is None else "many" if len(only) > _MANY else "few"
-        self._logs = inputs_of(self.bus, self._address, self._stage, self._source_stream, reads)
-        if self._source is not None:
-            info = await self.bus.stream(self._source_stream)
-            self._source.created = info.created if info is not None else 0.0
+        await self._again.begin(self._address, reads)
         found, told = await self._begin(snapshot)
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
@@ -180,7 +164,7 @@ class PartitionReplay:
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = own = 0
-            async for arrival in self._arrivals(*run):
+            async for arrival in self._again.arrivals(self._p, run, self._runs):
                 damage.need_unchanged(entry, run, arrival, self._source_stream, self._runs)
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
@@ -214,6 +198,7 @@ class PartitionReplay:
         same = same or await stored.same_but_for_lines(gave)
         if not same:
             await stored.need_unchanged()
+            await self._again.need_frames(entry["taken"])
         if not same or mine != changed:
             self.differing = among = await stored.differing(gave, self._runs)
             fails = any(not run or not among or run in among for run in self._fails)
@@ -223,33 +208,6 @@ class PartitionReplay:
         if mine != changed:
             yield f"other changes: {other_rows(mine, changed, quoted=self.bus.sealing is None)}"
         self._landed(sequence, within="asks" in entry)
-
-    # -- arrivals -----------------------------------------------------------------------------------------------------
-    async def _arrivals(
-        self, input: str, start: Any, stop: Any, count: int, clock: float, mark: Sequence[Any] | None = None
-    ) -> AsyncIterator[Arrival]:
-        """A run of arrivals, each made when the one before it was taken."""
-        first, last = (at if isinstance(at, int) else at[0] for at in (start, stop))
-        if mark and mark[0] in ("gap", "moved", "watermark"):
-            what = Gap(mark[1], mark[2]) if mark[0] == "gap" else Mark(mark[1]) if mark[0] == "watermark" else None
-            yield Arrival(Place(input, first), Position(*mark[-1]), clock, what)
-            return
-        if mark and mark[0] == "reset":
-            yield Arrival(Place(input, first), Position(*mark[-1]), clock, Reset(mark[1]))
-            return
-        inputs: list[Input | None] = [self._source, self._events, self._records, self._timers]
-        reader = next(i for i in inputs if i is not None and i.name == input)
-        timer = Message(str(self._p.index), b"", {}, self.timer(first))  # the number of a timer is its sequence
-        for message in [timer] if input == "timers" else await self._logs[input].between(first, last):
-            if reader.owner(message) != self._p.index:
-                continue
-            at_once = reader.at_once(self._p, message, clock)  # which takes no damaged record
-            if at_once is None and is_damaged(message) and not (mark and mark[0] == "record_gone"):
-                raise damage.of_record(message)  # it was not when it was taken
-            for arrival in (at_once,) if at_once is not None else await reader.arrivals(self._p, message, clock):
-                if count:
-                    count -= 1
-                    yield marked(arrival, mark) if mark else arrival
 
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:

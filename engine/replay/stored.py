@@ -23,6 +23,7 @@ class StoredCommit:
     def __init__(self, bus: Bus, app: str, sequence: int, entry: Mapping[str, Any]) -> None:
         self._bus, self._app, self._sequence, self._entry = bus, app, sequence, entry
         self._messages: list[Any] | None = None
+        self._damaged = False  # the body of one is
 
     async def messages(self) -> list[Any]:
         """All, without pieces of the entry; None for what is gone."""
@@ -37,12 +38,14 @@ class StoredCommit:
         """The messages that lie right before the entry."""
         stream = subjects.stream(self._app)
         found = [await self._bus.get(stream, at) for at in range(self._sequence - count, self._sequence)]
-        return [m and (await payloads.checked_out(self._bus, self._app, m) or m) for m in found]
+        looked = [await payloads.looked_at(self._bus, self._app, m) if m is not None else (None, False) for m in found]
+        self._damaged = any(damaged for _, damaged in looked)
+        return [whole or m for m, (whole, _) in zip(found, looked)]
 
     async def need_unchanged(self) -> None:
         """Raise RecordingIncomplete where what is there is not what was stored, as the entry says."""
         stored = [] if "asks" in self._entry else await self.messages()
-        if None not in stored and is_changed(self._entry, stored):
+        if self._damaged or (None not in stored and is_changed(self._entry, stored)):
             why = f"what was committed at {self._sequence} is damaged: its messages are not what the log says of them"
             raise RecordingIncomplete(why)
 

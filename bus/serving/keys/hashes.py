@@ -1,14 +1,16 @@
 """Hashes of records: one whose bytes are not those that were stored is told from one that says something else.
 
-    header `Dspex-Hash`    the first 16 bytes of the SHA-256 of the body, as 32 hex digits
+    header `Dspex-Hash`    the first 16 bytes of the SHA-256 of the body as it is stored, as 32 hex digits;
+                           where a claim check stands for the body, of the hash that it names
 
-A body in the object store is named by its hash, and what is sealed opens only as it was sealed: they have no other. This finds
+A body in the object store is named by its hash, and what is sealed opens as it was; but both may be another's. This finds
 damage, and no forgery: see signatures.py for that.
 Records of before there were hashes have none, and are taken as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Final
 
@@ -22,16 +24,20 @@ HEX: Final = 32  # digits of a hash
 def hashed(message: NewMessage) -> NewMessage:
     """A record as it is stored, with the hash of its body."""
     headers = message.headers or {}
-    if subjects.CLAIM_CHECK in headers or subjects.SEALED in headers:
-        return message
-    return message._replace(headers={**headers, subjects.HASH: _hash(message.data)})
+    return message._replace(headers={**headers, subjects.HASH: _hash(message.data, headers)})
 
 
 def is_damaged(message: Message) -> bool:
     """Whether a record, as it is stored, has not the body that its hash says. What else has one has it from strangers."""
     said = message.headers.get(subjects.HASH)
-    return said is not None and subjects.is_record(message.subject) and said != _hash(message.data)
+    return said is not None and subjects.is_record(message.subject) and said != _hash(message.data, message.headers)
 
 
-def _hash(data: bytes) -> str:
-    return sha256(data).hexdigest()[:HEX]
+def opened_headers(message: Message) -> dict[str, str]:
+    """The headers of a sealed message once it is opened: the hash of a record is that of the body as it was stored."""
+    gone = (subjects.SEALED, subjects.HASH) if subjects.is_record(message.subject) else (subjects.SEALED,)
+    return {name: value for name, value in message.headers.items() if name not in gone}
+
+
+def _hash(data: bytes, headers: Mapping[str, str]) -> str:
+    return sha256(headers.get(subjects.CLAIM_CHECK, "").encode() or data).hexdigest()[:HEX]

@@ -35,6 +35,7 @@ from dspex.bus.message import Message
 from dspex.bus.port import Bus, NewMessage, StreamConfig
 from dspex.bus.serving.keys.ciphers import KEY, SessionKey, Wrapping, unwrapped
 from dspex.bus.serving.keys.clear_text import SETTING, need_none
+from dspex.bus.serving.keys.hashes import opened_headers
 from dspex.bus.serving.keys.new_leader import shown
 from dspex.bus.serving.keys.secrets import secrets_of
 
@@ -181,7 +182,7 @@ class Keyring:
         body = key.opened(data, label.encode()) if key is not None else None
         if body is None:
             return None
-        return message._replace(data=body, headers={h: v for h, v in message.headers.items() if h != subjects.SEALED})
+        return message._replace(data=body, headers=opened_headers(message))
 
     def _fresh(self, name: str) -> SessionKey | None:
         """A key that is at hand, and not for too long."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
-from dspex.bus.serving.payloads import checked_out, is_whole
+from dspex.bus.serving.payloads import is_whole, looked_at
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow
 from dspex.engine.log.entries import (
@@ -67,8 +67,10 @@ class Commit:
             before = await self.before(stream)
             if len(before) == self.entry["covers"]:
                 before = before[self.entry.get("pieces", 0) :]  # which lie before its messages
-            whole = [m if is_whole(m.headers) else await checked_out(self._bus, app, m) for m in before]
-            self._changed = None not in whole and is_changed(self.entry, [m for m in whole if m is not None])
+            looked = [(m, False) if is_whole(m.headers) else await looked_at(self._bus, app, m) for m in before]
+            whole = [m for m, _ in looked if m is not None]
+            damaged = any(damaged for _, damaged in looked)
+            self._changed = damaged or (len(whole) == len(before) and is_changed(self.entry, whole))
         return self._changed
 
     def took_another(self, events: Mapping[int, bytes]) -> bool:

@@ -9,19 +9,21 @@ happens to it for long, snapshots tell that (`leap.py`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError, RunNotFound
 from dspex.bus.message import Message, id_time, partition_of, spread_of
 from dspex.bus.port import Bus
-from dspex.bus.records import unpack_frame
+from dspex.bus.records import NodeEvent, unpack_frame
 from dspex.bus.serving import payloads
 from dspex.engine.client.following.commit import TABLES, Commit, commit_of
 from dspex.engine.client.following.progress import PartitionId
 from dspex.engine.client.runs import places
 from dspex.engine.client.runs.leap import OpenRow, Outstanding, leap
+from dspex.engine.client.runs.then.taken import Taken
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.entries import is_damaged_entry, is_elsewhere
 from dspex.engine.log.positions import pages, sequence_before
@@ -33,29 +35,6 @@ _SOON = 2048  # sequences behind which it is worth to ask snapshots, and to read
 _LONG = 4 * _MANY  # sequences of the stream that must be left for that; and the most that is looked through at a time
 
 
-class Taken(NamedTuple):
-    """A commit in which something of the run was taken.
-
-    Attributes:
-        sequence, time: of its entry. clock: of the engine, for what it took.
-        inputs: what was taken: an input, and the sequence in it; for timers, the number.
-        opened, closed: numbers of calls and timers, by table. claim: the sequence of that of who wrote it.
-        messages: of the run, that lie right before the entry or in it: outputs, letters, requests; and frames.
-        woke: the operators with state that timers among the inputs have woken, with the keys and names of those.
-    """
-
-    partition: PartitionId
-    sequence: int
-    time: float
-    clock: float
-    inputs: tuple[tuple[str, int], ...]
-    opened: tuple[tuple[str, int], ...]
-    closed: tuple[tuple[str, int], ...]
-    messages: tuple[Message, ...]
-    claim: int = 0
-    woke: tuple[tuple[str, str, str], ...] = ()
-
-
 @dataclass
 class History:
     """What one source event caused.
@@ -65,8 +44,9 @@ class History:
         taken: the commits, in their order. records: of its calls, as they were taken.
         done: nothing of it is open. open: ids of calls that are, also where their last attempt has ended. alarms: names of
             timers of operators that are.
-        missing: attempts at calls whose records were taken and are not there any more. changed: sequences of entries whose
-            commits are not what was stored.
+        missing: attempts at calls whose records were taken and are not there any more. damaged: message ids of records that are
+            not what was stored. changed: sequences of entries whose commits are not what was stored, or what they took.
+        cut: sequences of frames that cannot be read: what is behind them is not known.
     """
 
     run: str
@@ -76,7 +56,9 @@ class History:
     taken: list[Taken] = field(default_factory=list)
     records: list[Message] = field(default_factory=list)
     missing: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    damaged: list[str] = field(default_factory=list[str])
     changed: list[int] = field(default_factory=list[int])
+    cut: list[int] = field(default_factory=list[int])
     done: bool = False
     open: frozenset[str] = frozenset()
     alarms: frozenset[str] = frozenset()
@@ -119,27 +101,27 @@ class HistoryReader:
         sources = [*places.sources(manifests)]
         self._sources = {subject: readers for stream, subject, readers in sources if stream == self._stream}
         info, message = await places.source_event(self._bus, self._run, sources, began)
-        stream = info.name
-        said = [several for of, subject, several in sources if of == stream and subjects.matches(subject, message.subject)]
-        readers = [reader for several in said for reader in several]
-        whole = await payloads.checked_out(self._bus, self._app, message) or message
-        self._wait_for(whole, readers)
-        self.found = History(self._run, stream, whole, [topology for topology, _ in readers], created=info.created)
+        who = [all for of, subject, all in sources if of == info.name and subjects.matches(subject, message.subject)]
+        readers = [reader for all in who for reader in all]
+        whole, damaged = await payloads.looked_at(self._bus, self._app, message)
+        self._wait_for(whole or message, readers, damaged=damaged)
+        self.found = History(
+            self._run, info.name, whole or message, [topology for topology, _ in readers], created=info.created
+        )
 
-    def _wait_for(self, message: Message, readers: Iterable[tuple[str, tuple[str, int]]]) -> None:
-        """An event of a source: who reads it must read past it."""
+    def _wait_for(self, message: Message, readers: Iterable[tuple[str, tuple[str, int]]], *, damaged: bool = False) -> None:
+        """An event of a source: who reads it must read past it. `damaged`: its body is not there, but another one."""
         for topology, (stage, count) in readers:
             where = (topology, stage, partition_of(spread_of(message), count) if count > 1 else 0)
             self.left.wait(where, "source", message.sequence, 0)
-            if not is_elsewhere(message):
+            if damaged or not is_elsewhere(message):
                 self._events.setdefault(where, {})[message.sequence] = message.data
 
     async def read(self, manifests: Mapping[str, Manifest], began: float, begun: int) -> History:
         """Read from a sequence on until nothing of the run is open. Raises RunNotFound."""
-        start = begun
         await self.begin(manifests, began)
         info, size, patience = await self._bus.stream(self._stream), _FEW, _SOON
-        ask = start + patience
+        start, ask = begun, begun + patience
         while info is not None and start <= info.last and not self.idle:
             if start >= ask and info.last - start > _LONG:
                 there = await leap(self._bus, self._app, self.left, start, info.last, near=_SOON)
@@ -227,8 +209,7 @@ class HistoryReader:
             waiting = self._waiting.get((where, input), {})
             for sequence, event in [one for one in waiting.items() if begin <= one[0] <= end]:
                 yield input, sequence
-                part = mark and mark[0] and mark[0][0] == "part"
-                if not part and (sequence < end or event <= item):
+                if not (mark and mark[0] and mark[0][0] == "part") and (sequence < end or event <= item):
                     self.left.took(where, input, sequence)
 
     def _rows(self, where: PartitionId, commit: Commit) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -255,11 +236,12 @@ class HistoryReader:
         for input, first, last, count, *_ in entry["taken"]:
             if input != "records":
                 continue
-            start, stop = places.place(first)[0], places.place(last)[0]
-            there = await self._bus.scan(self._stream, filters, start=start, stop=stop)
+            there = await self._bus.scan(self._stream, filters, start=places.place(first)[0], stop=places.place(last)[0])
             lacks = lacks or len(there) < count
             for message in [m for m in there if m.headers.get(subjects.RUN) == self._run]:
-                self.found.records.append(await payloads.checked_out(self._bus, self._app, message) or message)
+                whole, damaged = await payloads.looked_at(self._bus, self._app, message)
+                self.found.records.append(whole or message)
+                self.found.damaged += [message.headers.get(subjects.MESSAGE_ID, "")] if damaged else []
                 found.append((input, message.sequence))
                 numbers |= {number} if (number := places.number(message)) is not None else set()
         lost = [row for number, row in calls.items() if lacks and number not in numbers and isinstance(row, OpenCall)]
@@ -288,13 +270,16 @@ class HistoryReader:
                 if subjects.LETTER in message.headers:
                     await self._frame(where, message)
 
+    def _may_be_of(self, frame: Message) -> bool:
+        """Whether a frame that cannot be read may have events of the run: one of another session has none."""
+        return frame.headers.get(subjects.SESSION) in (None, self.found.source.headers.get(subjects.SESSION))
+
     async def _last_event(self, message: Message) -> int | None:
         """Which event of a frame is the last one of the run; None where it has none, and for what is no frame."""
         if places.edge(self._app, message.subject) is None:
             return None
-        whole = await payloads.checked_out(self._bus, self._app, message)
-        try:
+        events, whole = list[NodeEvent](), await payloads.checked_out(self._bus, self._app, message)
+        with suppress(DecodeError):  # no engine wrote it
             events = unpack_frame(whole.data) if whole is not None else []
-        except DecodeError:
-            return None  # no engine wrote it
+            self.found.cut += [message.sequence] if whole is None and self._may_be_of(message) else []
         return max((index for index, event in enumerate(events) if event.origin.run == self._run), default=None)

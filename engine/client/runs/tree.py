@@ -14,8 +14,9 @@ from dspex.bus.records import CallRecord, CallRequest, Letter, NodeEvent, Usage,
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.client.following.progress import PartitionId
-from dspex.engine.client.runs.history import History, Taken
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step, exchanges_of, what_is_asked
+from dspex.engine.client.runs.then.taken import Taken
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.graph.submitted import secrets_in
 
@@ -105,8 +106,7 @@ class Tree:
         self._known: dict[str, Happening] = {}
         self._calls: dict[str, Happening] = {}
         records = {(r.call, r.try_number): r for m in of.records if (r := _record(m)) is not None}
-        self._damaged = [m.headers.get(subjects.MESSAGE_ID, "") for m in of.records if is_damaged(m)]
-        source, self._missing = of.source, of.missing
+        source, self._missing, self._damaged = of.source, of.missing, of.damaged
         self.root = self._add(
             Happening("source", of.run, "", source.subject, source.subject, _time(source.time), "", _data(source))
         )

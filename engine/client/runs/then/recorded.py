@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step, what_is_asked
@@ -87,6 +88,13 @@ def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict
             continue
         found.setdefault(topology, {}).setdefault((stage, index), set()).add(one.sequence)
     return found
+
+
+def need_whole(past: History) -> None:
+    """Raise RecordingIncomplete where it is not known what a run did behind a hop, because a frame cannot be read."""
+    if past.cut:
+        why = f"of run {past.run}, what went over a hop at {past.cut[0]} is damaged, or cannot be read any more"
+        raise RecordingIncomplete(why, run=past.run, fix=f"what is known is shown by dspex runs show {past.run}")
 
 
 _OPTIONS: Final = (

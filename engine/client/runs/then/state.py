@@ -18,9 +18,10 @@ from dspex.bus.codecs.checking import checked
 from dspex.bus.errors import DecodeError, RecordingIncomplete
 from dspex.bus.port import Bus
 from dspex.engine.client.following.progress import PartitionId
-from dspex.engine.client.runs.history import History, Taken
+from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.places import place
 from dspex.engine.client.runs.then.decisions import DecisionThen, decisions_of, read_decision
+from dspex.engine.client.runs.then.taken import Taken
 from dspex.engine.client.runs.then.times import look_at_times
 from dspex.engine.client.runs.then.woken import WokenNode, woken_in
 from dspex.engine.client.status.state import kept_by

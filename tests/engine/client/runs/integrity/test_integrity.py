@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import BusError, RecordingIncomplete
 from dspex.bus.port import NewMessage
 from dspex.bus.records import CallRecord, CallRequest
-from dspex.bus.serving.keys.hashes import hashed, is_damaged
+from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.again.repeat import repeat
 from dspex.engine.cli.runs.drawing import drawn
 from dspex.engine.client.following.many import histories
@@ -229,12 +229,6 @@ def test_a_replay_of_logs_tells_damage_from_a_difference(one: Lab) -> None:
 
     with pytest.raises(RecordingIncomplete, match=r"what was committed at \d+ is damaged"):
         replayed(one, run, changed())
-
-
-@pytest.mark.parametrize("header", [subjects.SEALED, subjects.CLAIM_CHECK])
-def test_a_body_that_cannot_change_unseen_has_no_other_hash(header: str) -> None:
-    message = NewMessage("dspex.a.record.p", b"body", {header: "x"})
-    assert hashed(message) == message
 
 
 def test_an_event_with_a_strangers_hash_is_an_event(one: Lab) -> None:
