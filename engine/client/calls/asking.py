@@ -18,8 +18,7 @@ from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.clear_text import may_store
 from dspex.bus.serving.keys.secret_fields import need_key
 from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT, SAID, Said, Saying
-from dspex.engine.client.status.pools import pool_row, pool_rows
-from dspex.engine.client.status.rows import PoolRow
+from dspex.engine.client.calls.full import FullPool
 
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
 
@@ -52,22 +51,24 @@ class Asking:
         self.taken = False  # a worker has accepted it
         self._sent = False
         self._answered = False
+        self._refused = False  # no worker took it when it was sent
         self._unheard = False  # a worker got it, perhaps, and said nothing
-        self.seen: PoolRow | None = None  # what a pool reported when no worker took the call
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
         self._late: asyncio.TimerHandle | None = None
+        self._full = FullPool.of(bus, app, pool, request)
 
     async def record(self) -> CallRecord:
         """Ask until a worker takes it, then wait for the result."""
         subject, headers = self.request.called_on(self.app, self.pool), in_session(self.request.session)
-        pause, draft = 0.05, NewMessage(subject, self.request.pack(), headers)
+        draft = NewMessage(subject, self.request.pack(), headers)
         if (size := len(draft.data)) > (most := payloads.most(self.bus)):
             raise PayloadTooLarge(f"{size:,} bytes for {draft.subject}, and one payload may have {most:,}", node=self.pool)
         if payloads.must_be_stored(self.bus, draft):
             need_key(self.bus, self.request.spec, "a request that no message holds", self.request.node)
             await may_store(self.bus, self.app)
         draft = await payloads.sent(self.bus, self.app, draft)
+        place = await self._full.come()
         while True:
             if (result := await self._asked(draft)) is not None:
                 result = await payloads.required(self.bus, self.app, result)
@@ -75,9 +76,8 @@ class Asking:
                 if self._unheard and record.call:  # another one, which stood still, may have it too. A refusal names no call
                     self._cancel()
                 return record
-            self.seen = await _someone_there(self.bus, self.app, self.pool)
-            await asyncio.sleep(pause)
-            pause = min(1.0, pause * 2)
+            self._refused = True
+            await self._full.refused(place)
 
     async def _asked(self, draft: NewMessage) -> Message | None:
         """The result; None where no worker takes the call: all are busy or frozen, or there is none."""
@@ -103,6 +103,7 @@ class Asking:
             if kind == ACCEPTED and not self.taken and self.told is not None:
                 self.told.accepted(self.request.call, _worker(frame))
             self.taken = True
+            self._full.took()
             self._answered = self._answered or kind == RESULT
             if kind == RESULT and not self._heard.done():
                 self._heard.set_result(frame)
@@ -128,6 +129,8 @@ class Asking:
         self.inbox.close()
         if self._late is not None:
             self._late.cancel()
+        if self.taken:
+            self._full.freed()
         if self._sent and not self._answered:
             self._cancel()
 
@@ -139,11 +142,12 @@ class Asking:
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""
         run = self.request.call
-        if self.taken or not self.seen:
+        seen = self._full.seen if self._refused or not self._sent else None
+        if self.taken or not seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run).of_call()
-        slots = self.seen["slots"] * self.seen["ready"]
+        slots = seen["slots"] * seen["ready"]
         return Saturated(
-            f"pool {self.pool} is saturated ({self.seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",
+            f"pool {self.pool} is saturated ({seen['busy']} of {slots} slots busy); gave up after {timeout:g} s",
             node=self.pool,
             run=run,
             fix=f"wait, raise --timeout, or start more workers: dspex worker {self.pool}",
@@ -158,20 +162,3 @@ def _worker(accepted: Message) -> str:
         return ""
     worker = said.get("worker") if isinstance(said, dict) else None
     return worker if isinstance(worker, str) else ""
-
-
-async def _someone_there(bus: Bus, app: str, pool: str) -> PoolRow | None:
-    """What a pool says of itself; None for what no pool says. Raises Saturated where there is no worker to wait for."""
-    why = "has no worker"
-    try:
-        row = pool_row(await bus.request(subjects.control(app, pool), orjson.dumps({"kind": "status"}), timeout=ACCEPT_WITHIN))
-        if row is None or not row.get("draining"):
-            return row
-        rows = await pool_rows(bus, app, [pool])  # others of its processes may stay
-        if staying := [row for row in rows if row["id"] is not None and not row.get("draining")]:
-            return staying[0]
-        why = "has no worker that takes calls: its processes finish what they run, and end"
-    except Saturated:
-        pass
-    fix = f"start one: dspex worker {pool}   (or dspex run, which starts all pools)"
-    raise Saturated(f"pool {pool} {why}", node=pool, fix=fix)

@@ -107,7 +107,9 @@ def test_files_of_submitted_turns_are_replayed_as_they_were_and_no_such_turn_is_
     assert [talk.result(run) for run in runs] == ["a after 0", "b after 1"]
     files, graphs = [tmp_path / f"{n}.jsonl" for n in range(2)], [_Submits.graph]
     for run, file in zip(runs, files):
-        one.run(one.client.run(one.run(run.info()).id).export(file))
+        recorded = one.client.run(one.run(run.info()).id)
+        one.run(recorded.wait("20s"))  # the worker tells the answer before the engine has committed its record
+        one.run(recorded.export(file))
     found = replayed(graphs, tmp_path, ())
     assert (found.same, found.runs, found.served) == (True, 2, 2), str(found)
     with pytest.raises(RecordingIncomplete, match="is a turn of session ann"):
