@@ -212,7 +212,7 @@ class Interactive:
         asker.accept(pool.bus, pool.worker, max(0, free), pool.children.slots.waiting)
 
     def _ended(self, asker: Asker, record: CallRecord) -> None:
-        if asker.plain and self.group.to_join:
+        if self.group.to_join:
             self._large.start(self._settled(asker, record), "joining")
         elif asker.work.turn is None:
             self._answered(asker, record)
@@ -220,12 +220,12 @@ class Interactive:
             self._large.start(self._spoken(asker, record), "turn")
 
     async def _settled(self, asker: Asker, record: CallRecord) -> None:
-        """Answer a client that may ask on at once, and takes it for an answer that nobody listens."""
+        """Answer behind the return to the queue group: a client that knows of a free slot asks on at once."""
         await self.group.settle()
-        self._answered(asker, record)
+        await self._spoken(asker, record)
 
     async def _spoken(self, asker: Asker, record: CallRecord) -> None:
-        self._answered(asker, await self._turns.written(asker.work, record))
+        self._answered(asker, record if asker.work.turn is None else await self._turns.written(asker.work, record))
 
     def _answered(self, asker: Asker, record: CallRecord) -> None:
         """Send the result, and have it recorded."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import orjson
 import pytest
 from pool_bench import APP, ECHO, Talks, talks
 
 import dspex
 from dspex.bus import codecs, subjects
 from dspex.bus.errors import CallTimeout, Saturated
+from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.server import MemoryServer
 from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
+from dspex.bus.port import BusEvents
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.serving.sayings import BUSY
+from dspex.engine.client.calls.full import FullPool
 from dspex.engine.client.client import Client
 
 SLOTS = 8  # of the pool of `talks`
@@ -30,15 +32,22 @@ def t() -> Iterator[Talks]:
         yield one
 
 
-def heard(t: Talks, subject: str) -> list[Message]:
-    """What is sent on a subject from now on."""
-    found: list[Message] = []
+class Counted(MemoryBus):
+    """What a client sends, and asks. Who listens beside the pool would keep it from hearing that nobody else does."""
 
-    async def hear(message: Message) -> None:
-        found.append(message)
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__(server, BusEvents())
+        self.sent, self.asked = 0, 0
 
-    t.run(t.server.connect().subscribe(subject, hear))
-    return found
+    async def send(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        self.sent += subjects.matches(subjects.call_pattern(APP, DEFAULT_POOL), subject)
+        await super().send(subject, data, headers=headers, reply=reply)
+
+    async def request(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> Message:
+        self.asked += subject == subjects.control(APP, DEFAULT_POOL)
+        return await super().request(subject, data, headers=headers, timeout=timeout)
 
 
 def now(t: Talks) -> float:
@@ -61,11 +70,13 @@ def test_a_burst_keeps_all_slots_busy_and_is_answered_in_its_order(t: Talks) -> 
 
 
 def test_a_call_of_a_burst_is_refused_once_and_then_sent_when_there_is_room(t: Talks) -> None:
-    sent, looked = heard(t, subjects.call_pattern(APP, DEFAULT_POOL)), heard(t, subjects.control(APP, DEFAULT_POOL))
-    t.run(burst(t.client, 20 * SLOTS))
-    asked_again = len(sent) - 20 * SLOTS  # all but the first were refused when they came
-    assert 19 * SLOTS <= asked_again <= 19 * SLOTS + 30, "the first of the line asks now and then: 20 s, at most one a second"
-    assert len([m for m in looked if orjson.loads(m.data)["kind"] == "status"]) <= 25, "and not one question for each call"
+    bus, number = Counted(t.server), 20 * SLOTS
+    t.run(burst(Client(bus=bus, app=APP), number))
+    refused = number - SLOTS  # all but the first, when they came
+    assert number + refused <= bus.sent <= number + refused + 5 * 20, (
+        "for 20 s the first of the line asks, at most five times a second"
+    )
+    assert bus.asked <= 6 * 20, "and there is not one question for each call"
 
 
 def test_a_call_that_comes_later_waits_behind_those_that_wait(t: Talks) -> None:
@@ -126,20 +137,18 @@ def test_calls_that_give_up_while_they_wait_hold_up_nobody(t: Talks) -> None:
     assert now(t) - began < 2.5
 
 
-def test_a_call_whose_turn_comes_as_it_is_cancelled_gives_its_turn_to_the_next(t: Talks) -> None:
-    async def go() -> None:
-        running = [asyncio.ensure_future(call(t.client, n)) for n in range(SLOTS)]
-        await asyncio.sleep(0.1)
-        waiting = [asyncio.ensure_future(call(t.client, f"w{n}")) for n in range(2)]
-        await asyncio.sleep(0.1)
-        for one in running:  # in the step of the loop in which the turn is given
-            one.add_done_callback(lambda _: waiting[0].cancel())
-        await asyncio.gather(*running)
-        assert await waiting[1] == "w1"
+def test_a_call_that_is_cancelled_as_its_turn_comes_gives_its_turn_to_the_next(t: Talks) -> None:
+    async def go() -> float:
+        line = FullPool(t.client.bus, APP, DEFAULT_POOL)
+        first, second = [asyncio.ensure_future(line.refused(place)) for place in (0, 1)]
+        await asyncio.sleep(0.01)
+        line.freed()
+        first.cancel()
+        await second
+        return asyncio.get_running_loop().time()
 
     began = now(t)
-    t.run(go())
-    assert now(t) - began < 2.2
+    assert t.run(go()) - began == pytest.approx(0.01, abs=0.001), "and not when the line asks by itself"
 
 
 def test_all_calls_of_a_line_end_at_once_where_the_pool_is_gone() -> None:
