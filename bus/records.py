@@ -55,6 +55,7 @@ Order: TypeAlias = Literal["any", "key", "serial"]
 ADAPTERS: tuple[Adapter, ...] = get_args(Adapter)
 
 DEFAULT_DEADLINE = "10m"  # of all attempts of a call together
+MOST_FACTOR: Final = 100.0  # of a back-off; with more the second pause is the longest, and the last ones are no numbers
 DEFAULT_POOL = "lightweight"
 """The pool of a call that names none."""
 

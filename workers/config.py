@@ -19,8 +19,9 @@ from dspex.operators.native.adapters import ADAPTERS, Adapter
 from dspex.workers.pool.children.sizing import ScaleBounds
 
 if TYPE_CHECKING:  # a child process gets what was resolved: it need not know what settings are
+    from dspex.bus.settings.called.profiles import LMProfile
     from dspex.bus.settings.model import Settings
-    from dspex.bus.settings.tables import BudgetSettings, LMProfile
+    from dspex.bus.settings.tables import BudgetSettings
 
 LOCAL = "local/"  # prefix of models that run on this machine
 LOCAL_DEFAULTS: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a small model may never stop by itself
@@ -281,12 +282,8 @@ def check_keys(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> N
 def own_variables(config: PoolConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that `pools.*.env` names; "$NAME" is what NAME is in `environ`. Raises ConfigError (DX112) if it is not."""
     if missing := [v for v in config.env.values() if v.startswith("$") and v[1:] not in environ]:
-        raise ConfigError(
-            f"pools.{config.name}.env: the variable {missing[0][1:]} is not set where the pool is started",
-            code="DX112",
-            fix=f"export {missing[0][1:]}",
-            node=f"pools.{config.name}",
-        )
+        said = f"pools.{config.name}.env: the variable {missing[0][1:]} is not set where the pool is started"
+        raise ConfigError(said, code="DX112", fix=f"export {missing[0][1:]}", node=f"pools.{config.name}")
     return {name: environ[value[1:]] if value.startswith("$") else value for name, value in config.env.items()}
 
 

@@ -63,7 +63,7 @@ def checked(values: Any, build: Callable[[Any], S], origins: Mapping[SettingPath
         settings = build(values)
     except ValidationError as e:
         raise _all_of([_problem(error, values, origins) for error in e.errors(include_url=False)]) from None
-    if wrong := [*_unknown_names(settings, origins), *_without_prices(settings, origins)]:
+    if wrong := [*_unknown_names(settings, origins), *_without_prices(settings, origins), *_contradictions(settings, origins)]:
         raise _all_of(wrong)
     return settings
 
@@ -158,7 +158,7 @@ def _written_key(loc: SettingPath, merged: Mapping[str, Any]) -> SettingPath:
     key: list[str] = []
     at: Any = merged
     for part in loc:
-        if isinstance(at, Mapping):
+        if isinstance(at, Mapping) and part != "[key]":  # so pydantic says that the name itself is wrong
             key.append(part)
             at = at.get(part)
     return tuple(key)
@@ -223,6 +223,21 @@ def _without_prices(settings: Settings, origins: Mapping[SettingPath, str]) -> I
     for lm in settings.priceless(call.lm or ()) if call.choose == "cheapest" else ():
         place = layers.origin_of(("defaults", "call", "choose"), origins)
         yield _problem_at("DX105", "defaults.call.choose", place, *without_price(lm))
+
+
+def _contradictions(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
+    """Between pools and what calls are by default."""
+    call = settings.defaults.call
+    most = max(pool.slots for pool in settings.pools.values())
+    if call.cost is not None and call.cost > most:
+        place = layers.origin_of(("defaults", "call", "cost"), origins)
+        said = f"a call would take {call.cost} slots, and no worker has more than {most}"
+        yield _problem_at("DX105", "defaults.call.cost", place, said, "lower it, or raise pools.*.slots")
+    for name, pool in settings.pools.items():
+        if pool.timeout is not None and call.deadline is not None and pool.timeout > call.deadline:
+            place = layers.origin_of(("pools", name, "timeout"), origins)
+            said = f"{pool.timeout:g} s is longer than defaults.call.deadline, {call.deadline:g} s, which ends all attempts"
+            yield _problem_at("DX105", f"pools.{name}.timeout", place, said, "lower it, or raise defaults.call.deadline")
 
 
 def _problem_at(code: str, key: str, origin: str, message: str, fix: str) -> Problem:

@@ -18,9 +18,10 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 from dspex.bus.errors import ConfigError
 from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.settings import layers
+from dspex.bus.settings.called.profiles import LMProfile
 from dspex.bus.settings.server import HttpSettings, ServerSettings, TelemetrySettings, TokenSettings
-from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, LMProfile, PoolSettings
-from dspex.bus.settings.values import AppName, SettingsTable, Texts
+from dspex.bus.settings.tables import BudgetSettings, Defaults, EngineSettings, PoolSettings
+from dspex.bus.settings.values import AppName, PoolName, ProfileName, SettingsTable, Texts
 
 LOCAL_MODEL = "local/smollm2-135m"
 
@@ -46,10 +47,10 @@ class Settings(SettingsTable):
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
     defaults: Defaults = Defaults()
-    lm: dict[str, LMProfile] = Field(default_factory=lambda: {"local": LMProfile(model=LOCAL_MODEL)}, min_length=1)
-    pools: dict[str, PoolSettings] = Field(default_factory=lambda: {DEFAULT_POOL: PoolSettings()}, min_length=1)
+    lm: dict[ProfileName, LMProfile] = Field(default_factory=lambda: {"local": LMProfile(model=LOCAL_MODEL)}, min_length=1)
+    pools: dict[PoolName, PoolSettings] = Field(default_factory=lambda: {DEFAULT_POOL: PoolSettings()}, min_length=1)
     telemetry: TelemetrySettings = TelemetrySettings()
-    budgets: dict[str, BudgetSettings] = Field(default_factory=dict[str, BudgetSettings])
+    budgets: dict[ProfileName, BudgetSettings] = Field(default_factory=dict[str, BudgetSettings])
     http: HttpSettings = HttpSettings()
     calls: dict[str, TokenSettings] = Field(default_factory=dict[str, TokenSettings])
 

@@ -10,23 +10,21 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import DEFAULT_DEADLINE, Adapter, Affinity, OnError, Order, Route
+from dspex.bus.records import DEFAULT_DEADLINE, MOST_FACTOR, Adapter, Affinity, OnError, Order, Route
 from dspex.bus.serving.call_spec import Choice, Hedge
 from dspex.bus.serving.payloads import ABOVE
 from dspex.bus.settings import environment
+from dspex.bus.settings.called.profiles import ModuleSettings
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.values import (
     Amount,
-    BatchSettings,
     Environment,
-    LMPrice,
     Money,
-    MoneyRate,
     NotEmpty,
     PoolName,
     PositiveSeconds,
     PositiveSize,
-    Rate,
+    ProgramPatterns,
     ScaleSettings,
     Seconds,
     SettingsTable,
@@ -34,11 +32,14 @@ from dspex.bus.settings.values import (
     Texts,
     Variables,
     custom_error,
+    least,
     listed,
+    most,
     without_effect,
 )
 
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+LEAST_MEMORY: Final = 32 << 20
 MOST_HEARTBEAT: Final = 30.0  # seconds; more is not believed of an engine, since anybody may have written its heartbeat
 
 
@@ -70,7 +71,7 @@ class EngineSettings(SettingsTable):
     align: PositiveSeconds = 3600.0
     records: PositiveSeconds = 30 * 86400.0
     max_open_calls: Annotated[int, Field(ge=1)] = 10000
-    max_bytes: PositiveSize | None = None
+    max_bytes: Annotated[PositiveSize, least(1 << 20, "one commit may be as large")] | None = None
     state_limit: PositiveSize = 256 << 20
     claim_check_above: PositiveSize = ABOVE
     submit: bool = False
@@ -82,20 +83,16 @@ class RetrySettings(SettingsTable):
 
     attempts: Annotated[int, Field(ge=1)] = 4
     backoff: Seconds = 1.0
-    factor: Annotated[float, Field(ge=1)] = 2.0
+    factor: Annotated[float, Field(ge=1), most(MOST_FACTOR, "the second pause would be the longest")] = 2.0
     cap: Seconds = 60.0
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.2
 
-
-class ModuleSettings(SettingsTable):
-    """Parameters of a DSPy module, as `dspex.ModuleConfig`. None: not set."""
-
-    temperature: Annotated[float | None, Field(ge=0)] = None
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    n: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[list[NotEmpty] | None, Field(min_length=1)] = None
-    rollout_id: int | None = None
+    @model_validator(mode="after")
+    def _the_first_pause_is_not_over_the_last(self) -> Self:
+        if self.backoff > self.cap:
+            said = f"backoff, {self.backoff:g} s, is longer than cap, {self.cap:g} s, which no pause exceeds"
+            raise custom_error(ConfigError(said, code="DX105", fix="lower backoff, or raise cap"))
+        return self
 
 
 class CallDefaults(SettingsTable):
@@ -136,65 +133,6 @@ class Defaults(SettingsTable):
     """What holds where nothing else is said."""
 
     call: CallDefaults = CallDefaults()
-
-
-class BreakerSettings(SettingsTable):
-    """After `failures` in a row within `within` seconds a profile is not asked for `open` seconds; then one call tries it."""
-
-    failures: Annotated[int, Field(ge=1)] = 5
-    within: PositiveSeconds = 30.0
-    open: PositiveSeconds = 15.0
-
-
-class LMLimits(SettingsTable):
-    """The most that all workers of the application may use of a profile together.
-
-    `requests`, `tokens`, `cost`: in a time; `concurrent`: calls at once. None: any.
-    """
-
-    requests: Rate | None = None
-    tokens: Rate | None = None
-    concurrent: Annotated[int | None, Field(ge=1)] = None
-    cost: MoneyRate | None = None
-
-
-class LMProfile(SettingsTable):
-    """A named language model. `key_env`: the variable that has its key; None: it needs none.
-
-    A local model needs no `key_env` and no `base_url`, and answers in the JSON adapter's form alone.
-    """
-
-    model: NotEmpty
-    key_env: Annotated[str | None, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = None
-    base_url: str | None = None
-    adapter: Adapter | None = None
-    params: dict[str, Any] = Field(default_factory=dict[str, Any])
-    price: LMPrice | None = None
-    breaker: BreakerSettings = BreakerSettings()
-    limits: LMLimits = LMLimits()
-    batch: BatchSettings = BatchSettings()
-
-    @property
-    def local(self) -> bool:
-        """Whether the model runs on this machine, without key and network."""
-        return self.model.startswith("local/")
-
-    @model_validator(mode="after")
-    def _a_local_model_needs_no_service(self) -> Self:
-        if self.local:
-            for name in ("key_env", "base_url"):
-                if getattr(self, name) is not None:
-                    raise without_effect(name, f"{self.model} runs on this machine")
-            if self.adapter not in (None, "json"):
-                raise without_effect("adapter", f"{self.model} always answers as the JSON adapter asks")
-        return self
-
-    @model_validator(mode="after")
-    def _what_has_no_price_costs_nothing(self) -> Self:
-        if self.limits.cost is not None and self.price is None:
-            said = "limits.cost would never be reached: nobody knows what a call costs"
-            raise custom_error(ConfigError(said, code="DX105", fix="say what tokens cost: price = { input = …, output = … }"))
-        return self
 
 
 class BudgetSettings(SettingsTable):
@@ -247,13 +185,13 @@ class PoolSettings(SettingsTable):
         timeout: of a call of a topology that says nothing itself. keep_exchanges: bytes that a record has of what models said.
     """
 
-    size: Annotated[int, Field(ge=0)] = 1
-    slots: Annotated[int, Field(ge=1)] = 4
+    size: Annotated[int, Field(ge=0), most(1000, "each is a process; start some of them elsewhere: dspex worker")] = 1
+    slots: Annotated[int, Field(ge=1), most(10_000, "a process of a pool is given no more calls at once")] = 4
     lm: str | None = None
     lms: Texts = ()
-    memory: PositiveSize | None = None
-    threads: Annotated[int, Field(ge=1)] = 1
-    programs: Texts = ()
+    memory: Annotated[PositiveSize, least(LEAST_MEMORY, "Python alone takes more")] | None = None
+    threads: Annotated[int, Field(ge=1), most(1024, "no machine has so many cores")] = 1
+    programs: ProgramPatterns = ()
     env: Environment = Field(default_factory=dict[str, str])
     recycle: Recycle = Recycle()
     restart: Restart = Restart()
@@ -263,7 +201,7 @@ class PoolSettings(SettingsTable):
     devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
     zygote: bool | None = None
     timeout: PositiveSeconds | None = None
-    cpu: Annotated[float, Field(ge=0.01)] | None = None
+    cpu: Annotated[float, Field(ge=0.01), most(1024, "no machine has so many cores")] | None = None
     scale: ScaleSettings | None = None
     keep_exchanges: Size = 64 << 10
 
@@ -277,6 +215,13 @@ class PoolSettings(SettingsTable):
             said = f"{by[0]} gives the key that signs records to programs, which could sign what they like"
             fix = "leave it out of env" if given else "name another variable: every process gets this one"
             raise custom_error(ConfigError(said, code="DX105", fix=fix))
+        return self
+
+    @model_validator(mode="after")
+    def _it_begins_with_no_more_than_it_may_have(self) -> Self:
+        if self.scale is not None and self.size > self.scale.max:
+            said = f"size, {self.size}, is more than scale.max, {self.scale.max}"
+            raise custom_error(ConfigError(said, code="DX105", fix="lower size, or raise scale.max"))
         return self
 
     @model_validator(mode="after")

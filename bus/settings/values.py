@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, TypeAlias, cast, get_args
+from functools import partial
+from typing import Annotated, Final, Literal, Self, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +20,13 @@ from pydantic_core import PydanticCustomError
 
 from dspex.bus import subjects
 from dspex.bus.errors import ConfigError
+from dspex.bus.records import MOST_PROCESSES
 from dspex.bus.settings import duration
 from dspex.bus.settings.log_levels import log_levels
 from dspex.bus.settings.not_built import CODE
+
+T = TypeVar("T")
+SHORTEST: Final = 0.001  # seconds: what is shorter is a mistake, and nobody measures it
 
 
 def custom_error(e: ConfigError) -> PydanticCustomError:
@@ -43,6 +48,8 @@ def _positive(value: object) -> float:
     if found == 0:
         e = ConfigError("must be more than 0", code="DX102", fix='write "10s", "1m" or seconds')
         raise custom_error(e)
+    if found < SHORTEST:
+        raise custom_error(ConfigError("is less than a millisecond", code="DX102", fix='write "10ms", "10s" or seconds'))
     return found
 
 
@@ -62,17 +69,61 @@ def _positive_size(value: object) -> int:
 
 def _rate(value: object, money: bool) -> str:
     try:
-        duration.rate(cast("str", value), money=money)  # raises for what is none
+        much, _ = duration.rate(cast("str", value), money=money)  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
+    _one_fits(much, money)
     return str(value)
 
 
 def _amount(value: object, money: bool) -> float:
     try:
-        return duration.amount(cast("str | float", value), money=money)  # raises for what is none
+        much = duration.amount(cast("str | float", value), money=money)  # raises for what is none
     except ConfigError as e:
         raise custom_error(e) from None
+    return _one_fits(much, money)
+
+
+def _one_fits(much: float, money: bool) -> float:
+    if much < 1 and not money:
+        said = "is less than one, so no call would ever be made"
+        raise custom_error(ConfigError(said, code="DX105", fix='write 1 at least, in a longer time: "30/h"'))
+    return much
+
+
+def least(number: float, why: str) -> AfterValidator:
+    """A setting that is so much at least."""
+    return AfterValidator(partial(_within, number, None, why))
+
+
+def most(number: float, why: str) -> AfterValidator:
+    """A setting that is so much at most."""
+    return AfterValidator(partial(_within, None, number, why))
+
+
+def _within(low: float | None, high: float | None, why: str, value: T) -> T:
+    number = cast("float | None", value)
+    if number is not None and low is not None and number < low:
+        raise custom_error(ConfigError(f"{number:,} is too little: {why}", code="DX105", fix=f"write {low:,} or more"))
+    if number is not None and high is not None and number > high:
+        raise custom_error(ConfigError(f"{number:,} is too much: {why}", code="DX105", fix=f"write {high:,} or less"))
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"\S{1,100}", value):
+        raise custom_error(
+            ConfigError(f"{value[:100]!r} is no name", code="DX105", fix="write 1 to 100 characters without spaces")
+        )
+    return value
+
+
+def _pattern(value: str) -> str:
+    module, colon, name = value.partition(":")
+    if not (module and colon and name) or ":" in name or any(map(str.isspace, value)):
+        said = f"{value!r} names no program"
+        raise custom_error(ConfigError(said, code="DX105", fix='write "module:name", or "module:*" for all of a module'))
+    return value
 
 
 def _log(value: object) -> str:
@@ -159,7 +210,11 @@ NotEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 Environment: TypeAlias = Annotated[dict[str, str], AfterValidator(_environment)]
 Variables: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*$")]
 """Names of variables, with commas between them."""
-Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(listed)]
+Texts: TypeAlias = Annotated[tuple[NotEmpty, ...], BeforeValidator(listed)]
+ProgramPatterns: TypeAlias = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(listed)]
+"""Patterns of refs, as `refs.allows` reads them."""
+ProfileName: TypeAlias = Annotated[str, AfterValidator(_name)]
+"""Of a language model, or of a budget."""
 
 
 class SettingsTable(BaseModel):
@@ -181,35 +236,13 @@ class SettingsTable(BaseModel):
         return value
 
 
-class LMPrice(SettingsTable):
-    """USD per million tokens. `cached`: of the input that the provider had in its cache; None: as of the rest.
-
-    `batch`: the part of these that calls of the batch lane cost; None: all of it.
-    """
-
-    input: Annotated[float, Field(ge=0)] = 0.0
-    output: Annotated[float, Field(ge=0)] = 0.0
-    cached: Annotated[float, Field(ge=0)] | None = None
-    batch: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
-class BatchSettings(SettingsTable):
-    """Batches of a profile. `gather`: seconds that a call waits for others; `calls`: of one batch, at most; `poll`: seconds
-    between two looks at one that has run for a while.
-    """
-
-    gather: PositiveSeconds = 10.0
-    calls: Annotated[int, Field(ge=1, le=50_000)] = 5_000
-    poll: PositiveSeconds = 60.0
-
-
 class ScaleSettings(SettingsTable):
     """The size of a pool follows its backlog: `min` to `max` processes, on all machines together. It shrinks when less was
     enough for `cooldown` seconds.
     """
 
     min: Annotated[int, Field(ge=0)] = 1
-    max: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1), most(MOST_PROCESSES, "a pool has no more workers, on all machines together")]
     cooldown: PositiveSeconds = 60.0
 
     @model_validator(mode="after")

@@ -21,9 +21,9 @@ from dspex.bus.port import Bus, BusEvents
 from dspex.bus.seldom import Seldom, logger
 from dspex.bus.serving.keys.signatures import keys_of
 from dspex.bus.serving.programs.optimizers import OPTIMIZER_POOL
+from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
-from dspex.bus.settings.refs import allows, not_allowed
 from dspex.bus.tasks import first
 from dspex.engine.graph.defaults import with_defaults
 from dspex.engine.graph.graph import Graph, HasGraph, graphs_of

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
 from dspex.bus.errors import ConfigError
-from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL
+from dspex.bus.records import DEFAULT_DEADLINE, DEFAULT_POOL, MOST_FACTOR
 from dspex.bus.serving.call_spec import ModuleConfig
 from dspex.bus.settings.duration import Duration
 from dspex.bus.subjects import token
@@ -167,7 +167,7 @@ def _in_bounds(name: str, key: str, value: object) -> None:
     """Refuse what no provider can mean. Raises TopologyError (DX205)."""
     if isinstance(value, (int, float)) and key in _BOUNDS:
         least, most = _BOUNDS[key]
-        if not least <= value <= most:
+        if not least <= value <= most or value == math.inf:
             raise wrong(name, value, f"a number from {least}" + ("" if most == math.inf else f" to {most}"))
     if isinstance(value, (list, tuple)):
         texts = cast("Sequence[object]", value)
@@ -191,13 +191,15 @@ class RetryPolicyParameter(Parameter):
             if key not in fields:
                 raise problem("DX204", f"{name} has no {key!r}", did_you_mean(key, fields))
             if key == "attempts" and (not isinstance(v, int) or v < 1):
-                raise wrong(f"{name}.attempts", v, "a whole number from 1 (the first attempt counts)")
-            if key == "factor" and (not isinstance(v, (int, float)) or v < 1):
-                raise wrong(f"{name}.{key}", v, "a number from 1")
+                raise wrong(f"{name}.{key}", v, "a whole number from 1 (the first attempt counts)")
+            if key == "factor" and (not isinstance(v, (int, float)) or not 1 <= v <= MOST_FACTOR):
+                raise wrong(f"{name}.{key}", v, f"a number from 1 to {MOST_FACTOR:g}")
             if key == "jitter" and (not isinstance(v, (int, float)) or not 0 <= v <= 1):
                 raise wrong(f"{name}.{key}", v, "a number from 0 to 1")
         whole = {**fields, **given}
-        return whole | {key: in_seconds(f"{name}.{key}", whole[key]) for key in ("backoff", "cap")}
+        if (backoff := in_seconds(f"{name}.backoff", whole["backoff"])) > (cap := in_seconds(f"{name}.cap", whole["cap"])):
+            raise wrong(f"{name}.backoff", whole["backoff"], f"no more than cap, {cap:g} s, which no pause exceeds")
+        return whole | {"backoff": backoff, "cap": cap}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from dspex.bus.errors import DspexError, ProgramError
-from dspex.bus.settings.refs import allows, not_allowed
+from dspex.bus.settings.called.refs import allows, not_allowed
 
 TRACEBACK_LIMIT = 8192  # bytes
 

@@ -9,7 +9,7 @@ import dspy
 from dspex.bus.errors import ProgramError
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import modules
-from dspex.bus.settings.refs import allows, not_allowed
+from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.workers.answerers.refs import Refs
 
 _REFS = ("interpreter_factory", "reward_fn")

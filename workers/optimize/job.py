@@ -22,7 +22,7 @@ from dspex.bus.records import Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
 from dspex.bus.serving.programs.optimizers import JobArguments, JobBudget, job_refusal, ref_of_optimizer
-from dspex.bus.settings.refs import allows, not_allowed
+from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.operators.native.examples import checked_examples
 from dspex.operators.native.signature import Signature
 from dspex.workers.answerers.context import CallContext

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dspex.bus.errors import ConfigError, DspexError, LMRefused, LMUnavailable, RateLimited
+from dspex.bus.settings.called.profiles import LMProfile
 from dspex.bus.settings.model import Settings
-from dspex.bus.settings.tables import LMProfile
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault
 from dspex.operators.native.lm.endpoint import Endpoint
 from dspex.operators.native.lm.native_support import body_params, model_name

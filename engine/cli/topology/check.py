@@ -11,7 +11,7 @@ import typer
 from dspex.bus.errors import Problem, TopologyError
 from dspex.bus.serving.call_spec import without_price
 from dspex.bus.serving.keys.secret_fields import in_clear_text
-from dspex.bus.settings.refs import allows, not_allowed
+from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.engine.cli.figures import GIVE_A_KEY
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json

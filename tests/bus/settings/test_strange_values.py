@@ -27,6 +27,7 @@ def test_a_file_of_strange_values_is_refused_as_a_wrong_setting(tmp_path: Path, 
     assert len(e.value.message) < 1000
 
 
+MODEL = '[lm.a]\nmodel = "openai/x"\n'
 POOL = "[pools.a]\ngpus = 1\ndevices = [0]\n"
 
 
@@ -40,12 +41,46 @@ POOL = "[pools.a]\ngpus = 1\ndevices = [0]\n"
         (POOL + "cpu = inf", "finite"),
         ('[lm.a]\nmodel = "openai/x"\nprice = { input = inf }', "finite"),
         ("[defaults.call.retry]\nfactor = inf", "finite"),
+        ("[defaults.call.retry]\nfactor = 1e300", "too much"),
+        *((f"[pools.a]\n{name} = {10**9}", "too much") for name in ("size", "slots", "threads", "cpu", "scale.max")),
+        *((f'[pools.a]\nprograms = ["{one}"]', "names no program") for one in ("", "a", "a:", ":b", "a:b:c", "a b:*")),
+        ('[pools.a]\nmemory = "1MiB"', "too little"),
+        ('[engine]\nmax_bytes = "1KB"', "too little"),
+        *(
+            (f"[{name} = 0.0001", "less than a millisecond")
+            for name in ("engine]\nheartbeat", "lm.a]\nmodel = 'x/y'\nbatch.poll")
+        ),
+        ("[pools.a]\nsize = 5\nscale = { max = 2 }", "more than scale.max"),
+        ("[pools.a]\nslots = 2\n[defaults.call]\ncost = 3", "no worker has more than 2"),
+        ('[pools.a]\ntimeout = "1h"\n[defaults.call]\ndeadline = "1m"', "longer than defaults.call.deadline"),
+        ('[defaults.call.retry]\nbackoff = "10m"\ncap = "1m"', "longer than cap"),
+        ('[pools."a b"]', "cannot be part of a subject"),
+        ('[lm.""]\nmodel = "openai/x"', "is no name"),
+        ('[budgets.a]\ntokens = 0.5\nper = "day"', "no call would ever be made"),
+        *((f'[lm.a]\nmodel = "{model}"', "names no model") for model in ("", "openai/", "gpt 4")),
+        *((MODEL + f'base_url = "{url}"', "no address") for url in ("", "localhost:8000", "ftp://h", "http://", "http://h:x")),
+        (MODEL + 'limits.requests = "0.5/min"', "no call would ever be made"),
+        (MODEL + "params.stream = true", "stream is no parameter of a model here"),
+        *(
+            (MODEL + f"params.{name} = 1", "is no parameter")
+            for name in ("model", "messages", "timeout", "cache", "num_retries")
+        ),
+        (MODEL + "params.n = 2", "answers paid for that nobody reads"),
+        *((MODEL + f"params.{value}", "JSON cannot hold") for value in ("temperature = nan", "x = inf", "x.y = [-inf]")),
+        *(
+            (MODEL + f"params.{value}", "will not do")
+            for value in ("temperature = -1", "max_tokens = 0", "top_p = 'high'", "stop = ''")
+        ),
     ],
 )
-def test_what_no_process_and_no_sum_can_have_is_refused_before_a_pool_starts(tmp_path: Path, text: str, why: str) -> None:
+def test_what_cannot_work_is_refused_before_a_pool_starts_and_the_error_says_what_to_do(
+    tmp_path: Path, text: str, why: str
+) -> None:
     (tmp_path / "dspex.toml").write_text(text)
-    with pytest.raises(ConfigError, match=why):
+    with pytest.raises(ConfigError, match=why) as e:
         Settings.load(tmp_path)
+    assert e.value.fix
+    assert "dspex.toml" in str(e.value)
 
 
 @pytest.mark.parametrize("text", [b'app = "\xed\xa0\x80"', b'app = "\xe4"', 'app = "a"'.encode("utf-16"), b'app = "\\ud800"'])

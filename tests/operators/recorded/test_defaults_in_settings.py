@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from dspex.bus.errors import TopologyError
+from dspex.bus.settings.called.profiles import ModuleSettings
 from dspex.bus.settings.duration import seconds
-from dspex.bus.settings.tables import CallDefaults, ModuleSettings, RetrySettings
+from dspex.bus.settings.tables import CallDefaults, RetrySettings
 from dspex.engine.graph.nodes import Retry
 from dspex.operators.recorded.options import CALL_OPTIONS, ModuleConfig
 
@@ -28,17 +30,22 @@ def test_the_settings_have_the_defaults_of_the_call_options() -> None:
     assert RetrySettings().model_dump() == declared | {name: seconds(declared[name]) for name in ("backoff", "cap")}
 
 
+NO_NUMBERS = (math.nan, math.inf, -math.inf)
+
+
 @pytest.mark.parametrize(
     ("option", "good", "bad"),
     [
         ("pool", ["gpu", "my-pool"], ["a b", "", "a.b"]),
         ("lm", ["main", ["a", "b"]], [[], ""]),
-        ("config", [{"temperature": 1}, {"n": 2}, {"stop": ["x"]}], [{"temprature": 1}, {"n": "x"}, {"stop": 5}]),
+        ("config", [{"temperature": 1}, {"n": 2}, {"stop": ["x"]}],
+         [{"temprature": 1}, {"n": "x"}, {"stop": 5}, *({"temperature": n} for n in NO_NUMBERS)]),
         ("adapter", ["chat", "json", "xml"], ["yaml"]),
         ("timeout", ["1s", 0.5], ["0s", 0, -1, "soon"]),
         ("deadline", ["1h", 5], ["0s", 0, -1, "soon"]),
         ("retry", [{}, {"attempts": 1}, {"factor": 1}, {"jitter": 0}, {"jitter": 1}, {"cap": "2m"}],
-         [{"attempts": 0}, {"factor": 0.5}, {"jitter": -0.1}, {"jitter": 1.1}, {"cap": "x"}, {"attemps": 1}]),
+         [{"attempts": 0}, {"factor": 0.5}, {"jitter": -0.1}, {"jitter": 1.1}, {"cap": "x"}, {"attemps": 1},
+          {"backoff": "2m"}, {"factor": 1e3}, *({name: n} for n in NO_NUMBERS for name in ("factor", "jitter", "cap"))]),
         ("on_error", ["dead_letter", "skip"], ["ignore"]),
         ("order", ["any", "key", "serial"], ["none"]),
         ("priority", [0, 5, 9], [-1, 10, 1.5, True, "urgent"]),

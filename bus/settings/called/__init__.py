@@ -1,0 +1,1 @@
+"""Settings of what calls use: programs, and language models."""
