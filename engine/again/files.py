@@ -33,6 +33,15 @@ def files_at(path: str | PathLike[str]) -> list[Path]:
     return found
 
 
+def readable_at(path: str | PathLike[str]) -> list[RunFile]:
+    """The files of runs at a path, but those of a folder that cannot be read. Raises DecodeError where none can."""
+    found = [_loaded(file) for file in files_at(path)]
+    read = [one for one in found if isinstance(one, RunFile)]
+    for error in [one for one in found if isinstance(one, DecodeError)] if not read else ():
+        raise error
+    return read
+
+
 async def of_files(
     client: Client | None,
     given: Sequence[GivenFile],

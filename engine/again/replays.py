@@ -20,7 +20,7 @@ from dspex.engine.client.run import Run
 from dspex.engine.client.runs.diff import NOTHING, Diff, Replay, StepDiff, compare
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.builds import others
-from dspex.engine.client.runs.then.recorded import RecordedCalls, need_whole, taken_by
+from dspex.engine.client.runs.then.recorded import RecordedCalls, lacks, taken_by
 from dspex.engine.client.runs.tree import Tree
 from dspex.engine.graph.graph import Graph
 from dspex.engine.log.build import build
@@ -41,7 +41,8 @@ async def of_one(
     if (kept := await run.kept()) is not None:  # it is in no log
         return await of_file(client, kept, graphs, mode, told), None
     past, applied = await run.history()
-    need_whole(past)
+    for error in lacks(past).values():
+        raise error
     file = RunFile.of(await run.info(), Tree(past, applied).root, past)
 
     async def from_its_event() -> Replay:
@@ -110,10 +111,10 @@ def undone(which: str, error: DspexError) -> Replay:
 
 def _told(found: Replayed, diff: Diff, runs: int) -> Replay:
     """What the partitions said, with the differences of the steps, where there are any."""
-    if not found.same and diff.same:
+    if found.diverged and diff.same:
         steps = [StepDiff(f"{d.stage}.{d.partition}@{d.entry}", None, NOTHING, d.what) for d in found.diverged]
         diff = replace(diff, same=False, first=steps[0], steps=steps)
-    return Replay(found.same, runs, found.taken["records"], 0, 0, diff.first, diff)
+    return Replay(found.same, runs, found.taken["records"], 0, 0, diff.first, diff, incomplete=found.incomplete)
 
 
 async def of_topology(

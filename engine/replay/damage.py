@@ -29,6 +29,16 @@ async def end_of(bus: Bus, log: LogAddress, end: int, until: int) -> int:
     return min(end, until)
 
 
+def before(entry: Mapping[str, Any], claim: int, commit: int) -> RecordingIncomplete | None:
+    """The error of an entry that goes on from one that is not there as it was stored; None for what is only none of the log.
+    `claim`, `commit`: the last ones; 0 for none.
+    """
+    wanted = entry["after"] if entry["kind"] == "claim" else max(entry["after"], entry["claim"])
+    if not (claim or commit) or wanted <= max(claim, commit):
+        return None
+    return RecordingIncomplete(f"the log entry at {wanted} is damaged, or missing, and others follow it")
+
+
 async def changed_by(bus: Bus, log: LogAddress, m: Message, entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """See `changes`. Raises RecordingIncomplete where that cannot be read because the entry's pieces are damaged, or gone."""
     changed = await changes(bus, log, m, entry)

@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, cast
 
 from dspex.bus import subjects
+from dspex.bus.errors import RecordingIncomplete
 from dspex.bus.port import Bus
 from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import LogAddress, Snapshot, packed, plain, readable, unpack
-from dspex.engine.log.latest import latest
+from dspex.engine.log.latest import Latest, latest
 from dspex.engine.log.reading import follows, named_snapshot, restored
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Position, filled
 from dspex.engine.log.tables import Tables
@@ -63,10 +64,12 @@ class PartitionReplay:
         builds: what wrote the entries that counted, as their claims say.
         differing: the runs of which the last difference is.
         watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
+        goes_on: what is damaged or missing is noted, and it goes on behind it, with what the log tells of that; else it raises.
+        incomplete: that, with the entry whose commit took it.
         onward: it goes on with what comes now. told: tables as the log has them. mine: what the last entry changed now.
     """
 
-    onward = False
+    onward, goes_on = False, False
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, limit: int) -> None:
         self.bus, self._stage, self._stream, self._source_stream = bus, stage, subjects.stream(app), source_stream
@@ -82,6 +85,7 @@ class PartitionReplay:
         self._runs: Collection[str] | None = None
         self.watcher, self.first, self.differing = Watcher(), 0, tuple[str, ...]()
         self._where = ReplayPlace(stage.id, index, 0)  # the entry
+        self.incomplete = list[tuple[int, RecordingIncomplete]]()
         self.taken, self.builds, self._build = Counter[str](), list[dict[str, str]](), dict[str, str]()
 
     async def differences(
@@ -101,23 +105,29 @@ class PartitionReplay:
         found, told = await self._begin(snapshot)
         begun = found is not None
         end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
-        stop = await damage.end_of(self.bus, self.log, end.at, min(end.last, until))
+        stop = await self._stop(end, until)
         for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=stop):
             entry = readable(message.data)
             if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
+                if entry is not None and (lost := damage.before(entry, claim, commit)) is not None:
+                    self._pass_over(message.sequence, lost)
+                    return
                 continue  # what no engine wrote
             if entry["kind"] == "claim":
                 claim, begun, self._build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
                 self._own(self._p.tables, entry["nonce"])
                 continue
-            changed = await damage.changed_by(self.bus, self.log, message, entry)
-            if changed is None:
-                continue
+            try:
+                if (changed := await damage.changed_by(self.bus, self.log, message, entry)) is None:
+                    continue
+            except RecordingIncomplete as error:
+                self._pass_over(message.sequence, error)
+                return  # what the partition had behind it is not known
             self.excused = not begun  # what was before is not there any more
             claim, commit = entry["claim"], message.sequence
             told.take(changed, message.sequence)
             if only is None or message.sequence in only:
-                async for what in self._entry(message.sequence, entry, changed):
+                async for what in self._entry_or_told(message.sequence, entry, changed, told):
                     yield Difference(message.sequence, what)
             if only is not None and (not self.onward or message.sequence not in only):
                 self._p.tables.apply(changed, message.sequence)  # what others would change now is no matter of who is looked at
@@ -135,6 +145,34 @@ class PartitionReplay:
             await restored(self.bus, self.log, found, self.told)
         self._own(tables, "")
         return found, ToldTables(self.told, fresh=found is None and not self._names and not self.onward)
+
+    async def _stop(self, end: Latest, until: int) -> int:
+        """Up to where the log is read."""
+        stop = min(end.last, until)
+        try:
+            return await damage.end_of(self.bus, self.log, end.at, stop)
+        except RecordingIncomplete as error:
+            self._pass_over(end.last, error)
+            return end.at
+
+    async def _entry_or_told(
+        self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any], told: ToldTables
+    ) -> AsyncIterator[str]:
+        """Replay an entry; where something of it is damaged, the tables are what the log tells."""
+        try:
+            async for what in self._entry(sequence, entry, changed):
+                yield what
+        except RecordingIncomplete as error:
+            self._pass_over(sequence, error)
+            self._own(Tables(self._ordered, self._names), self._nonce)
+            self._p.tables.restore(told.snapshot())
+
+    def _pass_over(self, entry: int, error: RecordingIncomplete) -> None:
+        """Note what is damaged or missing, and go on; or raise it."""
+        if not self.goes_on:
+            raise error
+        if entry >= self.first:
+            self.incomplete.append((entry, error))
 
     def over(self, sequence: int, changed: Mapping[str, Any]) -> bool:
         """Whether nothing else is to be seen behind an entry, which was handled and has changed this then."""

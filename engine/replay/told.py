@@ -35,8 +35,9 @@ class ToldTables:
                     left[key] = sequence, row
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as plain data, as `Tables.snapshot`. Nothing is taken behind it."""
+        """All of it as plain data, as `Tables.snapshot`."""
         for name, rows in self._left.items():
             for key, (sequence, row) in rows.items():
                 self._tables.apply({name: ((key, row),)}, sequence)
+        self._left, self._fresh = {}, False
         return self._tables.snapshot()

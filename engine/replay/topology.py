@@ -14,7 +14,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from dspex.bus import subjects
-from dspex.bus.errors import TopologyError
+from dspex.bus.errors import DspexError, TopologyError
 from dspex.bus.port import Bus
 from dspex.bus.seldom import silent
 from dspex.bus.serving import payloads
@@ -50,17 +50,19 @@ class Replayed:
         partitions: that have a log. taken: arrivals by input: "source" are runs that began, "records" calls that were served.
         builds: what is another one than when the logs were written: name → (then, now).
         diverged: where it differs, in the order of the partitions.
+        incomplete: what is damaged or missing, and was passed over: by its run, or by where the commit is that took it.
     """
 
     partitions: int = 0
     taken: Counter[str] = field(default_factory=Counter[str])
     builds: dict[str, tuple[str, str]] = field(default_factory=dict)
     diverged: list[Diverged] = field(default_factory=list)
+    incomplete: dict[str, DspexError] = field(default_factory=dict[str, DspexError])
 
     @property
     def same(self) -> bool:
-        """Nothing differs."""
-        return not self.diverged
+        """Nothing differs, and nothing is incomplete."""
+        return not self.diverged and not self.incomplete
 
     def add(self, other: Replayed) -> None:
         """What came of another topology, too."""
@@ -68,6 +70,7 @@ class Replayed:
         self.taken += other.taken
         self.builds |= other.builds
         self.diverged += other.diverged
+        self.incomplete |= other.incomplete
 
 
 async def replayed(
@@ -82,7 +85,8 @@ async def replayed(
     told: Callable[[Replayed], None] = lambda found: None,
     watcher: Watcher | None = None,
 ) -> Replayed:
-    """Replay a topology. Raises BusError; TopologyError (DX235) where it has no such partition.
+    """Replay a topology. What is damaged or missing is named, and passed over. Raises BusError; TopologyError (DX235) where it
+    has no such partition.
 
     Args:
         graph: of the topology, with the functions that are to run. applied: what the logs were written by.
@@ -98,7 +102,7 @@ async def replayed(
     last = await sequence_before(bus, info, span[1]) if span[1] < inf else NONE
     there = [one async for one in _partitions(bus, app, graph, applied)]
     for stage, index, count in there if partition is None else _only(there, *partition):
-        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None), watcher)
+        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None), watcher, goes_on=True)
         told(found)
     return found
 
@@ -112,8 +116,11 @@ async def replayed_run(
     taken: Mapping[tuple[str, int], Collection[int]],
     runs: str | Collection[str],
     watcher: Watcher | None = None,
+    *,
+    goes_on: bool = False,
 ) -> Replayed:
-    """Replay runs, as far as a topology took them. Raises BusError.
+    """Replay runs, as far as a topology took them. Raises BusError;
+    RecordingIncomplete where something is damaged or missing, or names that, and `goes_on`.
 
     `taken`: stage and partition → the entries that took something of them. What else they took is taken again with it: it may
     have changed the same state before. What came of that is not compared. `watcher`: sees the native operators.
@@ -123,7 +130,7 @@ async def replayed_run(
     async for stage, index, count in _partitions(bus, app, graph, applied):
         if entries := taken.get((stage.id, index)):
             span = (min(entries), max(entries), entries, runs)
-            await _one(bus, app, applied, stage, index, count, found, build, span, watcher)
+            await _one(bus, app, applied, stage, index, count, found, build, span, watcher, goes_on=goes_on)
     return found
 
 
@@ -137,17 +144,21 @@ async def _one(
     found: Replayed,
     build: Mapping[str, str],
     span: tuple[int, int, Collection[int] | None, Collection[str] | None],
-    watcher: Watcher | None = None,
+    watcher: Watcher | None,
+    *,
+    goes_on: bool,
 ) -> None:
     """Replay one partition. `span`: the first and the last sequence that count, the entries, and the run; None: all."""
     stream = applied.streams[stage.name] if stage.source is not None else ""
     replay, (first, last, only, runs) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
     found.partitions += 1
-    replay.watcher, replay.first = watcher or replay.watcher, first
+    replay.watcher, replay.first, replay.goes_on = watcher or replay.watcher, first, goes_on
     with silent():
         async for entry, what in replay.differences(await snapshot_before(bus, replay.log, first), last, only, runs):
             if entry >= first:
                 found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
+    for entry, error in replay.incomplete:
+        found.incomplete.setdefault(str(error.run or f"{stage.id}.{index}@{entry}"), error)
     found.taken += replay.taken
     for one in replay.builds:
         found.builds |= differing(one, build)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from dspex.bus import subjects
-from dspex.bus.errors import ConfigError, Divergence, RunNotFound, TopologyError
+from dspex.bus.errors import ConfigError, Divergence, RecordingIncomplete, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
-from dspex.engine.cli.runs.again.repeated import PrintedAs, other_builds, repeated
+from dspex.engine.cli.runs.again.repeated import PrintedAs, incomplete, other_builds, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
@@ -110,6 +110,8 @@ def replay(
         t.document(_markdown(told))
     else:
         _print(t, told, time.monotonic() - began, explain=explain)
+    if lacking := told.found.incomplete:
+        raise incomplete(told.name, lacking, len(told.found.diverged), "run" if not what.whole else "place")
     if not told.found.same:
         raise Divergence(f"the replay of {told.name} differs {count(len(told.found.diverged), 'time')}; first {told.first}")
 
@@ -153,7 +155,7 @@ async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, on
         try:
             if (differs := await difference(t, c, run, target, only)) is not None:
                 return told._replace(differs=differs)
-        except RunNotFound:  # what a window gives is no event of a source
+        except (RunNotFound, RecordingIncomplete):  # what a window gives is no event of a source
             continue
         return told  # it differs by what others left
     return told
@@ -167,7 +169,7 @@ async def _kept(t: Terminal, run: str) -> RunFile | None:
 
 async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
     """Replay certain runs."""
-    from dspex.engine.client.runs.then.recorded import taken_by
+    from dspex.engine.client.runs.then.recorded import lacks, taken_by
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import Replayed, replayed_run
 
@@ -175,11 +177,13 @@ async def _replayed_runs(t: Terminal, what: ReplayChoice, target: str | None, in
         ids, found = await what.runs(c), Replayed()
         past, applied = await histories_of(t, c, ids)
         runs, entries = {one.run for one in past}, taken_by(past, what.topology)
+        for one in past:
+            found.incomplete |= lacks(one)
         sent = SendAgain(c, into, checked(into, applied, entries), runs) if into is not None else None
         for topology, taken in entries.items():
             graph = graph_of(t, topology, target)
             of = build(graph)
-            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs, sent))
+            found.add(await replayed_run(c.bus, c.app, graph, applied[topology], of, taken, runs, sent, goes_on=len(ids) > 1))
         name = past[0].run if what.run is not None else str(what)
         return await _told(t, c, ReplayTold(name, len(runs), found, sent=sent), target, what.topology)
 
@@ -243,15 +247,20 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: R
 
 def _markdown(told: ReplayTold) -> str:
     """For a review: what differs, and of the first run at which steps."""
+    from dspex.engine.client.runs.then.recorded import undone
+
     found, served = told.found, told.found.taken["records"]
     head = f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made"
     rows = [f"| `{_place(one)}` | {', '.join(f'`{run}`' for run in one.runs)} |" for one in found.diverged]
-    places = ["", "| place | runs |", "|---|---|", *rows] if rows else ["", "**same**"]
+    places = ["", "| place | runs |", "|---|---|", *rows] if rows else ["", "**same**"] if found.same else []
+    places += ["", *(f"- {line}" for line in undone(found.incomplete))] if found.incomplete else []
     steps = ["", told.differs.diff.markdown()] if told.differs is not None else [""]
     return "\n".join([head, *places, *steps])
 
 
 def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> None:
+    from dspex.engine.client.runs.then.recorded import undone
+
     found, differs, served = told.found, told.differs, told.found.taken["records"]
     first = found.diverged[0] if found.diverged else None
     said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": told.runs, "served": served, "live": 0, "tokens": 0}
@@ -261,9 +270,11 @@ def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> N
         said |= {"diverged": vars(differs.diff.first), **differs.as_dict(explain=explain)}
     said |= {"what": told.name, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
     said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
+    lacking = [{"run" if e.run else "place": name, "code": e.code, "error": e.message} for name, e in found.incomplete.items()]
+    said |= {"incomplete": lacking} if lacking else {}
     said |= {"published": told.sent.as_dict()} if told.sent is not None else {}
     lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
-    lines += other_builds(found.builds)
+    lines += [*other_builds(found.builds), *undone(found.incomplete)]
     lines += differs.lines(explain=explain) if differs is not None else []
     lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
     if len(found.diverged) > MOST:

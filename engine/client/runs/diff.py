@@ -19,6 +19,7 @@ from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
 from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.masking import secrets_of
+from dspex.engine.client.runs.then.recorded import undone
 from dspex.engine.client.runs.tree import Happening, changed
 
 
@@ -282,7 +283,7 @@ class Replay:
 
     def undone(self) -> Iterator[str]:
         """What cannot be done again, and why, for people."""
-        yield from (f"not replayed {which}: {error.message} ({error.code})" for which, error in self.incomplete.items())
+        yield from undone(self.incomplete)
 
 
 # -- for people ------------------------------------------------------------------------------------------------------------

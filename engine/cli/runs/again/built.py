@@ -141,13 +141,12 @@ async def check_build(t: Terminal, what: ReplayChoice, target: str | None) -> No
 
 async def _recorded(t: Terminal, what: ReplayChoice) -> Builds:
     """The builds that recorded it, by topology."""
-    from dspex.engine.again.files import files_at
+    from dspex.engine.again.files import readable_at
     from dspex.engine.cli.runs.replaying import histories_of
-    from dspex.engine.client.runs.export import load
     from dspex.engine.client.runs.then.builds import builds_of, builds_of_topology, merged
 
     if what.file is not None:
-        builds = [load(file).builds for file in files_at(what.file)]
+        builds = [file.builds for file in readable_at(what.file)]
         return merged(builds) if all(builds) else {}  # files of before have none
     async with client(t, "replay") as c:
         if what.whole:

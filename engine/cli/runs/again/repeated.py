@@ -112,7 +112,7 @@ def repeated(
     else:
         t.emit(told.as_dict(mode), *told.lines())
     if lacking := told.found.incomplete:
-        raise _incomplete(told, list(lacking.values()))
+        raise incomplete(told.name, lacking, len(told.differ), told.what)
     if not told.found.same and mode == "strict":
         where = f"in {count(len(told.differ), told.what)}" if told.differ else count(len(told.found.diff.steps), "time")
         raise Divergence(f"the replay of {told.name} differs {where}")
@@ -123,11 +123,14 @@ def repeated(
         raise RecordingIncomplete(f"{count(len(running), 'run')} of {told.name} not over, and left out", fix=fix)
 
 
-def _incomplete(told: RepeatedRuns, found: Sequence[DspexError]) -> DspexError:
-    """The error of several that were done again but for some: that of one of them alone; of those that lack something first."""
+def incomplete(name: str, lacking: Mapping[str, DspexError], differ: int, what: str) -> DspexError:
+    """The error of several that were done again but for some: that of one of them alone; of those that lack something first.
+    `differ`: how many do.
+    """
+    found = [*lacking.values()]
     error = next((one for one in found if isinstance(one, RecordingIncomplete)), found[0])
-    more = f"; {len(told.differ):,} differ" if told.differ else ""
-    why = f"{count(len(found), told.what)} of {told.name} cannot be replayed{more}; first: {found[0].message}"
+    more = f"; {differ:,} differ" if differ else ""
+    why = f"{count(len(found), what)} of {name} cannot be replayed{more}; first: {found[0].message}"
     return type(error)(why, code=error.code, fix=error.fix)
 
 

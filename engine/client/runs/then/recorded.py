@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.errors import DspexError, RecordingIncomplete
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.engine.client.runs.history import History
 from dspex.engine.client.runs.steps import Step, what_is_asked
@@ -90,11 +90,17 @@ def taken_by(past: Iterable[History], only: str | None = None) -> dict[str, dict
     return found
 
 
-def need_whole(past: History) -> None:
-    """Raise RecordingIncomplete where it is not known what a run did behind a hop, because a frame cannot be read."""
-    if past.cut:
-        why = f"of run {past.run}, what went over a hop at {past.cut[0]} is damaged, or cannot be read any more"
-        raise RecordingIncomplete(why, run=past.run, fix=f"what is known is shown by dspex runs show {past.run}")
+def lacks(past: History) -> dict[str, RecordingIncomplete]:
+    """By its id a run of which it is not known what it did behind a hop, because a frame cannot be read."""
+    if not past.cut:
+        return {}
+    why = f"of run {past.run}, what went over a hop at {past.cut[0]} is damaged, or cannot be read any more"
+    return {past.run: RecordingIncomplete(why, run=past.run, fix=f"what is known is shown: dspex runs show {past.run}")}
+
+
+def undone(incomplete: Mapping[str, DspexError]) -> Iterator[str]:
+    """What cannot be done again, and why, for people."""
+    yield from (f"not replayed {which}: {error.message} ({error.code})" for which, error in incomplete.items())
 
 
 _OPTIONS: Final = (

@@ -86,6 +86,17 @@ def test_a_file_is_replayed_with_the_code_of_then_without_a_server(sizes: Projec
 
 
 @pytest.mark.long
+def test_of_a_folder_of_files_one_that_cannot_be_read_is_named_and_the_others_are_replayed(sizes: Project) -> None:
+    assert sizes.dspex("runs", "export", "--topology", "sizes", "-o", "several").code == 0
+    first, *others = sorted((sizes.folder / "several").iterdir())
+    first.write_text("no file of a run")
+    found = sizes.dspex("--json", "replay", "--file", "several", "--build", "../then")
+    (said,) = found.objects()
+    assert (found.error()["code"], said["runs"]) == ("DX501", len(others)), found
+    assert [one["file"] for one in said["incomplete"]] == [f"several/{first.name}"]
+
+
+@pytest.mark.long
 def test_another_build_than_the_recorded_one_is_refused_and_both_are_named(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     wrong = written(tmp_path, sizes.u, " + 2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,8 +269,8 @@ def test_a_changed_byte_of_what_a_run_began_with_or_of_its_log_is_damage_and_no_
         applied = (await one.client.manifests())["words"]
         return await replayed_topology(one.client.bus, APP, words().graph, applied, {})
 
-    with pytest.raises(RecordingIncomplete, match=r"(the event at \d+ of .*|the log entry at \d+) is damaged"):
-        one.run(whole())
+    (error,) = one.run(whole()).incomplete.values()
+    assert re.search(r"(the event at \d+ of .*|the log entry at \d+) is damaged", error.message)
 
 
 def test_many_runs_are_told_which_of_them_is_damaged(one: Lab) -> None:
@@ -361,8 +362,8 @@ def test_a_damaged_piece_of_an_entry_is_told_as_damage_also_where_it_still_reads
     assert one.run(run.tree()).changed == (entry.sequence,)
     past = one.run(histories(one.client.bus, APP, one.run(one.client.manifests()), [run.id]))
     assert past[run.id].changed == [entry.sequence]
-    with pytest.raises(RecordingIncomplete, match=f"the log entry at {entry.sequence} is damaged: its pieces"):
-        replayed_all(one)
+    (error,) = replayed_all(one).incomplete.values()
+    assert f"the log entry at {entry.sequence} is damaged: its pieces" in error.message
 
 
 def test_pieces_that_a_later_version_has_written_are_told_as_that(apart: tuple[Lab, Run]) -> None:

@@ -88,6 +88,8 @@ def harm(one: Lab, pattern: str, how: str) -> None:
 def again(one: Lab, run: Run | None) -> Replay:
     """The replay of a run from the logs, or of all."""
     found: Replay = one.run(one.client.replay(run.id if run is not None else None, topology=topology()))
+    for error in found.incomplete.values():
+        raise error
     return found
 
 
