@@ -47,10 +47,17 @@ def is_ref(text: str) -> bool:
     return bool(REF.fullmatch(text))
 
 
+def _form(text: str) -> str:
+    """What to write in place of what is no ref."""
+    if text.endswith(".py") and is_ref(f"{(module := text.removesuffix('.py').replace('/', '.'))}:name"):
+        return f'write "{module}:name", with the name that it has in that file'
+    return 'write "pkg.module:name"'
+
+
 def resolve(ref: str) -> Any:
     """What a ref names. Imports its module. Raises TopologyError (DX221)."""
     if not is_ref(ref):
-        raise problem("DX221", f"{ref!r} is not a ref", 'write "pkg.module:name"')
+        raise problem("DX221", f"{ref!r} is not a ref", _form(ref))
     module_name, _, path = ref.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -218,6 +218,8 @@ def test_a_topology_is_loaded_by_its_ref(module):
         "shp:topology": "cannot be imported",
         "shop:number": "is int, not a Topology",
         "shop": "is not a ref",
+        "shop.py": 'write "shop:name", with the name that it has in that file',
+        "flows/shop.py": 'write "flows.shop:name"',
         "nothing.yaml": "cannot be read",
     }.items():
         with pytest.raises(TopologyError) as e:

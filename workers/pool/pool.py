@@ -163,7 +163,7 @@ class Pool:
         await self.children.stop()
         await self.journals.tasks.stop()
         await self.models.stop()
-        log.info("pool stopped", pool=self.config.name, served=self.work.served)
+        log.info("pool stopped", pool=self.config.name, served=self.served)
 
     async def rest(self, grace: float) -> None:
         """Take nothing more, let what runs finish within `grace` seconds, hand the rest back, and have no children, until
@@ -220,6 +220,11 @@ class Pool:
         if self.draining or self.records.pending > slots.total:
             return 0
         return max(0, slots.free - self.executions.preparing)
+
+    @property
+    def served(self) -> int:
+        """Calls that were answered here, whether somebody waits for them or an engine."""
+        return self.work.served + self.service.requests
 
     def _freed(self) -> None:
         self.interactive.group.look()

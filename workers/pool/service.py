@@ -25,12 +25,16 @@ MOST_SHOWN: Final = 200  # characters of an error
 
 
 class PoolService:
-    """What a pool says as a service. `heard` is to be called with the record of each interactive call."""
+    """What a pool says as a service. `heard` is to be called with the record of each interactive call.
+
+    Attributes:
+        requests: interactive calls that were answered.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool, self._version = pool, version("dspex")
         self._started = datetime.now(UTC)
-        self._requests = self._errors = self._nanoseconds = 0
+        self.requests = self._errors = self._nanoseconds = 0
         self._last_error = ""
         self._subscriptions: list[Subscription] = []
 
@@ -50,7 +54,7 @@ class PoolService:
         """Count an interactive call, and say that it is answered."""
         if telemetry.listeners:
             telemetry.emit("answered", pool=self._pool.config.name, work=work, record=record)
-        self._requests += 1
+        self.requests += 1
         self._nanoseconds += int(record.elapsed * 1e9)
         if record.error is not None:
             self._errors += 1
@@ -75,11 +79,11 @@ class PoolService:
             said |= {"description": f"calls of pool {c.name}", "endpoints": [{**endpoint, "metadata": {}}]}
         elif verb == "STATS":
             counted = {
-                "num_requests": self._requests,
+                "num_requests": self.requests,
                 "num_errors": self._errors,
                 "last_error": self._last_error,
                 "processing_time": self._nanoseconds,
-                "average_processing_time": self._nanoseconds // max(1, self._requests),
+                "average_processing_time": self._nanoseconds // max(1, self.requests),
                 "data": {"durable": self._pool.work.served, "busy": self._pool.children.slots.busy},
             }
             said |= {"started": f"{self._started:%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z", "endpoints": [{**endpoint, **counted}]}

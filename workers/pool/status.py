@@ -110,7 +110,7 @@ class PoolStatus:
             "restarts": children.restarts,
             "failed": children.failed,
             "draining": pool.draining,
-            "served": pool.work.served,
+            "served": pool.served,
             "id_collisions": pool.records.collisions,
             "refused": pool.work.refused,
             "lost_records": pool.records.lost,

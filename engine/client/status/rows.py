@@ -272,7 +272,7 @@ class PoolRow(TypedDict):
     of: NotRequired[int | None]  # workers that all processes of the pool are to have together; None: each has its own number
     failed: NotRequired[bool]
     draining: NotRequired[bool]
-    served: NotRequired[int]
+    served: NotRequired[int]  # calls that it has answered, interactive ones included
     started: NotRequired[float]
     dspy_version: NotRequired[str]
     python: NotRequired[str]

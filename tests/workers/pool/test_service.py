@@ -54,10 +54,11 @@ async def test_its_statistics_count_calls_their_time_and_their_errors(shared: Be
     async def stats() -> Any:
         return ServiceStats.from_dict(await said(shared, f"$SRV.STATS.{NAME}")).endpoints[0]
 
-    before = await stats()
+    before, served = await stats(), shared.pool.status.full()["served"]
     await call(shared, "echo")
     await call(shared, "raises")
     after = await stats()
+    assert shared.pool.status.full()["served"] == served + 2
     assert (after.num_requests - before.num_requests, after.num_errors - before.num_errors) == (2, 1)
     assert after.processing_time > before.processing_time
     assert after.average_processing_time == after.processing_time // after.num_requests
