@@ -29,6 +29,9 @@ _OUR_BATCH_LINE: Final = f"\r\nNats-Batch-Id: {OUR_BATCH}".encode()
 _FIRST_COUNTS: Final = ("nats-", "dspex-", "content-type", "traceparent")
 _FOR_THE_SERVER: Final = ("Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit", EXPECT, EXPECT_OF)
 Headers = Mapping[str, str]
+_FOR_IT_ALONE: Final = re.compile(
+    rb"NATS/1\.0\r\n(?:(?:%b): [^\r\n]*\r\n)+\r\n" % "|".join(_FOR_THE_SERVER).encode()
+).fullmatch  # a message of a batch that has no other headers, as nearly all entries of logs
 NO_HEADERS: Final[Headers] = {}
 
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
@@ -142,7 +145,7 @@ def headers(block: bytes) -> Headers:
     A value is taken as it is behind ": ", so that what we wrote comes back unchanged, spaces and all. What only told the
     server how to store the message is left out: passed on with the event, it would make the next write something else.
     """
-    if not block:
+    if not block or _FOR_IT_ALONE(block):
         return NO_HEADERS
     lines = block.decode("utf-8", "replace").split("\r\n")
     try:

@@ -122,18 +122,14 @@ def readable(data: bytes) -> Mapping[str, Any] | None:
     if entry.get("v") != VERSION or is_damaged_entry(data):
         return None
     entry.pop("sum", None)
-    kind = _KINDS.get(str(entry.get("kind")))
-    if kind is None or not all(isinstance(entry.get(name), wanted) for name, wanted in kind.items()):
-        return None
-    if not _is_sound(entry):
+    if (kind := _KINDS.get(str(entry.get("kind")))) is None or not _is_sound(entry, kind):
         return None
     return entry if "snapshot" not in entry or _names_snapshot(entry) else None
 
 
 def is_damaged_entry(data: bytes) -> bool:
     """Whether what lies in a log was stored as an entry, and is not what was stored. It may have no form any more."""
-    end = data[-_SUM - len(_END) : -_SUM]
-    if end == _END:
+    if (end := data[-_SUM - len(_END) : -_SUM]) == _END:
         return data[-_SUM:] != crc32(data[:-_SUM]).to_bytes(_SUM)
     return sum(a == b for a, b in zip(end, _END)) == len(_END) - 1
 
@@ -148,15 +144,19 @@ def lacks_pieces(data: bytes, entry: Mapping[str, Any], changed: Mapping[str, An
     return changed is None and "pieces" in entry and is_as_stored(data)
 
 
-def _is_sound(entry: Mapping[str, Any]) -> bool:
-    """Whether the numbers of an entry can be what they say, and a commit says what it changes in one way."""
-    numbers = [entry[name] for name in _NUMBERS if name in entry]
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers) or not 0 <= entry["time"] < LATEST:
+def _is_sound(entry: Mapping[str, Any], kind: Mapping[str, type | tuple[type, ...]]) -> bool:
+    """Whether an entry has what its kind has, its numbers can be, and a commit says what it changes in one way."""
+    get = entry.get
+    if not all(map(isinstance, map(get, kind), kind.values())) or not 0 <= entry["time"] < LATEST:
         return False
+    for name in _NUMBERS:
+        number = get(name, 0)
+        if type(number) is not int or not 0 <= number < 1 << 63:
+            return False
     if entry["kind"] == "claim":
         return True
-    asks = entry.get("asks", ())
-    if not isinstance(asks, tuple) or len(requests_in(entry)) != len(asks):
+    asks = get("asks", ())
+    if not isinstance(asks, tuple) or (asks and len(requests_in(entry)) != len(asks)):
         return False
     once = ("pieces" in entry) != isinstance(entry.get("tables"), dict)
     return once and bool(entry.get("pieces", 0) <= entry["covers"] <= COMMIT_LIMIT)

@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from dspex.bus import subjects
 from dspex.bus.errors import BusError, NotStored, Unreachable
@@ -191,7 +191,7 @@ async def read_back(
     taken = await _snapshot(bus, address, base, older, tables)
     chain = Chain(bus, address, taken[2], taken[1].at) if taken else Chain(bus, address)
     start, size, strange, pieces = chain.commit + 1, 0, list[int](), dict[int, Message]()
-    asks: Mapping[int, NewMessage] = {}
+    last: Mapping[str, Any] = {}
     found = entries.between(address, start, stop) if entries is not None else None
     if found is None:
         # With the pieces of all entries: to ask for those of each would take two questions an entry, where payloads are sealed.
@@ -207,10 +207,9 @@ async def read_back(
         size += len(message.data) + sum(len(piece.data) for piece in pieces.values())
         pieces.clear()
         tables.apply(changed, message.sequence)
-        if chain.commit == message.sequence and chain.before is not None:
-            asks = requests_in(chain.before[1])
+        last = chain.before[1] if chain.commit == message.sequence and chain.before is not None else last
     say_passed_over(address, strange)
-    return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit, asks)
+    return Read(size, len(strange), taken[0] if taken else 0, taken[1].size if taken else 0, chain.commit, requests_in(last))
 
 
 async def _snapshot(bus: Bus, address: LogAddress, base: int, older: int, tables: Tables) -> tuple[int, Snapshot, int] | None:
@@ -265,9 +264,9 @@ async def changes(
     `known`: pieces that need not be asked for, by sequence. Raises BusError; Unreachable while the pieces are not to be seen.
     """
     if "pieces" not in entry:
-        if not are_changes(entry["tables"]) and is_as_stored(message.data):
+        if not (sound := are_changes(entry["tables"])) and is_as_stored(message.data):
             raise from_later(message.sequence)
-        return entry["tables"] if are_changes(entry["tables"]) else None
+        return cast("Mapping[str, Any]", entry["tables"]) if sound else None
     stream, first = address.stream, message.sequence - entry["covers"]
     if (stop := first + entry["pieces"] - 1) < entry["pieces"]:
         return None
