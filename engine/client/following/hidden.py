@@ -15,10 +15,12 @@ from dspex.engine.client.following.many import histories
 from dspex.engine.client.run import FULL_ID
 from dspex.engine.client.runs.then import masking
 from dspex.engine.client.runs.tree import Tree
+from dspex.engine.graph.manifest import read
 from dspex.engine.graph.submitted import NODE, secrets_in
 
 if TYPE_CHECKING:
     from dspex.bus.message import Event
+    from dspex.bus.port import Bucket
     from dspex.bus.serving.programs.form import ProgramState
     from dspex.engine.client.client import Client
     from dspex.engine.client.letters import DeadLetter
@@ -74,21 +76,38 @@ def _is_id(run: str) -> bool:
 
 class HiddenEvents:
     """Shows events, and what operators keep of them. The history of a run is read only where a topology with secret fields may
-    have had a hand in the event, and only once where nothing comes to it any more.
+    have had a hand in the event, or reads what comes of it, and only once where nothing comes to it any more.
+
+    `bucket`: of what is applied, where that is looked at anew for each event: a topology may come that marks more.
     """
 
-    def __init__(self, c: Client, applied: Mapping[str, Manifest]) -> None:
-        self._client, self._applied = c, applied
-        self.secrets = Secrets(()) if in_clear(c.bus) else _marked(applied)
+    def __init__(self, c: Client, applied: Mapping[str, Manifest], bucket: Bucket | None = None, revision: int = 0) -> None:
+        self._client, self._bucket, self._revision = c, bucket, revision
+        self._know(applied)
+
+    def _know(self, applied: Mapping[str, Manifest]) -> None:
+        self._applied = applied
+        self.secrets = Secrets(()) if in_clear(self._client.bus) else _marked(applied)
         self._ways, self._runs = dict[str, bool](), dict[str, Secrets]()
 
     @classmethod
     async def of(cls, c: Client) -> HiddenEvents:
         """Those of an application. Raises NotAllowed where it may not be read what is applied."""
-        return cls(c, await c.manifests())
+        if in_clear(c.bus) or not await c.bus.has("bucket", subjects.applied(c.app)):
+            return cls(c, await c.manifests())
+        bucket = await c.bus.bucket(subjects.applied(c.app))
+        revision = await bucket.revision()  # asked first: what is applied meanwhile is read again
+        return cls(c, await read(bucket), bucket, revision)
+
+    async def _look(self) -> None:
+        """Read what is applied now, where that has changed."""
+        if self._bucket is not None and (revision := await self._bucket.revision()) != self._revision:
+            self._know(await read(self._bucket))
+            self._revision = revision
 
     async def shown(self, one: Event[Any]) -> Event[Any]:
         """An event as it is shown."""
+        await self._look()
         quotes = one.subject == f"{SUBMITTED}/{NODE}" or (bool(self.secrets) and self._may_quote(one.subject))
         return replace(one, data=value(await self._of(one.run) if quotes else self.secrets, one.data))
 
@@ -126,26 +145,29 @@ class HiddenEvents:
         if (known := self._ways.get(subject)) is None:
             topology, _, node = subject.partition("/")
             by = [topology] if node else [n for n, one in self._applied.items() if _any(one.sinks, [subject])]
-            read = any(_any(one.subjects, [subject]) for one in self._applied.values())
-            known = self._any_secret(by) if by or read else True  # who wrote it is not known: a letter, a record
+            by += [] if node else [n for n, one in self._applied.items() if _any(one.subjects, [subject])]
+            known = self._any_secret(by) if by else True  # who wrote it is not known: a letter, a record
             self._ways[subject] = known
         return known
 
     def _any_secret(self, topologies: Sequence[str]) -> bool:
-        """Whether one of these topologies has secret fields, or one that their events may come from, or that reads them too."""
+        """Whether one of these topologies has secret fields, or one that their events may come from, or that reads these, or
+        what comes of them, however far.
+        """
         left, seen = list(topologies), set[str]()
         while left:
             name = left.pop()
             one = self._applied.get(name)
-            if one is None or one.secrets or self._read_as_secret(one):
+            if one is None or one.secrets:
                 return True
             seen.add(name)
-            left += [n for n, other in self._applied.items() if n not in seen and _any(other.sinks, one.subjects)]
+            left += [n for n, other in self._applied.items() if n not in seen and _meet(one, other)]
         return False
 
-    def _read_as_secret(self, one: Manifest) -> bool:
-        """Whether what a topology reads is read by one that has secret fields, too."""
-        return any(other.secrets and _any(other.subjects, one.subjects) for other in self._applied.values())
+
+def _meet(one: Manifest, other: Manifest) -> bool:
+    """Whether events may go from one topology to the other, or to both."""
+    return _any(other.subjects, [*one.subjects, *one.sinks]) or _any(other.sinks, one.subjects)
 
 
 def _any(patterns: Sequence[str], others: Sequence[str]) -> bool:

@@ -323,19 +323,35 @@ def test_what_is_watched_is_hidden_by_what_its_way_had_that_is_secret_and_by_not
     assert one.run(watched()) == {"out": {"from": SECRET}, "told": {"told": SECRET}, "others": {"from": IBAN}}
 
 
+def test_who_watches_hides_what_a_topology_marks_that_is_applied_meanwhile(lab: MakeLab) -> None:
+    beside = Topology("beside")
+    beside.source("other").map(lambda d: d, name="pass").sink("others")
+    one = lab(beside)
+    one.client = Client(bus=sealed(one), app=APP)
+    one.start(bus=sealed(one))
+    run = one.publish("other", {"iban": IBAN})
+    one.advance(2)
+    (event,) = one.run(one.client.run(run).outputs())
+    events = one.run(hidden.HiddenEvents.of(one.client))
+    assert one.run(events.shown(event)).data == {"iban": IBAN}
+    one.start("b", paying(), bus=sealed(one))
+    assert one.run(events.shown(event)).data == {"iban": SECRET}
+
+
 def test_of_state_nothing_is_shown_but_times_and_counts_where_a_secret_may_be_in_it_under_another_name(lab: MakeLab) -> None:
-    """Three topologies without a secret: behind the one that has some, of the same source, and beside them."""
-    after, same, beside = Topology("after"), Topology("same"), Topology("beside")
+    """Four topologies without a secret: before the one that has some, behind it, of the same source, and beside them."""
+    before, after, same, beside = (Topology(name) for name in ("before", "after", "same", "beside"))
     _keeping(after, "out"), _keeping(same, "in"), _keeping(beside, "other")
+    _keeping(before, "early").sink("in")
     first = Topology("paying")
     asked = _keeping(first, "in").predict(ASK, name="ask")
     asked.map(lambda d: {"text": d["text"], "from": d["account"]["iban"]}, name="rename").sink("out")
-    one = lab(first, after, same, beside)
+    one = lab(first, before, after, same, beside)
     one.client = Client(bus=sealed(one), app=APP)
     one.answers["ask"] = lambda inputs, work: {"reply": "done", "code": "c-1234"}
     one.start(bus=sealed(one))
     one.work(bus=sealed(one))
-    one.publish("in", {**EVENT, "text": "a"})
+    one.publish("early", {**EVENT, "text": "a"})
     one.publish("other", {"text": "a", "from": IBAN})
     one.advance(5)
 
@@ -345,7 +361,7 @@ def test_of_state_nothing_is_shown_but_times_and_counts_where_a_secret_may_be_in
         return events.state(found).value
 
     then = datetime.fromtimestamp(one.run(one.client.bus.stream(STREAM)).now, tz=UTC)
-    for name in ("paying", "after", "same"):
+    for name in ("paying", "before", "after", "same"):
         assert [one.run(kept(name, node, at)) for node in ("last", "some") for at in (None, then)] == [SECRET] * 4
         (counted,), (window,) = one.run(kept(name, "counts")), one.run(kept(name, "latest"))
         assert (counted["value"], window["value"], window["start"]) == (1, SECRET, counted["start"])
