@@ -16,8 +16,9 @@ from dspex.bus.seldom import is_silent
 _log = structlog.get_logger("dspex.telemetry")
 
 HAPPENINGS: Final[Mapping[str, str]] = {
-    "taken": "topology stage partition arrival effects calls: an arrival was handled; it is durable with a later commit",
-    "commit": "topology stage partition arrivals messages bytes seconds sequence place: what was taken up to there is durable",
+    "commit": "topology stage partition arrivals messages bytes seconds sequence: what was taken up to there is durable",
+    "handled": "topology stage partition calls arrivals: these are durable, each with its effects, and when it was handled",
+    "noted": "topology stage partition told: what came of arrivals that are durable now, but for events that were only taken",
     "record": "topology stage partition node run: the record of a call was taken, and the call is closed",
     "retry": "topology stage partition node run: a call is executed again",
     "fallback": "topology stage partition node run: the fallback's outputs stand in for those of a call",
@@ -57,8 +58,8 @@ _hearing: dict[str, tuple[Listener, ...]] = {}  # by name
 def subscribe(listener: Listener, names: Collection[str] = tuple(HAPPENINGS)) -> Callable[[], None]:
     """Let `listener(name, facts)` hear what happens in this process from now on; the returned function ends that.
 
-    It is called where things happen, in the event loop, so it must not block. `names`: of what it hears. "taken" happens with
-    every event, and costs nothing where nobody hears of that.
+    It is called where things happen, in the event loop, so it must not block. `names`: of what it hears. What "handled" tells
+    is put together with every event, and costs nothing where nobody hears it.
     """
     global listeners
     listeners = (*listeners, listener)

@@ -20,6 +20,7 @@ from uuid import UUID
 from dspex.bus.subjects import TRACEPARENT, TRACESTATE
 
 _W3C: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?: (.*))?")
+_DIGITS: Final = 32  # of a UUID
 _PARENT: Final = 55  # characters of a `traceparent`
 _VALUE: Final = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]"  # what is printable, but for the comma and =
 _MEMBER: Final = re.compile(rf"([a-z0-9][a-z0-9_\-*/@]{{0,255}})={_VALUE}{{1,256}}")
@@ -81,12 +82,12 @@ def _checked(tracestate: str) -> str:
 
 def trace_of(traceparent: str | None, run: str) -> TraceOf:
     """The trace that a `traceparent` names; where it names none, the run is a trace of its own."""
-    found = _W3C.fullmatch(traceparent or "")
+    found = _W3C.fullmatch(traceparent) if traceparent else None
     if found is not None and (trace := int(found[1], 16)) and (parent := int(found[2], 16)):
         state = _checked(found[4]) if found[4] else ""  # anybody may send a request, too
         return TraceOf(trace, parent, bool(int(found[3], 16) & _SAMPLED), state)
     try:
-        return TraceOf(UUID(run).int, 0, None)
+        return TraceOf(int(bare, 16) if len(bare := run.replace("-", "")) == _DIGITS else UUID(run).int, 0, None)
     except ValueError:  # anybody may write a header
         return TraceOf(int.from_bytes(blake2b(run.encode(), digest_size=16).digest()), 0, None)
 

@@ -34,7 +34,7 @@ from dspex.engine.hosting.pools import Pools
 from dspex.engine.runtime.walk.timing import NodeTimes
 
 _log = logger("dspex.engine")
-_HAPPENED = telemetry.HAPPENINGS.keys() - {"taken"}  # what may be taken again tomorrow has not happened
+_HAPPENED = telemetry.HAPPENINGS.keys() - {"handled", "noted"}  # these are told in words of the engine's own
 
 
 def engine_id() -> str:

@@ -135,6 +135,14 @@ class Effects(NamedTuple):
     let_out: Sequence[LetOut] = ()
 
 
+class Handled(NamedTuple):
+    """An arrival that was handled, for those who trace. `at`: when, in seconds since the epoch."""
+
+    arrival: Arrival
+    effects: Effects
+    at: float
+
+
 Told: TypeAlias = tuple[What, Sequence[Note], Failure | None]
 """What came of an arrival that was more than an event taken."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgpack import Packer
 
+from dspex.bus import telemetry
 from dspex.bus.errors import DspexError
 from dspex.bus.message import in_session
 from dspex.bus.port import COMMIT_LIMIT, NewMessage
@@ -16,7 +17,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot, is_request, packed
 from dspex.engine.log.rows import NO_MARK, OpenCall, Place, Position
 from dspex.engine.log.tables import Calls
-from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Mark, Note, Reset, Told, digest
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Effects, Gap, Handled, Mark, Note, Reset, Told, digest
 from dspex.engine.runtime.walk.request import Ask, Forward, Output
 from dspex.engine.runtime.walk.state import split_of
 
@@ -63,6 +64,7 @@ class Batch:
         mark: watermark of what leaves the stage here, once it is stored.
         entry: bytes of the log entry, without requests. snapshot: the one that it names.
         notes: what happened, which counts once it is committed; told: the same with what it happened to, but for the usual.
+        handled: its arrivals, where somebody traces them.
         arrivals: how many; `place`: of the last one; `moved`: positions of the inputs that they came from, behind them.
         at: when it was taken, by the engine's clock; 0 before. within: its entry holds its requests.
     """
@@ -76,6 +78,7 @@ class Batch:
     arrivals: int = 0
     notes: list[Note] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    handled: list[Handled] = field(default_factory=list)
     place: Place | None = None
     moved: dict[str, Position] = field(default_factory=dict)
     size: int = 0
@@ -122,6 +125,15 @@ class Batch:
         """Make the messages of the events for other partitions: nothing more is added."""
         for frame in self.frames.values():
             self._write(frame)
+
+    def say(self, where: Mapping[str, Any], sequence: int, seconds: float, calls: Mapping[str, Any]) -> None:
+        """Say that it is stored. `where`: its partition; `seconds` it took; `calls`: recorded operators of its stage."""
+        said = {"arrivals": self.arrivals, "messages": len(self.messages), "bytes": self.size + self.entry}
+        telemetry.emit("commit", **where, **said, seconds=seconds, sequence=sequence)
+        if self.told:
+            telemetry.emit("noted", **where, told=self.told)
+        if self.handled:
+            telemetry.emit("handled", **where, calls=calls, arrivals=self.handled)
 
     def fits(self, outputs: Sequence[Output], most_changed: int) -> bool:
         """Whether it can hold these outputs of one arrival besides what it has. `most_changed`: as in `most_that_fit`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import Any, cast
 
 from msgpack import packb
@@ -22,7 +22,7 @@ from dspex.engine.log.commit_log import CommitLog
 from dspex.engine.log.entries import Snapshot, sum_of
 from dspex.engine.log.rows import NO_MARK, WITHIN, Place
 from dspex.engine.log.tables import Tables
-from dspex.engine.runtime.arrival import Answered, Arrival, Effects, about, in_line
+from dspex.engine.runtime.arrival import Answered, Arrival, Effects, Handled, about, in_line
 from dspex.engine.runtime.batch import MOST_BYTES, MOST_OUTPUTS, MOST_PIECES, Batch, Owner, in_parts, located, mark_of
 from dspex.engine.runtime.process import Process
 from dspex.engine.runtime.walk.request import Ask, Output
@@ -116,8 +116,8 @@ class Partition:
             arrival = arrival._replace(clock=split.clock)  # some of its outputs are committed already
         effects = self.process.handle(arrival, self.tables)
         self._add(arrival, effects)
-        _, changes, _, _, failure, _ = effects
-        if telemetry.listeners:
+        _, changes, _, notes, failure, _ = effects
+        if notes and telemetry.listeners:
             self._say(arrival, effects)
         if failure is not None:
             why = failure.error.code if self._sealed else failure.error.message[:500]
@@ -127,10 +127,8 @@ class Partition:
             self.room.set()  # a call may have finished, and a pump may wait for that
 
     def _say(self, arrival: Arrival, effects: Effects) -> None:
-        if telemetry.is_heard("taken"):
-            telemetry.emit("taken", **self.where, arrival=arrival, effects=effects, calls=self.process.stage.calls)
         for note in effects.notes:
-            if note == "event":
+            if note == "event" or not telemetry.is_heard(note):
                 continue  # the usual thing is said with the commit
             node, run = about(arrival.what)
             failure = effects.failure if note == "dead_letter" else None
@@ -157,6 +155,8 @@ class Partition:
         batch.notes += notes
         if notes and notes[-1] != "event":
             batch.told.append((arrival.what, notes, failure))
+        if telemetry.listeners and telemetry.is_heard("handled"):
+            batch.handled.append(Handled(arrival, effects, time()))
         self._note_taken(batch, arrival)
         if self.one_by_one:
             self.one_by_one -= 1
@@ -280,9 +280,7 @@ class Partition:
         self.durable.update(batch.moved)
         self.mark = max(self.mark, batch.mark)
         if telemetry.listeners:
-            size, seconds = batch.size + batch.entry, monotonic() - self._taken
-            said = {"arrivals": batch.arrivals, "messages": len(batch.messages), "bytes": size, "seconds": seconds}
-            telemetry.emit("commit", **self.where, **said, sequence=sequence, place=batch.place)
+            batch.say(self.where, sequence, monotonic() - self._taken, self.process.stage.calls)
         first = sequence - len(batch.messages)
         asked = {n: sequence if batch.within else first + index for n, index in batch.asked.items()}
         located(self.batches, self.tables.calls, dict(asked))

@@ -113,23 +113,23 @@ def _resource(app: str, role: str, instance: str) -> Resource:
 
 
 def _trace(stack: ExitStack, app: str, resource: Resource, settings: TelemetrySettings) -> None:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from dspex.engine.telemetry.content import Content
-    from dspex.engine.telemetry.traces import Traces
+    from dspex.engine.telemetry.encoding import QuickExporter
+    from dspex.engine.telemetry.traces import HEARD, Traces
 
     content = Content(Redaction(settings.redact)) if settings.content else None
-    processor = BatchSpanProcessor(OTLPSpanExporter())
+    processor = BatchSpanProcessor(QuickExporter())
     stack.callback(processor.shutdown)
-    stack.callback(telemetry.subscribe(Traces(app, resource, processor, content)))
+    stack.callback(telemetry.subscribe(Traces(app, resource, processor, content), HEARD))
 
 
 def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: str | None, times: NodeTimes | None) -> None:
-    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
-    from dspex.engine.telemetry.measures import Measures
+    from dspex.engine.telemetry.measures import HEARD, Measures
 
     readers: list[MetricReader] = []
     if serve is not None:
@@ -138,9 +138,10 @@ def _measure(stack: ExitStack, exported: Exported, resource: Resource, serve: st
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
-    provider = MeterProvider(readers, resource, shutdown_on_exit=False)
+    never = AlwaysOffExemplarFilter()  # spans are made as data: none is ever open where something is measured
+    provider = MeterProvider(readers, resource, shutdown_on_exit=False, exemplar_filter=never)
     stack.callback(provider.shutdown)
-    stack.callback(telemetry.subscribe(Measures(provider.get_meter("dspex"), lambda: exported.status, times)))
+    stack.callback(telemetry.subscribe(Measures(provider.get_meter("dspex"), lambda: exported.status, times), HEARD))
     exported.metrics = True
 
 

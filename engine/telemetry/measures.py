@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from dspex.bus.errors import DecodeError
 from dspex.bus.records import CallRecord, Usage
-from dspex.engine.runtime.arrival import Answered, Due
+from dspex.engine.runtime.arrival import Answered, Due, Note, What
+from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.walk.timing import NodeTime, NodeTimes
 from dspex.engine.telemetry.gauges import GAUGES, GaugeRows, Shown
-from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
+from dspex.engine.telemetry.sums import Observe, Sum
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Bounds of histograms of times."""
 TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0)
+
+
+HEARD = ("commit", "noted", "worker_lost")
+"""What happens that is measured."""
 
 
 class Measures:
@@ -30,27 +35,30 @@ class Measures:
 
     def __init__(self, meter: Meter, status: Callable[[], Shown | None], times: NodeTimes | None = None) -> None:
         self._status = status
-        self._arrivals = DurableArrivals(self._durable)
-        self._commits = meter.create_counter("dspex.stage.commits", "{commit}", "Commits of partitions.")
-        self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Arrivals that were taken.")
-        self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages that were stored.")
+        stage, node = ("topology", "stage"), ("topology", "node")
+        self._commits = Sum(meter, "dspex.stage.commits", "{commit}", "Commits of partitions.", stage)
+        self._consumed = Sum(meter, "messaging.client.consumed.messages", "{message}", "Arrivals that were taken.", stage)
+        self._sent = Sum(meter, "messaging.client.sent.messages", "{message}", "Messages that were stored.", stage)
         self._committing = _histogram(meter, "messaging.process.duration", "From when a commit was sent until it was stored.")
-        self._letters = meter.create_counter("dspex.dead_letters", "{letter}", "Events that could not be processed.")
+        given_up = (*node, "reason")
+        self._letters = Sum(meter, "dspex.dead_letters", "{letter}", "Events that could not be processed.", given_up)
         self._calls = _histogram(meter, "dspex.call.duration", "Of the last attempt at a call, as its worker measured it.")
         self._model = _histogram(meter, "gen_ai.client.operation.duration", "The same, by the model that answered.")
-        self._cost = meter.create_counter("dspex.call.cost", "USD", "What calls cost.")
-        self._routes = meter.create_counter("dspex.route.decisions", "{decision}", "Who answered, and who was tried.")
+        self._cost = Sum(meter, "dspex.call.cost", "USD", "What calls cost.", node)
+        tried = (*node, "route", "reason")
+        self._routes = Sum(meter, "dspex.route.decisions", "{decision}", "Who answered, and who was tried.", tried)
         self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage", "{token}", "Tokens of a call.", explicit_bucket_boundaries_advisory=TOKENS
         )
-        self._ended = meter.create_counter("dspex.worker.ended", "{process}", "Worker processes that ended, or were ended.")
+        about = "Worker processes that ended, or were ended."
+        self._ended = Sum(meter, "dspex.worker.ended", "{process}", about, ("pool",))
         for name, unit, about, rows in GAUGES:
             meter.create_observable_gauge(name, [self._observed(rows)], unit, about)
         if times is not None:
             for name, unit, about, of in TIMES:
                 meter.create_observable_counter(name, [_taken(times, of)], unit, about)
 
-    def _observed(self, rows: GaugeRows) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _observed(self, rows: GaugeRows) -> Observe:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             status = self._status()
             for value, labels in rows(status) if status is not None else ():
@@ -61,23 +69,23 @@ class Measures:
 
     def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
         """Hear what happens; see `telemetry.HAPPENINGS`."""
-        self._arrivals(name, facts)
         if name == "commit":
-            where = {"topology": facts["topology"], "stage": facts["stage"]}
-            self._commits.add(1, where)
-            self._consumed.add(facts["arrivals"], where)
-            self._sent.add(facts["messages"], where)
-            self._committing.record(facts["seconds"], where)
+            where = facts["topology"], facts["stage"]
+            self._commits.add(1, *where)
+            self._consumed.add(facts["arrivals"], *where)
+            self._sent.add(facts["messages"], *where)
+            self._committing.record(facts["seconds"], {"topology": where[0], "stage": where[1]})
+        elif name == "noted":
+            for what, notes, failure in facts["told"]:
+                self._noted(facts["topology"], what, notes, failure)
         elif name == "worker_lost":
-            self._ended.add(1, {"pool": facts["pool"]})
+            self._ended.add(1, facts["pool"])
 
-    def _durable(self, taken: HandledArrival) -> None:
-        what, effects = taken.arrival.what, taken.effects
+    def _noted(self, topology: str, what: What, notes: Sequence[Note], failure: Failure | None) -> None:
         what = what.what if isinstance(what, Due) else what
-        if effects.failure is not None and "dead_letter" in effects.notes:
-            reason = type(effects.failure.error).__name__
-            self._letters.add(1, {"topology": taken.partition[0], "node": effects.failure.node, "reason": reason})
-        if isinstance(what, Answered) and "record" in effects.notes:
+        if failure is not None and "dead_letter" in notes:
+            self._letters.add(1, topology, failure.node, type(failure.error).__name__)
+        if isinstance(what, Answered) and "record" in notes:
             self._call(what.record)
 
     def _call(self, record: CallRecord) -> None:
@@ -86,9 +94,9 @@ class Measures:
         if record.error is not None:
             said["error.type"] = str(record.error.get("type", ""))
         self._calls.record(record.elapsed, said)
-        self._routes.add(1, {**node, "route": record.route, "reason": "answered"})
+        self._routes.add(1, record.topology, record.node, record.route, "answered")
         for one in record.routing:
-            self._routes.add(1, {**node, "route": one.lm, "reason": one.why})
+            self._routes.add(1, record.topology, record.node, one.lm, one.why)
         try:
             used = Usage.read(record.usage)
         except DecodeError:  # a worker wrote it
@@ -99,7 +107,7 @@ class Measures:
             self._tokens.record(used.input_tokens, {**model, "gen_ai.token.type": "input"})
             self._tokens.record(used.output_tokens, {**model, "gen_ai.token.type": "output"})
         if used.cost:
-            self._cost.add(used.cost, node)
+            self._cost.add(used.cost, record.topology, record.node)
 
 
 TIMES: tuple[tuple[str, str, str, Callable[[NodeTime], float]], ...] = (
@@ -108,7 +116,7 @@ TIMES: tuple[tuple[str, str, str, Callable[[NodeTime], float]], ...] = (
 )
 
 
-def _taken(times: NodeTimes, of: Callable[[NodeTime], float]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _taken(times: NodeTimes, of: Callable[[NodeTime], float]) -> Observe:
     def observe(_: CallbackOptions) -> Iterator[Observation]:
         for one in times.report():
             yield Observation(of(one), {"topology": one.topology, "node": one.node})

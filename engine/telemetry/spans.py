@@ -58,7 +58,11 @@ def spans_of(app: str, taken: HandledArrival, until: float, fed: FedState) -> It
     """The spans of an arrival that is durable, since `until`: of an event, of the call that it ends, and of what came out of
     operators with state. `fed`: what these were given before; it is told of this arrival.
     """
-    own, within = next(spans := _spans_of(app, taken, until), None), taken.effects.let_out
+    effects = taken.effects
+    if not (effects.let_out or effects.changes):  # an event that goes through, as most do
+        yield from _spans_of(app, taken, until)
+        return
+    own, within = next(spans := _spans_of(app, taken, until), None), effects.let_out
     if own is not None:
         yield own
         yield from spans

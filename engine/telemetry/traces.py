@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState, set_span_in_context
 from opentelemetry.trace.status import Status, StatusCode
@@ -18,11 +18,15 @@ from dspex.bus.codecs.tracing import TraceOf, in_logs
 from dspex.engine.telemetry.content import Content
 from dspex.engine.telemetry.links import FedState
 from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, request_span, spans_of
-from dspex.engine.telemetry.taken import DurableArrivals, HandledArrival
+from dspex.engine.telemetry.taken import HandledArrival
 
 _log = structlog.get_logger("dspex.telemetry")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
+
+
+HEARD = ("handled", "request", "answered", "asked")
+"""What happens that has spans."""
 
 
 class Traces:
@@ -38,13 +42,15 @@ class Traces:
     def __init__(self, app: str, resource: Resource, processor: SpanProcessor, content: Content | None = None) -> None:
         self._app, self._resource, self._processor, self._content = app, resource, processor, content
         self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # as OTEL_TRACES_SAMPLER says
-        self._arrivals, self._fed = DurableArrivals(self._durable), FedState()
+        self._all = self._sampler is DEFAULT_ON  # unless who asks has decided against it
+        self._fed = FedState()
         self._scope = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
 
     def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
         """Hear what happens; see `telemetry.HAPPENINGS`."""
-        self._arrivals(name, facts)
-        if name == "request" and (span := request_span(self._app, facts, time.time())) is not None:
+        if name == "handled":
+            self._handled(facts)
+        elif name == "request" and (span := request_span(self._app, facts, time.time())) is not None:
             self._give(span)
         elif name == "answered":
             for one in answered_spans(self._app, facts):
@@ -52,16 +58,24 @@ class Traces:
         elif name == "asked":
             self._give(asked_span(self._app, facts, time.time()))
 
-    def _durable(self, taken: HandledArrival) -> None:
-        for span in spans_of(self._app, taken, time.time(), self._fed):
-            self._give(span)
+    def _handled(self, facts: Mapping[str, Any]) -> None:
+        partition, calls, until = (facts["topology"], facts["stage"], facts["partition"]), facts["calls"], time.time()
+        for arrival, effects, at in facts["arrivals"]:
+            taken = HandledArrival(partition, arrival, effects, calls, at)
+            for span in spans_of(self._app, taken, until, self._fed):
+                self._give(span)
+
+    def _is_told(self, span: SpanData, above: SpanContext | None) -> bool:
+        if self._all and span.of.sampled is not False:
+            return True
+        decider = above if span.of.sampled is not None else None  # nobody has decided for a trace that begins here
+        within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
+        return self._sampler.should_sample(within, span.of.trace, span.name, _KINDS[span.kind]).decision is not Decision.DROP
 
     def _give(self, span: SpanData) -> None:
         trace = span.of.trace
         above = _context(span.of, span.parent) if span.parent else None
-        decider = above if span.of.sampled is not None else None  # nobody has decided for a trace that begins here
-        within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
-        if self._sampler.should_sample(within, trace, span.name, _KINDS[span.kind]).decision is Decision.DROP:
+        if not self._is_told(span, above):
             return
         context = SpanContext(trace, span.span, is_remote=False, trace_flags=_SAMPLED, trace_state=_state(span.of))
         attributes = span.attributes if not span.error else {**span.attributes, "error.type": span.error}

@@ -16,8 +16,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY, generate_latest
 
 from dspex.bus.records import CallRecord, Usage
-from dspex.engine.log.rows import Place
-from dspex.engine.runtime.arrival import Answered, Arrival, Effects
+from dspex.engine.runtime.arrival import Answered
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.walk.timing import NodeTimes
 from dspex.engine.telemetry.measures import Measures
@@ -45,12 +44,9 @@ def exported() -> dict[str, set[str]]:
     used = vars(Usage(input_tokens=3, output_tokens=4, cost=0.1, requests=1))
     record = CallRecord("c", 1, 1, "t", "n", outputs={}, lm="main", elapsed=0.1, usage=used)
     failed = Failure(ProgramError("no"), "n")
-    for number, effects in enumerate((Effects(notes=("record",)), Effects(notes=("record", "dead_letter"), failure=failed))):
-        place = Place("records", number)
-        measures(
-            "taken", {**where, "arrival": Arrival(place, None, 0.0, Answered(record, None)), "effects": effects, "calls": {}}
-        )
-        measures("commit", {**where, "arrivals": 1, "messages": 1, "seconds": 0.1, "place": place})
+    told = [(Answered(record, None), ("record",), None), (Answered(record, None), ("record", "dead_letter"), failed)]
+    measures("noted", {**where, "told": told})
+    measures("commit", {**where, "arrivals": 1, "messages": 1, "seconds": 0.1})
     measures("worker_lost", {"pool": "p"})
     found: dict[str, set[str]] = {}
     for line in generate_latest(REGISTRY).decode().splitlines():
