@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import orjson
 from typing_extensions import TypedDict  # pydantic checks it, and takes no other one before Python 3.12
 
 from dspex.bus import codecs, subjects
-from dspex.bus.codecs.checking import checked, made
+from dspex.bus.codecs.checking import as_ours, checked, made
 from dspex.bus.errors import DecodeError, is_seconds
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.names import is_version, may_mean
@@ -206,7 +206,7 @@ class KeptInSession(NamedTuple):
     revision: int
 
 
-_TUPLES: Final = ("record", "answer", "kept")  # fields of a request that are named tuples
+_TUPLES: Final = {"record": RecordTo, "answer": AnswerTo, "kept": KeptInSession}  # fields of a request that are named tuples
 
 
 @dataclass(frozen=True)
@@ -270,13 +270,28 @@ class CallRequest(_Packed):
 
     def pack(self) -> bytes:
         """The request as MessagePack, its spec as bytes in it: who reads many like it reads that once. Raises InvalidInput."""
-        said: dict[str, Any] = vars(self) | {"spec": self.spec.packed}
+        said = vars(self)
+        if self.record is None:  # who reads it has the rest, which is most of it; and three processes do
+            said = {name: value for name, value in said.items() if value is not _UNSAID[name]}
+        plain: dict[str, Any] = said | {"spec": self.spec.packed}
         if self.trace is None:  # a durable request is as it was before there was such a field
-            del said["trace"]
+            plain.pop("trace", None)
         for name in _TUPLES:  # become maps here, and not one by one in the encoder, as in NodeEvent.pack
-            if (value := said[name]) is not None:
-                said[name] = value._asdict()
-        return codecs.msgpack_bytes(said)
+            if (value := plain.get(name)) is not None:
+                plain[name] = value._asdict()
+        return codecs.msgpack_bytes(plain)
+
+    @classmethod
+    def of_ours(cls, data: bytes) -> Self:
+        """The request that `unpack` has taken in another process of ours. Raises DecodeError for that of another version."""
+        raw = codecs.decode(data, codecs.MSGPACK)
+        try:
+            for name, kind in _TUPLES.items():
+                if (value := raw.get(name)) is not None:
+                    raw[name] = kind(**value)
+            return as_ours(cls, raw | {"spec": CallSpec.unpack(raw["spec"])})
+        except (KeyError, TypeError) as e:
+            raise DecodeError(f"not a CallRequest of this version: {e}") from None
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -316,6 +331,9 @@ class CallRequest(_Packed):
         if self.topology:
             return subjects.call(app, pool, self.topology, self.node)
         return subjects.ad_hoc_call(app, pool, subjects.DESCRIBE if self.describe else self.spec.kind)
+
+
+_UNSAID: Final[Mapping[str, Any]] = {f.name: f.default for f in fields(CallRequest)}
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Answer:
         if raw["usage"] is not None:
             raw["usage"] = Usage.read(raw["usage"])
         found = made(cls, checked(cls, "an answer", raw))
-        times = [found.started, found.elapsed, *(time for tried in found.routing for time in (tried.ms, tried.wait))]
-        if not all(map(is_seconds, times)):
+        times = (time for tried in found.routing for time in (tried.ms, tried.wait)) if found.routing else ()
+        if not (is_seconds(found.started) and is_seconds(found.elapsed) and all(map(is_seconds, times))):
             raise DecodeError("an answer whose times are no numbers of seconds")
         error = found.error
         if error is not None and not all(isinstance(error.get(name), str) for name in ("type", "message")):
@@ -84,7 +84,7 @@ class Answer:
 
     def record(self, work: CallRequest, worker: str, state: str = "") -> CallRecord:
         """The record of the attempt. `worker`: name of the pool's process; `state`: the saved state that it was given."""
-        return CallRecord(
+        return CallRecord.at_once(
             call=work.call,
             try_number=work.try_number,
             attempt=work.attempt,

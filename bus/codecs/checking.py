@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -48,22 +48,33 @@ def made(kind: type[T], given: Mapping[str, Any]) -> T:
     """
     of: Any = kind
     blank, factories, needed = _fields(of)
-    if not needed <= given.keys() <= blank.keys():
+    values = {**blank, **given}
+    if len(values) != len(blank) or not needed <= given.keys():
         return kind(**given)  # which says what is wrong
-    one = object.__new__(kind)
-    vars(one).update(blank, **given)
-    for name, make in factories.items():
+    for name, make in factories:
         if name not in given:
-            vars(one)[name] = make()
+            values[name] = make()
+    one = object.__new__(kind)
+    object.__setattr__(one, "__dict__", values)
     return one
 
 
+def as_ours(kind: type[T], raw: Mapping[str, Any]) -> T:
+    """`made` of what a process of ours has packed and nobody could change: its types are known. What a newer version says
+    besides is left out. Raises TypeError as `made`.
+    """
+    of: Any = kind
+    blank, _, _ = _fields(of)
+    return made(kind, raw if raw.keys() <= blank.keys() else {name: value for name, value in raw.items() if name in blank})
+
+
 @cache
-def _fields(kind: Any) -> tuple[Mapping[str, Any], Mapping[str, Callable[[], Any]], frozenset[str]]:
+def _fields(kind: Any) -> tuple[Mapping[str, Any], Sequence[tuple[str, Callable[[], Any]]], frozenset[str]]:
     """The fields of a dataclass in their order, in which they are packed, with their defaults; what makes the defaults of
     some; and which have none.
     """
     own = fields(kind)
-    factories = {f.name: f.default_factory for f in own if f.default_factory is not MISSING}
+    made_by = {f.name: f.default_factory for f in own if f.default_factory is not MISSING}
+    factories = {name: getattr(make, "__origin__", make) for name, make in made_by.items()}  # `list[int]` is slow to call
     needed = frozenset(f.name for f in own if f.default is MISSING and f.name not in factories)
-    return {f.name: f.default for f in own}, factories, needed
+    return {f.name: f.default for f in own}, tuple(factories.items()), needed

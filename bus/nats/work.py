@@ -134,8 +134,9 @@ class NatsWorkQueue:
 
     @property
     def dry(self) -> bool:
-        quiet = self._asked > 0 and asyncio.get_running_loop().time() - self._moved > QUIET
-        return not self._waiting and (self._left == 0 or quiet)
+        if self._waiting or self._left == 0:
+            return not self._waiting
+        return self._asked > 0 and asyncio.get_running_loop().time() - self._moved > QUIET
 
     def ask_for_more(self) -> None:
         """`free()` has grown: pull now instead of at the next look (every 0.1 s)."""

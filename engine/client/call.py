@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from dspex.bus import telemetry
 from dspex.bus.codecs import tracing
+from dspex.bus.codecs.checking import made
 from dspex.bus.codecs.plain import check_writable
 from dspex.bus.errors import ConfigError, InvalidInput, from_dict
 from dspex.bus.message import new_id
@@ -154,19 +155,20 @@ async def _call(
     if told is not None:
         told.ended(outputs)
     answer = known.accept(data, outputs) if known else cast(V, dict(outputs))
-    return Result(
-        data=answer,
-        id=record.call,
-        route=record.route,
-        usage=Usage.read(record.usage),
-        lm=record.lm,
-        worker=record.worker,
-        attempts=record.attempt,
-        elapsed=timedelta(seconds=elapsed),
-        dspy_version=record.dspy_version,
-        state=record.state,
-        warning=record.warning,
-    )
+    said: dict[str, Any] = {
+        "data": answer,
+        "id": record.call,
+        "route": record.route,
+        "usage": Usage.read(record.usage),
+        "lm": record.lm,
+        "worker": record.worker,
+        "attempts": record.attempt,
+        "elapsed": timedelta(seconds=elapsed),
+        "dspy_version": record.dspy_version,
+        "state": record.state,
+        "warning": record.warning,
+    }
+    return made(Result, said)
 
 
 async def ask(
@@ -188,7 +190,7 @@ async def ask(
     Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
     """
     id, began = new_id() if speaking is None else speaking.call, time.monotonic()
-    request = CallRequest(
+    request = CallRequest.at_once(
         call=id,
         try_number=1,
         attempt=1,

@@ -274,3 +274,22 @@ def test_what_has_not_the_fields_of_a_record_is_not_made_at_once_either(more: di
         CallRecord.at_once(try_number=1, attempt=1, topology="t", node="n", **more)
     whole = {"call": "c", "try_number": 1, "attempt": 1, "topology": "t", "node": "n"}
     assert CallRecord.at_once(**whole).usage is not CallRecord.at_once(**whole).usage
+
+
+@given(requests)
+def test_a_child_reads_what_its_parent_has_checked_as_the_parent_does(request: CallRequest) -> None:
+    packed = request.pack()
+    assert CallRequest.of_ours(packed) == CallRequest.unpack(packed) == request
+
+
+def test_a_request_of_another_version_is_read_by_a_child_as_far_as_it_goes() -> None:
+    plain = msgpack.unpackb(REQUEST.pack())
+    assert CallRequest.of_ours(msgpack.packb(plain | {"news": 1})) == REQUEST
+    del plain["inputs"]
+    with pytest.raises(DecodeError, match="version"):
+        CallRequest.of_ours(msgpack.packb(plain))
+
+
+def test_an_interactive_request_says_nothing_that_is_so_in_any_case() -> None:
+    said = msgpack.unpackb(dataclasses.replace(REQUEST, record=None).pack())
+    assert set(said) == {"call", "try_number", "attempt", "topology", "node", "spec", "inputs", "run"}

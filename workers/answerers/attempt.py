@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from dspex.bus.codecs.checking import made
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.codecs.plain import checked as plain_data
 from dspex.bus.errors import DspexError, InvalidInput, InvalidOutput, ProgramError, TopologyError, WorkerLost, is_seconds
@@ -219,21 +220,20 @@ def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
     """Make this attempt what `dspex.workers.context()` gives a program."""
     work = attempt.work
     limit = attempt.started + work.timeout
-    enter(
-        CallContext(
-            call=work.call,
-            run=work.run,
-            session=work.session,
-            attempt=work.attempt,
-            deadline=datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
-            node=work.node,
-            report=status,
-            opened=work.opened or attempt.started,
-            requests=attempt.requests,
-            kept=attempt.kept,
-            work=work,
-        )
-    )
+    said: dict[str, Any] = {
+        "call": work.call,
+        "run": work.run,
+        "session": work.session,
+        "attempt": work.attempt,
+        "deadline": datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
+        "node": work.node,
+        "report": status,
+        "opened": work.opened or attempt.started,
+        "requests": attempt.requests,
+        "kept": attempt.kept,
+        "work": work,
+    }
+    enter(made(CallContext, said))
 
 
 def plain(name: str, value: object) -> object:

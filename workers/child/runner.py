@@ -63,10 +63,9 @@ class Runner:
                     kept_states(self._states, tag.digest, self._states[tag.digest])
                 task = self._tasks.start(self._run(frame, self._states.get(tag.digest) if tag else None), f"call-{number}")
                 self._calls[number] = task
-                task.add_done_callback(lambda _: self._ended(number))
             case CancelFrame(id=number, over=over) if number in self._calls:
                 self._given_up[number] = over
-                self._calls[number].cancel()
+                self._loop.call_soon(self._calls[number].cancel)  # behind its begin: one that never began says no end
             case JournalledFrame(id=number) if number in self._journals:
                 self._journals[number].take(frame)
             case FurtheredFrame(id=number, error=error) if number in self._further:
@@ -125,7 +124,13 @@ class Runner:
 
     async def _run(self, call: CallFrame, state: bytes | None) -> None:
         try:
-            work = CallRequest.unpack(call.work)
+            await self._answer(call, state)
+        finally:
+            self._ended(call.id)
+
+    async def _answer(self, call: CallFrame, state: bytes | None) -> None:
+        try:
+            work = CallRequest.of_ours(call.work)  # its parent has checked it
         except DecodeError as error:  # the parent could read it: dspex has another version here
             self._link.send(DoneFrame(call.id, Answer.failed(InvalidInput(error.message), self._router.dspy_version)))
             return

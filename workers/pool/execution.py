@@ -94,7 +94,7 @@ class Execution:
             except DspexError as error:
                 self.fail(error)
                 return
-            if isinstance(found, Coroutine):
+            if found is not None and isinstance(found, Coroutine):  # to ask whether None is one takes long
                 self._all.preparing += 1
                 self._all.tasks.start(self._ask_step(step, found), "step")
                 return

@@ -82,8 +82,13 @@ class Slots:
         """
         if self._refusal is not None:
             return self.total
-        too_many = max(0, self.waiting_for_one - self.total)
-        return sum(self.per_child - c.busy for c in self.usable) - sum(call.slots for call in self._waiting) - too_many
+        free = 0
+        for child in self._children:  # it is asked several times a call
+            if _takes_calls(child):
+                free += self.per_child - child.busy
+        if self._waiting:
+            free -= sum(call.slots for call in self._waiting)
+        return free - max(0, self.waiting_for_one - self.total) if self._for_one else free
 
     def take(self, call: Taker) -> None:
         """Have the call begin: at once where there is room, else behind those that wait."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, cast
 
-from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.checking import checked, made
 from dspex.bus.errors import DecodeError
 
 
@@ -32,9 +32,9 @@ class Usage:
     def read(cls, raw: object) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
         if raw == _NOTHING:  # of a call that no model answered
-            return cls()
+            return made(cls, {})
         plain = dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw
-        found = cls(**checked(cls, "the usage of a call", plain))
+        found = made(cls, checked(cls, "the usage of a call", plain))
         counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
         if not all(0 <= count <= _MOST_COUNTED for count in (*counts, found.cost or 0.0)):  # NaN among them
             raise DecodeError("not the usage of a call: its counts are below nothing, or no numbers")

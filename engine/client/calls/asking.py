@@ -67,11 +67,12 @@ class Asking:
         if payloads.must_be_stored(self.bus, draft):
             need_key(self.bus, self.request.spec, "a request that no message holds", self.request.node)
             await may_store(self.bus, self.app)
-        draft = await payloads.sent(self.bus, self.app, draft)
+            draft = await payloads.sent(self.bus, self.app, draft)
         place = await self._full.come()
         while True:
             if (result := await self._asked(draft)) is not None:
-                result = await payloads.required(self.bus, self.app, result)
+                if not payloads.is_whole(result.headers):
+                    result = await payloads.required(self.bus, self.app, result)
                 record = CallRecord.unpack(result.data)
                 if self._unheard and record.call:  # another one, which stood still, may have it too. A refusal names no call
                     self._cancel()
@@ -82,7 +83,8 @@ class Asking:
     async def _asked(self, draft: NewMessage) -> Message | None:
         """The result; None where no worker takes the call: all are busy or frozen, or there is none."""
         if not self.taken:  # else one that was slow has taken it meanwhile
-            self._heard = self._loop.create_future()
+            if self._heard.done():
+                self._heard = self._loop.create_future()
             self._late = self._loop.call_later(ACCEPT_WITHIN, self._silent)
             if self.told is not None:  # of two workers, one is heard: else their pieces would be mixed
                 self.inbox.close()

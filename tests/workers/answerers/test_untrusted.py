@@ -156,16 +156,20 @@ def framed(body: bytes) -> str:
     return (struct.pack(">I", len(body)) + body).hex()
 
 
+def done(*answer: object) -> str:
+    return framed(msgpack.packb(["done", 1, [*answer]]))
+
+
+STARTED = (1.0, 0.0, None, None, "worker", "", "", "")  # an answer up to its usage
 NO_FRAMES = [
     framed(b"nonsense"), framed(b""), framed(msgpack.packb([1])), framed(msgpack.packb({"id": 1})), "ffffffff" + "00" * 64,
-    framed(msgpack.packb({"type": "done", "id": [], "answer": {}})), framed(msgpack.packb({"type": ["done"]})),
-    framed(msgpack.packb({"type": "status", "id": 1, "text": 5})), framed(msgpack.packb({"type": "done", "id": 1})),
-    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": "x", "usage": None}})),
-    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": {"input_tokens": "many"}}})),
-    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "elapsed": math.nan, "usage": None}})),
-    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": math.inf, "usage": None}})),
-    framed(msgpack.packb({"type": "done", "id": 1, "answer": {"started": 1.0, "usage": None, "error": {}}})),
-    framed(msgpack.packb({"type": "hello", "found": 5})), framed(msgpack.packb({"type": "start", "parent": 1})),
+    framed(msgpack.packb([])), framed(msgpack.packb(["done", [], [*STARTED, None]])), framed(msgpack.packb([["done"]])),
+    framed(msgpack.packb(["done", 1])), framed(msgpack.packb(["done", 1, 5])), framed(msgpack.packb(["done", 1, "none"])),
+    done("x", *STARTED[1:], None), done(*STARTED, ["many"]), done(*STARTED, 5), done(1.0, math.nan, *STARTED[2:], None),
+    done(math.inf, *STARTED[1:], None), done(1.0, 0.0, None, {}, *STARTED[4:], None), done(*STARTED),
+    framed(msgpack.packb(["done", True, [*STARTED, None]])), framed(msgpack.packb(["call"])),
+    framed(msgpack.packb(["call", 1, b"", None, None, None, 5])), framed(msgpack.packb(["status", 1, 5])),
+    framed(msgpack.packb(["hello", 1, "", "", 5])), framed(msgpack.packb(["start", 1])),
 ]  # fmt: skip
 
 
@@ -188,6 +192,11 @@ def test_what_a_worker_says_that_it_used_is_reckoned_with_only_where_it_can_be(s
     """One NaN among the amounts of a limit would refuse all calls until its window ends; tokens below 0 would make room."""
     with pytest.raises(DecodeError, match=r"usage|times"):
         received(frames.pack(frames.DoneFrame(1, Answer(1.0, **said))))
+
+
+def test_what_a_newer_worker_says_besides_is_left_out() -> None:
+    found = received(bytes.fromhex(framed(msgpack.packb(["status", 1, "going on", "news"]))))
+    assert found == frames.StatusFrame(1, "going on")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])

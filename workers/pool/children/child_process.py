@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus import errors
+from dspex.bus.codecs.checking import made
 from dspex.bus.errors import DecodeError, WorkerLost
 from dspex.bus.tasks import Tasks
 from dspex.workers.answer import Answer
@@ -175,9 +176,9 @@ class Child:
                     self._link.send(StateFrame(state.tag.digest, state.body))
                 kept_states(self._states, state.tag.digest, None)
             tag = state.tag if state is not None else None
-            self._link.send(
-                CallFrame(number, work, local, list(lms) if lms else None, limit, tag, dict(hedge) if hedge else None, batch)
-            )
+            names, hedged = list(lms) if lms else None, dict(hedge) if hedge else None
+            said = {"id": number, "work": work, "local": local, "lms": names, "limit": limit, "state": tag}
+            self._link.send(made(CallFrame, {**said, "hedge": hedged, "batch": batch}))
         return number
 
     def cancel(self, number: int, *, over: bool = False) -> None:
