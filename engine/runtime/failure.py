@@ -186,8 +186,8 @@ def _again(error: DspexError, row: OpenCall, call: Call) -> Verdict | None:
 def _pause(error: DspexError, number: int, call: Call, id: str) -> float:
     """Seconds until the next execution, after `number` of them."""
     r = call.retry
-    if isinstance(error, InvalidOutput):
-        return 0.0
+    if isinstance(error, InvalidOutput) or (isinstance(error, WorkerLost) and error.retry_after == 0.0):
+        return 0.0  # the call itself ended its worker, as its pool says, and would do so later too
     wait = min(seconds(r.backoff) * r.factor ** (min(number, 64) - 1), seconds(r.cap))
     spread = Random(f"{id}:{number}").uniform(-r.jitter, r.jitter)  # seeded by the call: a replay waits as long
     return max(error.retry_after or 0.0, wait * (1 + spread))

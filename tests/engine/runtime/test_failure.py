@@ -141,6 +141,14 @@ def test_the_pause_before_an_attempt_is_at_least_retry_after() -> None:
     assert decide(e.RateLimited("x", retry_after=0.1), row(), call(), FOREVER).after == 1.0
 
 
+def test_a_call_that_is_known_to_have_ended_its_worker_is_run_again_at_once_and_one_whose_worker_was_killed_later() -> None:
+    alone = row(1, deaths=2)
+    known, killed = (decide(e.WorkerLost("x", retry_after=after), alone, call(), FOREVER) for after in (0.0, None))
+    assert (known.what, known.after) == (killed.what, 0.0)
+    assert killed.after > 0
+    assert known.row == killed.row
+
+
 def test_an_answer_that_does_not_fit_is_asked_again_at_once() -> None:
     assert decide(e.InvalidOutput("x"), row(), call(), FOREVER).after == 0.0
 

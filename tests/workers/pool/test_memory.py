@@ -63,6 +63,7 @@ async def test_a_child_far_over_its_memory_is_ended_at_once(limited: Bench) -> N
     assert fat.error is not None
     assert (fat.error["type"], fat.error["retryable"]) == ("WorkerLost", True)
     assert "was ended: it has taken" in fat.error["message"]
+    assert fat.error["retry_after"] == 0.0, "to wait would change nothing"
     assert fat.elapsed < 8
     assert (await limited.ask(work()))[0].error is None
 

@@ -33,6 +33,7 @@ async def test_the_calls_of_a_child_that_dies_fail_at_once_and_it_is_replaced(mo
     assert dead.error is not None
     assert (dead.error["type"], dead.error["retryable"]) == ("WorkerLost", True)
     assert "signal 9" in dead.error["message"]
+    assert dead.error["retry_after"] is None, "nobody knows who killed it"
     assert await mortal.answering() != first
     assert mortal.pool.children.restarts == before + 1
 

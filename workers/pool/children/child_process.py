@@ -60,7 +60,7 @@ class GivenState(NamedTuple):
 class Caller(Protocol):
     """Who has a call run: told of its end, once, and meanwhile of what its program says and its model writes.
 
-    `lost`: the process has ended. known: no other call ran in it, and nobody else ended it.
+    `lost`: the process has ended. known: by this call, since no other one ran in it, and nobody else ended it.
     """
 
     def answered(self, answer: Answer) -> None: ...
@@ -267,9 +267,12 @@ class Child:
         self._lose_all()
 
     def _lose_all(self) -> None:
-        known = len(self._open) == 1 and self.returncode not in (None, -signal.SIGKILL)
+        by_itself = bool(self._why) or self.returncode not in (None, -signal.SIGKILL)
+        known = by_itself and len(self._open) == 1
         for number in list(self._open):
-            self._ended(number).lost(self._lost(), known=known)
+            error = self._lost()
+            error.retry_after = 0.0 if known else None  # to wait would change nothing
+            self._ended(number).lost(error, known=known)
 
     def _ended(self, number: int) -> Caller:
         caller = self._open.pop(number)
