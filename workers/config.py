@@ -167,14 +167,14 @@ def resolve(settings: Settings, pool: str, *, size: int | None = None, slots: in
             fix=f"add it to dspex.toml: pools.{pool} = {{}}",
             node=pool,
         )
-    p = settings.pools[pool]
+    p = settings.pool(pool, size=size, slots=slots)
     profiles = {name: _profile(name, settings.lm[name]) for name in settings.lms_of(pool)}
     _check_own_keys(settings, pool, profiles.values())
     return PoolConfig(
         app=settings.app,
         name=pool,
-        size=p.size if size is None else size,
-        slots=p.slots if slots is None else slots,
+        size=p.size,
+        slots=p.slots,
         lm=p.lm,
         profiles=profiles,
         programs=p.programs,

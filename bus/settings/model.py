@@ -109,6 +109,15 @@ class Settings(SettingsTable):
         """Seconds that calls have, by their pool, where they say nothing themselves."""
         return {name: pool.timeout for name, pool in self.pools.items() if pool.timeout is not None}
 
+    def pool(self, name: str, **flags: int | None) -> PoolSettings:
+        """Those of a pool, with what flags say in place of the file. Raises ConfigError where the two do not go together."""
+        given = {flag: value for flag, value in flags.items() if value is not None}
+        if not given:
+            return self.pools[name]
+        values = self.model_dump()
+        values["pools"][name] |= given
+        return type(self).model_validate(values, context={("pools", name, flag): f"--{flag}" for flag in given}).pools[name]
+
     def lm_of(self, pool: str) -> str:
         """The profile that a pool uses: its own, else `main`, else the only one. Raises ConfigError (DX113)."""
         if (settings := self.pools.get(pool)) and settings.lm:
