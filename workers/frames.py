@@ -181,11 +181,15 @@ class JournalFrame:
 
 @dataclass(frozen=True)
 class FurtherFrame:
-    """A call wants to ask the next profile of its list. `used`: what it has used so far, a Usage; None: that is not known."""
+    """A call wants to ask the next profile of its list. `used`: what it has used so far, a Usage; None: that is not known.
+
+    again: it wants to ask the profile that it asks a second time meanwhile.
+    """
 
     id: int
     lm: str
     used: Mapping[str, Any] | None = None
+    again: bool = False
 
 
 class BatchRow(NamedTuple):

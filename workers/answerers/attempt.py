@@ -36,7 +36,7 @@ Made = TypeVar("Made")
 _SHOWN = 600  # characters of a model's or provider's text in a message
 
 
-AskFurther = Callable[[str, Usage | None], Awaitable[None]]
+AskFurther = Callable[[str, Usage | None, bool], Awaitable[None]]
 """Asked before the next profile of a list is: told its name, and what was used so far. Raises CallError where it may not be."""
 
 
@@ -127,7 +127,7 @@ class Attempt:
         """Why the limits do not let the next profile of a list be asked; None where they do: its part is reserved."""
         try:
             if self.further is not None:
-                await self.further(lm, self.usage)
+                await self.further(lm, self.usage, False)
         except DspexError as error:
             self.routing.append(Tried(lm, "limited"))
             return error

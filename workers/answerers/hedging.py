@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
+from dspex.bus.errors import DspexError
 from dspex.bus.records import HEDGED, Outputs, Tried, Usage
 from dspex.bus.tasks import Tasks
 from dspex.workers.answerers.attempt import Attempt
@@ -37,7 +38,8 @@ class Hedging:
         began = time.perf_counter()
         try:
             await asyncio.wait(asking, timeout=after)
-            if not first.done() and self._left[attempt.lm] >= 1.0:
+            may = not first.done() and self._left[attempt.lm] >= 1.0 and await _has_room(attempt)
+            if may and not first.done() and self._left[attempt.lm] >= 1.0:
                 self._left[attempt.lm] -= 1.0
                 twin = replace(attempt, usage=None, refusals=[], routing=[])
                 twin.requests.exchanges = attempt.requests.exchanges.anew()
@@ -49,6 +51,16 @@ class Hedging:
             attempt.routing.append(Tried(attempt.lm, HEDGED, round((time.perf_counter() - began) * 1000, 3)))
             _settle(attempt, asking[winner], [other for task, other in asking.items() if task is not winner], profile)
         return winner.result()
+
+
+async def _has_room(attempt: Attempt) -> bool:
+    """Whether the limits let its profile be asked a second time meanwhile: then that is reserved."""
+    try:
+        if attempt.further is not None:
+            await attempt.further(attempt.lm, None, True)
+    except DspexError:
+        return False
+    return True
 
 
 async def _first_good(asking: dict[asyncio.Task[Outputs], Attempt]) -> asyncio.Task[Outputs] | None:

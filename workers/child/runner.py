@@ -90,11 +90,11 @@ class Runner:
     def _chunk(self, number: int, field: str, text: str) -> None:
         self._link.send(ChunkFrame(number, field, text))
 
-    async def _ask_further(self, number: int, lm: str, used: Usage | None) -> None:
-        """Returns where another profile may be asked. Raises the refusal of a limit."""
+    async def _ask_further(self, number: int, lm: str, used: Usage | None, again: bool) -> None:
+        """Returns where another profile may be asked, or the same again. Raises the refusal of a limit."""
         self._further[number] = asyncio.get_running_loop().create_future()
         try:
-            self._link.send(FurtherFrame(number, lm, vars(used) if used is not None else None))
+            self._link.send(FurtherFrame(number, lm, vars(used) if used is not None else None, again))
             await self._further[number]
         finally:
             del self._further[number]

@@ -127,6 +127,14 @@ class Limits:
             return
         self._granted[execution] = found._replace(settled=settled)
 
+    async def again(self, execution: Execution, lm: str) -> None:
+        """See CallLimits."""
+        found = await self._asked(execution.work, self._config.profile(lm), batch=False)
+        if not isinstance(found, Granted):
+            raise found
+        for account, lease in found.leases:
+            self._add(execution, account, lease)
+
     def spent(self, execution: Execution, used: Usage) -> None:
         """See CallLimits."""
         if (granted := self._granted.get(execution)) is None or granted.batch:

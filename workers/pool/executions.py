@@ -189,7 +189,9 @@ class Executions:
         refused: DspexError | None = None
         try:
             used = Usage.read(frame.used) if frame.used is not None else None
-            if self.limits is not None:
+            if self.limits is not None and frame.again:
+                await self.limits.again(execution, frame.lm)
+            elif self.limits is not None:
                 await self.limits.further(execution, frame.lm, used)
         except DspexError as error:
             refused = error

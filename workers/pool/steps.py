@@ -47,6 +47,10 @@ class CallLimits(Protocol):
         """
         ...
 
+    async def again(self, execution: Execution, lm: str) -> None:
+        """The profile that is asked is to be asked a second time meanwhile. Raises CallError where that has no room."""
+        ...
+
     async def room(self, execution: Execution) -> None:
         """A request is to be made whose use is counted by itself. Raises CallError where there is no room for it."""
         ...

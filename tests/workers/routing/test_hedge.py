@@ -30,6 +30,7 @@ async def many(shared_model: Any) -> AsyncIterator[Bench]:
     known = config(shared_model.url, programs=())
     main = known.profiles["main"]
     profiles: dict[str, Profile] = {"main": main, **{name: replace(main, name=name) for name in NAMES}}
+    profiles |= {n: replace(main, name=n, limits={"concurrent": (most, 0.0)}) for n, most in (("one", 1.0), ("two", 2.0))}
     async with running(replace(known, profiles=profiles)) as found:
         yield found
 
@@ -77,6 +78,26 @@ async def test_a_second_request_that_fails_harms_nothing(many: Bench, shared_mod
     (record,) = await asked
     assert routes(record) == [("late", "hedged")]
     assert shared_model.texts[text] == 2
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_model_is_asked_a_second_time_only_where_its_limits_have_room_for_that(many: Bench, shared_model: Any) -> None:
+    for name in ("one", "two"):
+        for n in range(12):  # one after the other: it is one at once that has room
+            await many.ask(call(f"limited {name} {n}", name))
+    for name, requests in (("one", 1), ("two", 2)):
+        text = f"as many as {name} at once"
+        shared_model.fault(text, "gate")
+        shared_model.gate.clear()
+        asked = asyncio.create_task(many.ask(call(text, name, hedge="p50")))
+        await until(lambda: shared_model.running == requests)  # noqa: B023
+        await many.ask(call("standin:slow=0.5 longer than usual", "other"))
+        (third,) = await many.ask(call("one more", name))
+        assert (third.error or {})["type"] == "RateLimited"
+        shared_model.gate.set()
+        (record,) = await asked
+        assert (shared_model.texts[text], record.usage["requests"]) == (requests, requests)
+        assert (await many.ask(call("its places are free again", name)))[0].error is None
 
 
 @pytest.mark.asyncio(loop_scope="module")
