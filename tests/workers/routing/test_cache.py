@@ -267,6 +267,30 @@ async def test_where_payloads_are_sealed_answers_are_too_and_go_with_their_sessi
 
 
 @pytest.mark.asyncio
+async def test_the_answers_of_a_forgotten_session_are_given_to_nobody_whichever_process_has_made_them(
+    shelf: MemoryServer, model: Any
+) -> None:
+    bus = shelf.connect()
+    bus.sealing = ring = Keyring(bus, APP, "KEY", KEYS)
+    await ring.establish(1)
+    sessions, bucket = ("s1", "s2", None), await bus.bucket(subjects.cache(APP))
+
+    async def shared(answers: int) -> bool:
+        return len(await bucket.items()) == answers
+
+    async with running(config(model.url, programs=()), bus) as bench:
+        await until(lambda: bench.pool.work.clock.known)
+        for number, session in enumerate(sessions, 1):
+            (first,) = await bench.ask(call("a card was stolen", session=session))
+            await until(lambda: shared(number))  # noqa: B023
+            (again,) = await bench.ask(call("a card was stolen", session=session))
+            assert (first.route, again.route) == ("native", "cache"), session
+        await ring.forget("s1")
+        after = [(await bench.ask(call("a card was stolen", session=session)))[0].route for session in sessions]
+    assert after == ["native", "cache", "cache"]
+
+
+@pytest.mark.asyncio
 async def test_answers_that_no_call_may_be_given_are_removed_from_the_bucket() -> None:
     server = MemoryServer()
     bus = server.connect()

@@ -44,7 +44,8 @@ class Caching:
 
     Args:
         version: of DSPy, whose prompts are followed. generation: which imports all children have; None while they differ.
-        sealed: payloads are, so that what belongs to a session can be forgotten: its answers are given to nobody else then.
+        sealed: payloads are, so that what belongs to a session can be forgotten: its answers are given to nobody else then, and
+            are kept in the bucket alone, where they are sealed.
 
     Attributes:
         hits, misses: of calls that may be answered from it.
@@ -77,7 +78,7 @@ class Caching:
             return None
         equal = self._equal(execution)
         key = self._key(work.spec, equal)
-        if key is not None:
+        if key is not None and self._session(work) is None:
             found = self.kept.get(key, self._loop.time() - work.spec.cache)
             if found is not None:
                 return self._answer(found)
@@ -97,7 +98,8 @@ class Caching:
                 return None
             if (shared := await self._shared.get(key, work.spec.cache, self._session(work))) is not None:
                 found = shared[0]._replace(at=self._loop.time() - shared[1])
-                self.kept.put(key, found)
+                if self._session(work) is None:
+                    self.kept.put(key, found)
                 return self._answer(found)
             return None
         finally:
@@ -152,7 +154,8 @@ class Caching:
                 record.outputs, record.lm, record.program, record.dspy_version, record.call, now, size, record.warning
             )
             key = _digest(equal, work.spec.program if work.spec.kind in BY_SPEC else record.program)
-            self.kept.put(key, found)
+            if self._session(work) is None:  # else it would outlive its session here, when that is forgotten
+                self.kept.put(key, found)
             if not work.spec.secrets:  # its key is made of the inputs, and would confirm a guess
                 self._shared.put(key, work.spec.cache, self._session(work), found)
         self._tell(execution, "lost" if (record.error or {}).get("type") in LOST else found)
