@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
 from dspex.bus.message import Message
@@ -13,11 +13,24 @@ from dspex.bus.subjects import matches
 _WILD = re.compile(r"[*>]")
 
 
+def is_wild(pattern: str) -> bool:
+    """Whether it may take more than one subject."""
+    return "*" in pattern or ">" in pattern
+
+
+def taken(pattern: str, subjects: Collection[str]) -> list[str]:
+    """Those of the subjects that a pattern takes."""
+    if not is_wild(pattern):
+        return [pattern] if pattern in subjects else []
+    begin = _WILD.split(pattern)[0]
+    return [subject for subject in subjects if subject.startswith(begin) and matches(pattern, subject)]
+
+
 class Matched:
     """What some filters take of a stream. `sequences`: in order, also of what was removed."""
 
     def __init__(self, filters: Sequence[str], stored: Mapping[str, Sequence[int]]) -> None:
-        self._takes = dict.fromkeys((f for f in filters if not _WILD.search(f)), True)  # subject → whether they do
+        self._takes = dict.fromkeys((f for f in filters if not is_wild(f)), True)  # subject → whether they do
         self._patterns = [(_WILD.split(f)[0], f) for f in filters if f not in self._takes]
         self.sequences = sorted(chain.from_iterable(mine for subject, mine in stored.items() if self.takes(subject)))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dspex.bus.errors import BusError, Fenced, NotStored, StreamFull
 from dspex.bus.memory.faults import Luck
-from dspex.bus.memory.matched import Filters
+from dspex.bus.memory.matched import Filters, is_wild, taken
 from dspex.bus.message import Message
 from dspex.bus.port import Ack, NewMessage, StreamConfig, StreamInfo
 from dspex.bus.subjects import MESSAGE_ID, matches
@@ -147,8 +147,8 @@ class MemoryStream:
     # -- read
     def last_of(self, subject: str) -> int:
         """The last sequence of a subject (or pattern); 0 where it has none."""
-        if "*" in subject or ">" in subject:
-            return max((self.last_of(s) for s in self._of_subject if matches(subject, s)), default=0)
+        if is_wild(subject):
+            return max((mine[-1] for name in taken(subject, self._of_subject) if (mine := self._of_subject[name])), default=0)
         return (self._of_subject.get(subject) or [0])[-1]
 
     def find(self, filters: Sequence[str], start: int, stop: int) -> int:
@@ -201,8 +201,9 @@ class MemoryStream:
             self.first += 1
 
     def purge(self, subject: str, below: int) -> None:
-        gone = [s for name, sequences in self._of_subject.items() if matches(subject, name) for s in sequences if s < below]
-        for sequence in gone:
+        if below <= self.first:  # as for most partitions, whenever housekeeping looks
+            return
+        for sequence in [s for name in taken(subject, self._of_subject) for s in self._of_subject[name] if s < below]:
             self.remove(sequence)
 
 

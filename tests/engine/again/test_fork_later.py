@@ -163,13 +163,16 @@ def test_the_event_of_a_source_is_changed_and_what_other_runs_make_of_it_follows
     assert [[item["n"] for item in items] for _, *both in of(made, "twos") for items in both] == [[0, 2], [0, 20]]
 
 
+SUMS = [("sum", 2, 7), ("sum", 12, 17), ("sum", 20, 25)]
+
+
 @pytest.mark.parametrize(
     ("at", "change", "step", "differs"),
     [
         ("shown", {"outputs": {"n": 7}}, "windows", [("n", 2, 7)]),
-        ("shown#0", {"outputs": {"n": 7}}, "sums_of_windows", [("sum", 2, 7), ("sum", 12, 17), ("sum", 20, 25)]),
-        ("of_windows", {"inputs": {"n": 7}}, "sums_of_windows", [("sum", 2, 7), ("sum", 12, 17), ("sum", 20, 25)]),
-        ("window", {"outputs": {"value": {"n": 9}}}, "windows", [("n", 2, 9)]),
+        ("shown#0", {"outputs": {"n": 7}}, "sums_of_windows", SUMS),
+        pytest.param("of_windows", {"inputs": {"n": 7}}, "sums_of_windows", SUMS, marks=pytest.mark.long),
+        pytest.param("window", {"outputs": {"value": {"n": 9}}}, "windows", [("n", 2, 9)], marks=pytest.mark.long),
         ("wider", {"inputs": {"value": {"n": 9}}}, "wides", [("n", 2, 9), ("n", 12, 9)]),
     ],
 )

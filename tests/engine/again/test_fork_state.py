@@ -130,6 +130,7 @@ def test_of_the_pairs_of_a_join_the_fields_of_either_side_are_changed_before_it_
     assert [r["r"] for _, r in sink(fork(one, runs[3], "paired#0", inputs={"1.r": 8})[1], "pairs")] == [8, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_a_step_is_named_by_its_number_also_where_a_timer_has_woken_it(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
     file = fork(one, runs[4], "nudged#1", outputs={"nudge": 7})[1]

@@ -68,7 +68,14 @@ def ran(one: Lab, gap: float) -> list[str]:
     return runs
 
 
-@pytest.mark.parametrize("gap", [1.0, 0.0, 10.0], ids=["a second apart", "at once", "far apart"])
+@pytest.mark.parametrize(
+    "gap",
+    [
+        pytest.param(1.0, id="a second apart"),
+        pytest.param(0.0, id="at once", marks=pytest.mark.long),
+        pytest.param(10.0, id="far apart", marks=pytest.mark.long),
+    ],
+)
 def test_each_run_is_the_same_again_from_its_file_whatever_later_ones_took_of_it(
     lab: MakeLab, tmp_path: Path, gap: float
 ) -> None:

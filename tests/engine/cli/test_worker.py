@@ -172,6 +172,7 @@ async def test_a_program_cannot_look_into_its_workers_parent(bench: Bench, nats_
         worker.end()
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_the_probe_of_containers_sees_that_a_worker_is_frozen_and_that_it_goes_on(
     bench: Bench, nats_url: str, tmp_path: Path
@@ -228,6 +229,7 @@ async def test_a_worker_ends_with_the_process_that_started_it(bench: Bench, nats
         worker.end()
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_a_pool_whose_workers_keep_dying_takes_no_other_with_it(bench: Bench, nats_url: str, tmp_path: Path) -> None:
     """That is where it ends: its calls fail at once, and it tries again later. What runs both pools goes on."""
@@ -250,6 +252,7 @@ async def test_a_pool_whose_workers_keep_dying_takes_no_other_with_it(bench: Ben
         worker.end()
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_an_engine_starts_a_pool_again_whose_process_was_killed(bench: Bench, nats_url: str, tmp_path: Path) -> None:
     settings = Settings.load(tmp_path, server__url=nats_url, pools={POOL: {"programs": []}})

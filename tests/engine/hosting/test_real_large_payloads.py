@@ -53,6 +53,7 @@ async def running(url: str, app: str, topology: Topology) -> AsyncIterator[tuple
         await bus.close()
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_an_event_of_60_mib_goes_from_publisher_to_sink_and_a_larger_one_is_refused(nats_url: str, unique: str) -> None:
     topology = Topology("large")

@@ -258,6 +258,7 @@ async def test_an_application_gets_along_with_the_limits_of_an_account_or_says_w
                 assert e.value.fix.startswith(f"raise {limit} of the")
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_buckets_that_are_made_at_once_share_what_an_account_may_store(tmp_path: Path) -> None:
     async with LocalServer(tmp_path / "js", port=None, extra_config=ACCOUNTS) as server:

@@ -106,6 +106,7 @@ def test_a_budget_and_a_time_end_it_with_a_summary(live: Live) -> None:
     assert (skipped["kind"], skipped["run"], last["stopped"]) == ("skipped", run, "the budget of 0 tokens is spent")
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_it_goes_on_when_the_server_comes_back(tmp_path: Path) -> None:
     server = LocalServer(tmp_path / "js", port=None)

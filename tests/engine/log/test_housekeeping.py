@@ -299,6 +299,7 @@ def _refused() -> Any:
     raise ProgramError("no")
 
 
+@pytest.mark.long
 def test_statements_of_engines_that_are_gone_go_once_others_have_said_as_much(lab: MakeLab) -> None:
     topology = Topology("kept", retention="30s")
     topology.source("in").key_by("k").window("10s").count(name="windows").sink("out.kept")

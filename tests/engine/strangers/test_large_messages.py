@@ -68,7 +68,9 @@ async def test_a_start_holds_no_more_of_what_others_stored_than_a_page(bus: Nats
     await second.drain()
 
 
-@pytest.mark.parametrize(("size", "count"), [(200_000, 400), (400_000, 150)])  # above 256 KiB they lie in the object store
+@pytest.mark.parametrize(
+    ("size", "count"), [(200_000, 400), pytest.param(400_000, 150, marks=pytest.mark.long)]
+)  # above 256 KiB they lie in the object store
 @pytest.mark.asyncio
 async def test_dead_letters_are_listed_and_swept_in_bounded_memory(bus: NatsBus, unique: str, size: int, count: int) -> None:
     topology = Topology("echo")

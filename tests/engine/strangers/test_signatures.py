@@ -256,6 +256,7 @@ pools.lightweight = {{ hmac_key_env = "POOL_KEY" }}
 """
 
 
+@pytest.mark.long
 @pytest.mark.no_cover
 def test_an_engine_and_its_pool_sign_with_the_key_and_show_it_nowhere(nats_url: str, unique: str, tmp_path: Path) -> None:
     with stand_in() as url:

@@ -80,6 +80,7 @@ def named(spans: list[SpanSeen], name: str) -> list[SpanSeen]:
     return [span for span in spans if span.name.startswith(name)]
 
 
+@pytest.mark.long
 def test_a_call_over_http_goes_on_in_the_trace_of_who_asks(spans: list[SpanSeen]) -> None:
     ours = [span for span in spans if span.trace == TRACE]
     asked = named(ours, "ask ")

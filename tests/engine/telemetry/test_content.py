@@ -74,6 +74,7 @@ def chats(spans: list[SpanSeen], call: str) -> list[SpanSeen]:
     return [span for span in spans if span.parent == above.span]
 
 
+@pytest.mark.long
 def test_a_request_has_what_was_asked_and_said_by_the_conventions(told: tuple[list[SpanSeen], Any, str]) -> None:
     (chat,) = chats(told[0], "call draft")
     assert "[[ ## reply ## ]]" in texts(chat, "system_instructions")

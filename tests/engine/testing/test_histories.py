@@ -33,6 +33,7 @@ def pytest_of(folder: Path, *more: str, config: str = CONFIG, module: str = MODU
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.long
 def test_each_run_of_a_folder_is_a_test_that_fails_with_the_diff(lab: MakeLab, tmp_path: Path) -> None:
     space: dict[str, Any] = {}
     exec(MODULE.format(more=""), space)

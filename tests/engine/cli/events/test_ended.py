@@ -13,7 +13,7 @@ from cli_bench import Project
 from waiting import eventually
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_replay_of_many_files_that_is_ended_begins_no_other_file(native: Project, how: signal.Signals) -> None:
     (run,) = (one["run"] for one in native.publish("text=abcd").objects())
     folder = native.folder / f"histories-{how.name}"

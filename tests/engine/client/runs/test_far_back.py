@@ -138,6 +138,7 @@ def test_of_a_run_that_waited_long_and_is_done_what_lies_between_is_not_read(lab
     assert (len(entries) > 2 * MANY, len(logs) < MANY // 3, max(logs) < entries[-MANY // 2]) == (True, True, True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short")
 def test_a_redriven_letter_is_found_without_reading_to_the_end(lab: MakeLab) -> None:
     one = lab(lot())

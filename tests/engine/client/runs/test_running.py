@@ -174,6 +174,7 @@ def test_what_is_open_is_told_whoever_owns_it_now(lab: MakeLab) -> None:
     assert running(one) == [run]
 
 
+@pytest.mark.long
 def test_of_many_runs_that_wait_for_long_the_begin_alone_is_read(lab: MakeLab) -> None:
     """Two hundred wait for a person, begun at different times, while others are done."""
     one = lab(*waiting())

@@ -69,7 +69,7 @@ async def trickle(one: Lab, numbers: Sequence[int]) -> None:
     [
         (several, ["windows", "counted"], ["counts", "answers", "sums.out"]),
         (both, ["sums", "windows"], ["counts"]),
-        (both, ["sums"], ["counts"]),
+        pytest.param(both, ["sums"], ["counts"], marks=pytest.mark.long),
     ],
 )
 def test_what_is_built_anew_goes_on_exactly_where_it_was(
