@@ -201,9 +201,8 @@ class MemoryStream:
             self.first += 1
 
     def purge(self, subject: str, below: int) -> None:
-        if below <= self.first:  # as for most partitions, whenever housekeeping looks
-            return
-        for sequence in [s for name in taken(subject, self._of_subject) for s in self._of_subject[name] if s < below]:
+        names = taken(subject, self._of_subject) if below > self.first else []  # most purges find nothing
+        for sequence in [s for name in names for s in self._of_subject[name] if s < below]:
             self.remove(sequence)
 
 

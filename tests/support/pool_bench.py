@@ -54,8 +54,9 @@ def work(text: str = "hello", *, spec: CallSpec | None = None, call: str = "", *
 
 
 def program(name: str, **options: Any) -> CallSpec:
-    """A spec for one of tests/support/programs."""
-    return CallSpec("program", f"sample:{name}", options.pop("signature", "text -> reply"), **options)
+    """A spec for one of tests/support/programs: a class is a module of DSPy, as is what `made` makes."""
+    file = "modules" if name[0].isupper() or name == "made" else "sample"
+    return CallSpec("program", f"{file}:{name}", options.pop("signature", "text -> reply"), **options)
 
 
 def received(data: bytes) -> Frame | None:
@@ -132,14 +133,15 @@ def config(url: str, **options: Any) -> PoolConfig:
     """
     profile = Profile("main", "openai/stand-in", base_url=url, price={"input": 1.0, "output": 2.0}, breaker={"failures": 10**6})
     profiles = {name: replace(profile, name=name) for name in ("main", "busy1", "busy2")}
-    known: dict[str, Any] = {"profiles": profiles, "programs": ("sample:*", "journaled:*"), "path": (str(HERE / "programs"),)}
+    known: dict[str, Any] = {"profiles": profiles, "path": (str(HERE / "programs"),)}
+    known["programs"] = ("sample:*", "modules:*", "journaled:*")
     known["python"] = os.environ.get("TEST_DSPY_PYTHON") or None
     return PoolConfig(APP, POOL, **{**known, **options})
 
 
 def light(url: str, **options: Any) -> PoolConfig:
-    """A pool whose child imports no DSPy, which costs a second: for what is the same whoever answers."""
-    return config(url, programs=(), **options)
+    """A pool whose child imports no DSPy, which costs a second: for what is the same whoever answers. It has functions."""
+    return config(url, **{"programs": ("sample:*",), **options})
 
 
 def native(text: str = "hello", **options: Any) -> CallRequest:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest_asyncio
 import standin
-from pool_bench import Bench, config, running
+from pool_bench import Bench, config, light, running
 
 
 @pytest_asyncio.fixture
@@ -35,7 +35,14 @@ async def shared(shared_model: Any) -> AsyncIterator[Bench]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def quick(shared_model: Any) -> AsyncIterator[Bench]:
+    """As `shared`, for what is the same whoever answers: its child imports no DSPy."""
+    async with running(light(shared_model.url)) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mortal(shared_model: Any) -> AsyncIterator[Bench]:
-    """As `shared`, for tests that end its child: the next test begins with the new one, and pays for one import of DSPy."""
-    async with running(config(shared_model.url, restart_max=1000)) as found:
+    """As `quick`, for tests that end its child: the next test begins with the new one."""
+    async with running(light(shared_model.url, restart_max=1000)) as found:
         yield found

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from pool_bench import APP, Bench, IdleChild, config, program, running, work
+from pool_bench import APP, Bench, IdleChild, light, program, running, work
 
 from dspex.bus import subjects
 from dspex.workers.pool.slots import NEAR, Slots
@@ -16,7 +16,7 @@ from dspex.workers.pool.slots import NEAR, Slots
 
 @pytest.mark.asyncio
 async def test_calls_of_one_key_are_answered_by_one_process_and_all_processes_have_work(model: Any) -> None:
-    async with running(config(model.url, size=2, slots=4)) as bench:
+    async with running(light(model.url, size=2, slots=4)) as bench:
         keys = [f"customer {n}" for n in range(24)]
         found = {key: set[str]() for key in keys}
         for key in keys * 2:

@@ -31,17 +31,17 @@ async def call(bench: Bench, item: CallRequest, frames: asyncio.Queue[Message], 
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_interactive_call_is_accepted_answered_and_then_recorded(shared: Bench) -> None:
-    await until(lambda: shared.joined)
+async def test_an_interactive_call_is_accepted_answered_and_then_recorded(quick: Bench) -> None:
+    await until(lambda: quick.joined)
     item = work("standin:slow=0.05 quick", record=None)
-    frames = await call(shared, item, asyncio.Queue())
+    frames = await call(quick, item, asyncio.Queue())
     assert [kind for kind, _ in frames] == [ACCEPTED, RESULT]
     accepted = codecs.decode(frames[0][1].data, codecs.MSGPACK)
-    assert [accepted[k] for k in ("call", "free", "waiting")] == [item.call, shared.pool.children.slots.total - 1, 0]
+    assert [accepted[k] for k in ("call", "free", "waiting")] == [item.call, quick.pool.children.slots.total - 1, 0]
     record = CallRecord.unpack(frames[1][1].data)
     assert record.outputs is not None
     assert record.outputs["intent"] == standin.intent("standin:slow=0.05 quick", CHOICES)
-    reader = await shared.bus.reader(subjects.stream(APP), [subjects.interactive_record(APP, POOL)], after=0, name="records")
+    reader = await quick.bus.reader(subjects.stream(APP), [subjects.interactive_record(APP, POOL)], after=0, name="records")
     async with asyncio.timeout(30):
         (stored,) = await reader.read(10)
     assert CallRecord.unpack(stored.data).outputs == record.outputs
@@ -83,10 +83,10 @@ async def test_a_request_that_comes_when_the_last_slot_is_taken_is_answered_busy
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_request_that_comes_on_the_subject_of_another_node_is_refused(shared: Bench) -> None:
-    await until(lambda: shared.joined)
+async def test_a_request_that_comes_on_the_subject_of_another_node_is_refused(quick: Bench) -> None:
+    await until(lambda: quick.joined)
     item, other = native("x", record=None), subjects.call(APP, POOL, "other", "node")
-    frames = await call(shared, item, asyncio.Queue(), other)
+    frames = await call(quick, item, asyncio.Queue(), other)
     assert [kind for kind, _ in frames] == [RESULT]
     error = CallRecord.unpack(frames[0][1].data).error
     assert error is not None

@@ -40,12 +40,12 @@ def error(record: CallRecord) -> Any:
 @pytest.mark.parametrize("route", ["worker", "auto"])
 @pytest.mark.parametrize("name", ["api_base", "base_url", "api_key", "model", "headers", "custom_llm_provider", "timeout"])
 async def test_a_call_chooses_neither_the_server_nor_the_key_of_a_model(
-    shared: Bench, shared_model: Any, name: str, route: str
+    quick: Bench, shared_model: Any, name: str, route: str
 ) -> None:
     before = shared_model.requests
     async with standin.StandIn() as foreign:
         value = {"X": "1"} if "headers" in name else foreign.url
-        (record,) = await shared.ask(work(spec=spec(route=route, config={name: value})))
+        (record,) = await quick.ask(work(spec=spec(route=route, config={name: value})))
         assert foreign.requests == 0
     assert error(record)["type"] == "InvalidInput"
     assert f"config.{name}" in error(record)["message"]
@@ -53,8 +53,8 @@ async def test_a_call_chooses_neither_the_server_nor_the_key_of_a_model(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_refusal_of_a_parameter_does_not_repeat_a_long_name(shared: Bench) -> None:
-    (record,) = await shared.ask(work(spec=spec(config={"x" * 50_000: 1})))
+async def test_a_refusal_of_a_parameter_does_not_repeat_a_long_name(quick: Bench) -> None:
+    (record,) = await quick.ask(work(spec=spec(config={"x" * 50_000: 1})))
     assert error(record)["type"] == "InvalidInput"
     assert len(error(record)["message"]) < 1000
 
@@ -62,10 +62,10 @@ async def test_a_refusal_of_a_parameter_does_not_repeat_a_long_name(shared: Benc
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("config", [{"temperature": "hot"}, {"stop": 5}, {"max_tokens": 1.5}, {"n": [1]}])
 async def test_parameters_of_wrong_types_are_refused_before_a_model_is_asked(
-    shared: Bench, shared_model: Any, config: dict[str, Any]
+    quick: Bench, shared_model: Any, config: dict[str, Any]
 ) -> None:
     before = shared_model.requests
-    (record,) = await shared.ask(work(spec=spec(config=config)))
+    (record,) = await quick.ask(work(spec=spec(config=config)))
     assert error(record)["type"] == "InvalidInput"
     assert shared_model.requests == before
 
@@ -94,16 +94,16 @@ def wrongly(wrong: dict[str, Any], **options: Any) -> bytes:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("wrong", WRONG)
 async def test_a_durable_call_of_wrong_types_is_refused_once_and_ends_neither_the_process_nor_its_neighbours(
-    shared: Bench, shared_model: Any, wrong: dict[str, Any]
+    quick: Bench, shared_model: Any, wrong: dict[str, Any]
 ) -> None:
-    process, refused, asked = await shared.answering(), shared.pool.work.refused, shared_model.requests
+    process, refused, asked = await quick.answering(), quick.pool.work.refused, shared_model.requests
     subject = subjects.work(APP, POOL, "triage", "classify")
-    neighbour = asyncio.create_task(shared.ask(work(spec=program("echo"), text="before")))
-    await shared.bus.publish(NewMessage(subject, wrongly(wrong)))
-    (beside,) = await shared.ask(work(spec=program("echo")))
+    neighbour = asyncio.create_task(quick.ask(work(spec=program("echo"), text="before")))
+    await quick.bus.publish(NewMessage(subject, wrongly(wrong)))
+    (beside,) = await quick.ask(work(spec=program("echo")))
     assert [beside.error, (await neighbour)[0].error] == [None, None]
-    assert await shared.answering() == process
-    assert shared.pool.work.refused == refused + 1
+    assert await quick.answering() == process
+    assert quick.pool.work.refused == refused + 1
     assert shared_model.requests == asked
 
 
@@ -111,32 +111,32 @@ async def test_a_durable_call_of_wrong_types_is_refused_once_and_ends_neither_th
 @pytest.mark.parametrize(
     "wrong", [*WRONG, {"record": RecordTo(RECORDS, "id", 1, b"")}, {"call": "a\nb"}, {"run": "x" * 5000}], ids=str
 )
-async def test_an_interactive_call_of_wrong_types_is_answered_at_once(shared: Bench, wrong: dict[str, Any]) -> None:
-    await until(lambda: shared.joined)
-    process = await shared.answering()
-    record = await asked(shared, wrongly(wrong, record=None))
+async def test_an_interactive_call_of_wrong_types_is_answered_at_once(quick: Bench, wrong: dict[str, Any]) -> None:
+    await until(lambda: quick.joined)
+    process = await quick.answering()
+    record = await asked(quick, wrongly(wrong, record=None))
     assert error(record)["type"] == "InvalidInput"
     assert error(record)["retryable"] is False
-    assert await shared.answering() == process
+    assert await quick.answering() == process
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_request_without_a_subject_for_its_answer_takes_no_slot(shared: Bench) -> None:
-    await until(lambda: shared.joined)
-    item, refused = work(spec=spec(), record=None), shared.pool.work.refused
+async def test_a_request_without_a_subject_for_its_answer_takes_no_slot(quick: Bench) -> None:
+    await until(lambda: quick.joined)
+    item, refused = work(spec=spec(), record=None), quick.pool.work.refused
     for _ in range(40):
-        await shared.bus.send(item.called_on(APP, POOL), item.pack())
-    await until(lambda: shared.pool.work.refused == refused + 40)
-    assert (await shared.ask(work(spec=program("echo"))))[0].error is None
-    assert shared.pool.status.full()["refused"] == shared.pool.work.refused
+        await quick.bus.send(item.called_on(APP, POOL), item.pack())
+    await until(lambda: quick.pool.work.refused == refused + 40)
+    assert (await quick.ask(work(spec=program("echo"))))[0].error is None
+    assert quick.pool.status.full()["refused"] == quick.pool.work.refused
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_caller_hears_of_a_refusal_at_once(shared: Bench) -> None:
-    await until(lambda: shared.joined)
+async def test_a_caller_hears_of_a_refusal_at_once(quick: Bench) -> None:
+    await until(lambda: quick.joined)
     with pytest.raises(InvalidInput, match="times"):
         async with asyncio.timeout(30):
-            await ask(shared.bus, APP, Resolved(spec(), POOL), {"text": "x"}, timeout=1e11)
+            await ask(quick.bus, APP, Resolved(spec(), POOL), {"text": "x"}, timeout=1e11)
 
 
 async def asked(bench: Bench, data: bytes) -> CallRecord:

@@ -24,7 +24,7 @@ CODE = "```python\nprint('from the code')\n```"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def trusting(shared_model: Any) -> AsyncIterator[Bench]:
     """A pool whose allow-list names the modules that run code."""
-    async with running(config(shared_model.url, programs=("sample:*", *RUN_CODE))) as found:
+    async with running(config(shared_model.url, programs=("sample:*", "modules:*", *RUN_CODE))) as found:
         yield found
 
 
@@ -61,7 +61,7 @@ async def test_the_module_that_calls_tools_natively_answers(shared: Bench, share
 
 
 async def test_modules_that_run_code_run_where_the_pool_allows_them(trusting: Bench, shared: Bench, shared_model: Any) -> None:
-    here = {"interpreter_factory": "sample:interpreter"}
+    here = {"interpreter_factory": "modules:interpreter"}
     shared_model.answers |= {"generated_code": CODE, "finished": True}
     specs = {
         "ProgramOfThought": own("ProgramOfThought", max_iters=1, **here),

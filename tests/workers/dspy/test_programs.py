@@ -73,7 +73,7 @@ async def test_programs_of_every_shape_run(shared: Bench) -> None:
     assert records[3].outputs == {"reply": "hello"}
     assert records[4].outputs == {"reply": "HELLO", "score": 0.5}
     assert records[1].usage["output_tokens"] > 0
-    assert records[0].program.startswith("sample:Draft#")
+    assert records[0].program.startswith("modules:Draft#")
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -156,7 +156,7 @@ async def test_a_program_that_is_not_allowed_or_cannot_be_imported_fails_with_a_
         denied, broken, absent, fine = await bench.ask(
             work(spec=CallSpec("program", "os:system", "text -> reply")),
             work(spec=CallSpec("program", "sample_broken:Any", "text -> reply")),
-            work(spec=program("Egg")),
+            work(spec=CallSpec("program", "sample:Egg", "text -> reply")),
             work(spec=program("echo")),
         )
         assert bench.pool.status.full()["programs"]["found"] == ["sample:echo"]

@@ -206,7 +206,7 @@ async def test_a_worker_describes_a_program_and_asks_no_model_and_tells_no_key(s
         ["text", "intent"],
         ["reasoning", "reply"],
     )
-    assert draft.program.startswith("sample:Draft#")
+    assert draft.program.startswith("modules:Draft#")
     state = await info(CallSpec("chain_of_thought", "text, intent -> reply", "text, intent -> reply", state="told@1"))
     assert (state.state, state.predictors[0].instructions) == ("told@1", "As a pirate.")
     assert [dict(demo) for demo in state.predictors[0].demos] == [{"text": "a"}]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from pool_bench import APP, POOL, Bench, work
+import pytest_asyncio
+from pool_bench import APP, POOL, Bench, config, running, work
 from waiting import until
 
 from dspex.bus import subjects
@@ -21,6 +23,13 @@ from dspex.workers.journal.entries import JournalPart
 AGENTS, STEPS = 3, 7  # an agent asks once for each step, and once for what it has found: eight requests
 AGENT = CallSpec("react", "text -> reply", "text -> reply", tools=("journaled:step",), max_iters=STEPS)
 WIDE = CallSpec("program", "journaled:Wide", "text -> reply")  # sixteen requests side by side
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mortal(shared_model: Any) -> AsyncIterator[Bench]:
+    """With agents, and programs of DSPy."""
+    async with running(config(shared_model.url, restart_max=1000)) as found:
+        yield found
 
 
 async def _answered(bench: Bench, item: CallRequest, count: int) -> bool:

@@ -85,7 +85,7 @@ async def test_calls_that_end_their_process_do_not_fail_the_pool(model: Any) -> 
 async def test_only_the_call_that_runs_alone_dies_with_its_process(mortal: Bench, shared_model: Any) -> None:
     """It waits for the call that is there, and the one behind it does not join it."""
     shared_model.gate.clear()
-    first_asked = asyncio.create_task(mortal.ask(work("standin:gate", spec=program("Slow"))))
+    first_asked = asyncio.create_task(mortal.ask(native("standin:gate")))
     await until(lambda: shared_model.running == 1)
     items = [work(spec=program("dies"), alone=True), *[work(spec=program("pid")) for _ in range(5)]]
     asked = asyncio.create_task(mortal.ask(*items))
@@ -113,23 +113,23 @@ async def test_only_the_call_that_runs_alone_dies_with_its_process(mortal: Bench
     ],
 )
 async def test_an_error_that_cannot_be_told_ends_its_own_call_and_not_its_neighbours(
-    shared: Bench, name: str, kind: str
+    quick: Bench, name: str, kind: str
 ) -> None:
     neighbour = work("standin:slow=0.3")
-    failed, served = await shared.ask(work(spec=program(name)), neighbour)
+    failed, served = await quick.ask(work(spec=program(name)), neighbour)
     assert failed.error is not None
     assert failed.error["type"] == kind
     assert served.error is None
-    assert shared.pool.children.restarts == 0
+    assert quick.pool.children.restarts == 0
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(shared: Bench) -> None:
+async def test_a_task_of_a_program_that_exits_ends_neither_its_call_nor_its_process(quick: Bench) -> None:
     neighbour = work("standin:slow=0.3")
-    mine, served = await shared.ask(work(spec=program("exits_beside")), neighbour)
+    mine, served = await quick.ask(work(spec=program("exits_beside")), neighbour)
     assert (mine.error, served.error) == (None, None)
     assert mine.outputs == {"reply": "hello"}
-    assert shared.pool.children.restarts == 0
+    assert quick.pool.children.restarts == 0
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ async def test_a_program_that_holds_the_gil_does_not_stop_the_signs_of_life(mode
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_work_past_its_deadline_is_not_served(shared: Bench, shared_model: Any) -> None:
+async def test_work_past_its_deadline_is_not_served(quick: Bench, shared_model: Any) -> None:
     before = shared_model.requests
-    (late,) = await shared.ask(work(left=0.0))
+    (late,) = await quick.ask(work(left=0.0))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
     assert shared_model.requests == before
@@ -175,12 +175,12 @@ async def test_the_deadline_of_work_counts_from_when_it_was_stored_and_not_from_
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(shared: Bench, shared_model: Any) -> None:
-    (late,) = await shared.ask(work("standin:hang", timeout=0.5))
+async def test_a_call_cancelled_by_its_timeout_closes_the_request_to_the_model(quick: Bench, shared_model: Any) -> None:
+    (late,) = await quick.ask(work("standin:hang", timeout=0.5))
     assert late.error is not None
     assert late.error["type"] == "CallTimeout"
     await until(lambda: shared_model.running == 0)
-    assert shared.pool.children.restarts == 0
+    assert quick.pool.children.restarts == 0
 
 
 # -- records ---------------------------------------------------------------------------------------------------------
@@ -199,27 +199,27 @@ async def test_work_that_is_delivered_again_leaves_one_record(model: Any) -> Non
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_answer_too_large_for_a_message_is_stored_and_one_over_64_mb_becomes_an_error(shared: Bench) -> None:
-    (large,) = await shared.ask(work("3000000", spec=program("big")))
+async def test_an_answer_too_large_for_a_message_is_stored_and_one_over_64_mb_becomes_an_error(quick: Bench) -> None:
+    (large,) = await quick.ask(work("3000000", spec=program("big")))
     assert large.outputs == {"reply": "x" * 3_000_000}
-    (big,) = await shared.ask(work("68000000", spec=program("big")))
+    (big,) = await quick.ask(work("68000000", spec=program("big")))
     assert big.error is not None
     assert big.error["type"] == "OutputTooLarge"
     assert big.event == b"the event of the call"
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_unreadable_work_is_dropped_with_a_log_line(shared: Bench) -> None:
+async def test_unreadable_work_is_dropped_with_a_log_line(quick: Bench) -> None:
     with capture_logs() as logs:
-        await shared.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
-        assert (await shared.ask(work()))[0].error is None
+        await quick.bus.publish(NewMessage(subjects.work(APP, POOL, "triage", "classify"), b"\xc1 no MessagePack"))
+        assert (await quick.ask(work()))[0].error is None
     assert any(e["event"] == "unreadable work dropped" and e["log_level"] == "error" for e in logs)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(shared: Bench) -> None:
+async def test_what_a_program_prints_goes_to_the_log_and_not_into_the_frames(quick: Bench) -> None:
     with capture_logs() as logs:
-        printed, reported = await shared.ask(work(spec=program("prints")), work(spec=program("status")))
+        printed, reported = await quick.ask(work(spec=program("prints")), work(spec=program("status")))
         assert printed.outputs == {"reply": "ok"}
         assert reported.error is None
         await until(lambda: {"printed", "logged"} <= {str(e.get("line", e["event"])).split(" ")[0] for e in logs})
@@ -296,26 +296,26 @@ async def test_a_pool_waits_for_an_application_that_is_not_there_yet(model: Any)
 
 # -- what is said of it ---------------------------------------------------------------------------------------------
 @pytest.mark.asyncio(loop_scope="module")
-async def test_status_shows_what_a_pool_is_doing(shared: Bench, shared_model: Any) -> None:
-    before = len(shared.seen)
+async def test_status_shows_what_a_pool_is_doing(quick: Bench, shared_model: Any) -> None:
+    before = len(quick.seen)
     shared_model.gate.clear()
-    await shared.put(work("standin:gate"))
-    await until(lambda: shared.pool.children.slots.busy == 1)
-    answer = await shared.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
+    await quick.put(work("standin:gate"))
+    await until(lambda: quick.pool.children.slots.busy == 1)
+    answer = await quick.bus.request(subjects.control(APP, POOL), json.dumps({"kind": "status"}).encode())
     status = json.loads(answer.data)
     assert {"id", "host", "pid", "restarts", "dspy_version", "programs"} <= set(status)
     assert (status["pool"], status["size"], status["slots"], status["busy"], status["ready"]) == (POOL, 1, 16, 1, 1)
     assert status["failed"] is False
-    assert status["children"][0]["pid"] == children(shared)[0]
+    assert status["children"][0]["pid"] == children(quick)[0]
     assert status["children"][0]["rss"] > 10 << 20
-    assert "sample:Draft" in status["programs"]["found"]
+    assert "sample:echo" in status["programs"]["found"]
     shared_model.gate.set()
-    await shared.records(before + 1)
+    await quick.records(before + 1)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_record_goes_to_the_subject_that_its_work_names(shared: Bench) -> None:
-    await shared.ask(item := work())
+async def test_a_record_goes_to_the_subject_that_its_work_names(quick: Bench) -> None:
+    await quick.ask(item := work())
     assert item.record is not None
-    found = await shared.bus.scan(subjects.stream(APP), [item.record.subject], start=1, stop=10_000)
+    found = await quick.bus.scan(subjects.stream(APP), [item.record.subject], start=1, stop=10_000)
     assert [m.headers[subjects.MESSAGE_ID] for m in found].count(item.record.id) == 1

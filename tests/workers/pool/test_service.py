@@ -38,27 +38,27 @@ async def call(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_pool_answers_as_a_service_by_verb_by_name_and_by_id(shared: Bench) -> None:
-    id = shared.pool.id
+async def test_a_pool_answers_as_a_service_by_verb_by_name_and_by_id(quick: Bench) -> None:
+    id = quick.pool.id
     for where in ("", f".{NAME}", f".{NAME}.{id}"):
-        ping = await said(shared, f"$SRV.PING{where}")
+        ping = await said(quick, f"$SRV.PING{where}")
         assert ping["type"] == TYPES["PING"] == "io.nats.micro.v1.ping_response"
         assert (found := ServicePing.from_dict(ping)).name == NAME
         assert (found.id, found.version) == (id, "0.1.0")
-    (endpoint,) = ServiceInfo.from_dict(await said(shared, f"$SRV.INFO.{NAME}")).endpoints
+    (endpoint,) = ServiceInfo.from_dict(await said(quick, f"$SRV.INFO.{NAME}")).endpoints
     assert (endpoint.subject, endpoint.queue_group) == (subjects.call_pattern(APP, POOL), POOL)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_its_statistics_count_calls_their_time_and_their_errors(shared: Bench) -> None:
+async def test_its_statistics_count_calls_their_time_and_their_errors(quick: Bench) -> None:
     async def stats() -> Any:
-        return ServiceStats.from_dict(await said(shared, f"$SRV.STATS.{NAME}")).endpoints[0]
+        return ServiceStats.from_dict(await said(quick, f"$SRV.STATS.{NAME}")).endpoints[0]
 
-    before, served = await stats(), shared.pool.status.full()["served"]
-    await call(shared, "echo")
-    await call(shared, "raises")
+    before, served = await stats(), quick.pool.status.full()["served"]
+    await call(quick, "echo")
+    await call(quick, "raises")
     after = await stats()
-    assert shared.pool.status.full()["served"] == served + 2
+    assert quick.pool.status.full()["served"] == served + 2
     assert (after.num_requests - before.num_requests, after.num_errors - before.num_errors) == (2, 1)
     assert after.processing_time > before.processing_time
     assert after.average_processing_time == after.processing_time // after.num_requests
@@ -84,11 +84,11 @@ def test_who_asks_on_as_soon_as_it_is_answered_is_heard_though_all_slots_were_ta
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_who_asks_in_json_is_told_that_all_slots_are_busy_and_others_are_to_ask_again(shared: Bench) -> None:
+async def test_who_asks_in_json_is_told_that_all_slots_are_busy_and_others_are_to_ask_again(quick: Bench) -> None:
     frames = asyncio.Queue[Message]()
-    inbox = shared.bus.inbox(frames.put_nowait)
+    inbox = quick.bus.inbox(frames.put_nowait)
     for body, kind, code in ((b'{"text": "a"}', RESULT, "429"), (work(record=None).pack(), BUSY, None)):
-        tell_busy(shared.bus, Message("call", body, {}, 0, 0.0, reply=inbox.subject), POOL)
+        tell_busy(quick.bus, Message("call", body, {}, 0, 0.0, reply=inbox.subject), POOL)
         frame = await asyncio.wait_for(frames.get(), 10)
         assert (frame.headers[subjects.KIND], frame.headers.get(subjects.SERVICE_ERROR_CODE)) == (kind, code)
     inbox.close()

@@ -15,8 +15,8 @@ from dspex.engine.client.client import Client
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_model_sees_the_turns_before_as_messages_of_the_conversation(shared: Bench, shared_model: Any) -> None:
-    session = Client(bus=shared.bus, app=APP).session("history")
+async def test_the_model_sees_the_turns_before_as_messages_of_the_conversation(quick: Bench, shared_model: Any) -> None:
+    session = Client(bus=quick.bus, app=APP).session("history")
     chat = dspex.predict("history: dspy.History, text -> reply", pool=POOL)
     shared_model.bodies = []
     for text in ("first", "second"):
@@ -28,15 +28,15 @@ async def test_the_model_sees_the_turns_before_as_messages_of_the_conversation(s
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_model_sees_them_in_a_durable_call_and_its_turn_is_made_once(shared: Bench, shared_model: Any) -> None:
-    session = Client(bus=shared.bus, app=APP).session("durable")
+async def test_the_model_sees_them_in_a_durable_call_and_its_turn_is_made_once(quick: Bench, shared_model: Any) -> None:
+    session = Client(bus=quick.bus, app=APP).session("durable")
     async with session:
         pass
     signature = "history: dspy.History, text -> reply"
     shared_model.bodies = []
     chat = CallSpec("predict", signature, signature)
     for text, call in (("first", "c1"), ("second", "c2"), ("second", "c2")):  # the last one as if no record were there
-        (record,) = await shared.ask(work(text, call=call, session="durable", turn=text, spec=chat))
+        (record,) = await quick.ask(work(text, call=call, session="durable", turn=text, spec=chat))
         assert (record.outputs or {})["reply"] == f"reply of {text}"
     roles = [[message["role"] for message in body["messages"]] for body in shared_model.bodies]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
@@ -44,9 +44,9 @@ async def test_the_model_sees_them_in_a_durable_call_and_its_turn_is_made_once(s
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_turn_of_no_session_is_refused_and_counted(shared: Bench) -> None:
-    before, asked = shared.pool.work.refused, work(record=None, turn="t")
-    await until(lambda: shared.joined)
-    answer = await shared.bus.request(asked.called_on(APP, POOL), asked.pack(), timeout=60)
+async def test_a_turn_of_no_session_is_refused_and_counted(quick: Bench) -> None:
+    before, asked = quick.pool.work.refused, work(record=None, turn="t")
+    await until(lambda: quick.joined)
+    answer = await quick.bus.request(asked.called_on(APP, POOL), asked.pack(), timeout=60)
     assert "of which session" in (CallRecord.unpack(answer.data).error or {})["message"]
-    assert shared.pool.work.refused == before + 1
+    assert quick.pool.work.refused == before + 1
