@@ -79,7 +79,9 @@ class Operators:
         times: NodeTimes | None = None,
     ) -> None:
         self._clock, self._sealed, self.times = clock, sealed, times
-        self._ordered = {(graph.name, n.name) for graph in graphs for n in graph.calls if n.call.order != "any"}
+        self._ordered = {
+            (graph.name, n.name) for graph in graphs for n in graph.calls if n.call.order != "any" and n.call.of is None
+        }
         self._found: dict[tuple[str, str], _Operator] = {key: _Operator() for key in self._ordered}
         self._events: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 

@@ -66,7 +66,12 @@ class Asked(NamedTuple):
         return self._replace(row=self.row._replace(state=self.state))
 
     def must_wait(self) -> bool:
-        """Whether an earlier call of its key is open."""
+        """Whether an earlier call of its key is open. Those without one are one key together; of submitted ones they are in no
+        order, and none may wait for a stranger's, which can take days.
+        """
+        call = self.known[0].call
+        if call.order == "any" or (call.of is not None and self.row.key is None):
+            return False
         return self.tables.calls.turn(self.row.node, self.row.key) != self.number
 
 
@@ -130,7 +135,7 @@ class Settlement:
         if verdict.what == "retry" and verdict.row is not None:
             return self._retry(asked, verdict.row, verdict.after)
         if verdict.what == "fallback":
-            return self.hold(asked) if call.order != "any" and asked.must_wait() else self._fall_back(asked, failure)
+            return self.hold(asked) if asked.must_wait() else self._fall_back(asked, failure)
         if verdict.what == "skip":
             return self._close(asked, ())
         return self._dead(asked, told_to_wait(failure, left))

@@ -17,6 +17,7 @@ def entries(tables: Tables) -> int:
     """How much the tables remember beside their rows: all heaps."""
     timers, calls = tables.timers, tables.calls
     heaps = [timers._heap, *timers._marks.values(), *timers._holds._heaps.values(), *calls._holds._heaps.values()]
+    heaps += map(list, calls._queues.values())
     return sum(map(len, heaps))
 
 
@@ -27,6 +28,19 @@ def test_calls_that_are_closed_leave_nothing_in_a_topology_in_which_nobody_asks_
         tables.change([("calls", n, call), ("timers", n, Timer(1e9, "deadline"))])
         tables.change([("calls", n, None), ("timers", n, None)])
     assert entries(tables) < FEW
+
+
+def test_calls_that_are_closed_behind_one_that_stays_open_leave_nothing() -> None:
+    """Of a node whose calls are in order: submitted ones without a session wait for no other."""
+    tables, call = Tables(frozenset({"ask"})), OpenCall("ask", "id", "run", "light", 60.0, b"")
+    tables.change([("calls", 1, call), ("calls", 2, call)])
+    for n in range(3, MANY):
+        tables.change([("calls", n, call)])
+        tables.change([("calls", n, None)])
+    assert entries(tables) < FEW
+    assert [tables.calls.turn("ask", None), tables.calls.turn("ask", None, without=1)] == [1, 2]
+    tables.change([("calls", 1, None)])
+    assert tables.calls.turn("ask", None) == 2
 
 
 def test_timers_that_are_set_again_and_again_leave_one_of_them() -> None:

@@ -214,6 +214,26 @@ def test_an_error_is_told_as_soon_as_the_engine_has_given_up(lab: MakeLab) -> No
         one.run(one.client.run(run.id).result("1m"))
 
 
+def test_calls_without_a_session_wait_for_no_other_call(lab: MakeLab) -> None:
+    """Nobody answers the first ones, of which each partition has some."""
+    one = lab(Submits("lightweight", "gpu"))
+    one.start()
+    one.work()
+    one.answers[NODE] = lambda inputs, request: {"reply": inputs["text"]} if inputs["text"] == "good" else fail()
+
+    def fail() -> dict[str, Any]:
+        raise ProgramError("a bug")
+
+    for n in range(40):
+        submit(one, dspex.predict("text -> reply", pool="gpu"), id=f"waits {n}")
+    good, bad = [[submit(one, text=text, id=f"{text} {n}") for n in range(8)] for text in ("good", "bad")]
+    for run in bad:
+        with pytest.raises(ProgramError, match="a bug"):
+            one.run(run.result("10s"))
+    assert [one.run(run.wait("10s")).status for run in good] == ["done"] * 8
+    assert one.differences() == []
+
+
 def test_an_id_of_one_user_is_not_that_of_another_and_a_kind_has_its_own(lab: MakeLab) -> None:
     one = made(lab)
     one.work()
