@@ -276,8 +276,11 @@ class TimedSimulation(Simulation):
                 base = bases(end.at, end.entry)[0] if end.at else 0
                 for snapshot in {0, base} if end.at else ():
                     self.done["replays"] += 1
+                    replay.goes_on, replay.incomplete = True, []
                     async for entry, what in replay.differences(snapshot):
                         yield Violation("a replay gives the same", f"{stage.id}.{index} from {snapshot}, {entry}: {what}")
+                    for entry, error in replay.incomplete:
+                        yield Violation("a log is whole", f"{stage.id}.{index} from {snapshot}, entry {entry}: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
