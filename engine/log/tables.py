@@ -14,7 +14,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from dspex.engine.log.rows import WITHIN, Holds, OpenCall, Place, Position, Split, Timer, pushed
 
@@ -62,9 +62,6 @@ class Table(Generic[K, R]):
         return sorted(self.rows.items())
 
 
-_SPARE: Final = 100  # closed calls that a queue may hold behind an open one, besides twice as many as are open
-
-
 class Calls(Table[int, OpenCall]):
     """The open calls of a partition, by number.
 
@@ -86,7 +83,7 @@ class Calls(Table[int, OpenCall]):
     def put(self, key: int, row: OpenCall) -> None:
         if row.node in self._ordered and key not in self.rows:
             queue = self._queues.setdefault((row.node, row.key), deque())
-            if len(queue) > 2 * len(self.rows) + _SPARE:  # a call that stays open has those behind it, which are closed
+            if len(queue) > 2 * len(self.rows) + 100:  # a call that stays open has those behind it, which are closed
                 queue = self._queues[row.node, row.key] = deque(n for n in queue if n in self.rows)
             queue.append(key)
         if key not in self.rows:
