@@ -95,10 +95,7 @@ class Calls(Table[int, OpenCall]):
         return self._holds.first(node)
 
     def turn(self, node: str, key: str | None, *, without: int | None = None) -> int | None:
-        """The earliest open call of a key; None where there is none, or the order does not matter.
-
-        `without`: as if that one were closed.
-        """
+        """The earliest open call of a key, but for `without`; None: there is none, or the order does not matter."""
         queue = self._queues.get((node, key))
         while queue and queue[0] not in self.rows:
             queue.popleft()
