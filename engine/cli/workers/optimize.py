@@ -180,7 +180,7 @@ async def _optimized(asked: _Asked, c: Client) -> None:
     found = dict(result.data)
     saved = None
     if asked.output is not None:
-        _write(asked.output, found["state"])
+        _write(asked.output, _without_secrets(asked, found["state"]))
     if asked.save is not None and (found["after"] > found["before"] or asked.anyway):
         saved = await _saved(c, asked.save, found["state"])
     state = found.pop("state")
@@ -193,6 +193,17 @@ async def _optimized(asked: _Asked, c: Client) -> None:
         why = "not saved: it is no better; --anyway saves it"
         lines.append(f"saved     {saved}" if saved is not None else why)
     t.emit({"job": id, "run": run.id, "saved": saved, **found, "predictors": sorted(set(state) - {"metadata"})}, *lines)
+
+
+def _without_secrets(asked: _Asked, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state as it is written to a file: its demonstrations are rows of somebody."""
+    from dspex.bus.serving.keys.secret_fields import Secrets
+    from dspex.engine.client.following import hidden
+
+    shown: Mapping[str, Any] = hidden.learned(Secrets(asked.job.program.secrets), asked.rows, state).masked(state)
+    if shown != state:
+        asked.t.note(f"{asked.output} has a marker in place of what is secret; what --save stores has the values, sealed")
+    return shown
 
 
 def _write(file: Path, state: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ topologies = ["{code}:topology"]
 engine.encrypt_key_env = "SEAL"
 engine.submit = true
 lm.main = {{ model = "openai/stand-in", base_url = "{url}", price = {{ input = 1.0, output = 2.0 }} }}
-pools.lightweight = {{ size = 1 }}
+pools.lightweight = {{ size = 1, programs = ["dspy:BootstrapFewShot"] }}
 [http]
 subjects = ["{u}.in"]
 calls = {{ ask = "paying/ask" }}
@@ -188,6 +188,26 @@ def test_what_is_done_again_does_not_say_what_is_secret(paying: Paying) -> None:
     assert (folder / "eval.xml").exists()
     files = "".join(file.read_text() for file in (folder / "eval.xml", folder / "run.jsonl"))
     assert _around(said + files) == []
+
+
+@pytest.mark.long
+def test_what_an_optimizer_writes_and_a_shadow_tells_does_not_say_what_is_secret(paying: Paying) -> None:
+    project = paying.project
+    rows = [{"text": f"from {CANARY}", "card": CANARY, "reply": "yes", "code": CANARY} for _ in range(6)]
+    project.write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    job = ("optimize", "paying/ask", "--metric", "exact_match", "--data", "rows.jsonl")
+    made = project.here(*job, "--pool", "lightweight", "--anyway", "--save", "learned", "-o", "made.json")
+    assert (made.code, "has a marker in place of what is secret" in made.err) == (0, True), made
+    file = (project.folder / "made.json").read_text()
+    assert SECRET in file
+    with project.start("--json", "shadow", "changed:topology", "--sample", "100%", "--topology", "paying") as shadow:
+        shadow.until('"begun"')
+        project.here("publish", project.input, "text=shadowed", f"card={CANARY}", "--wait", "60s")
+        shadow.until('"compared"')
+        assert shadow.end() == 0, shadow.errors()
+        told = "".join(shadow.lines) + shadow.errors()
+    said = paying.said(("programs", "show", "paying/ask", "--state", "learned"))
+    assert _around(said + made.out + made.err + file + told) == []
 
 
 @pytest.mark.long
