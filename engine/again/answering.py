@@ -132,10 +132,6 @@ class Answering(Workers):
             raise RecordingIncomplete(
                 why, node=request.node, run=request.run, fix="do it again from the server: dspex replay RUN"
             )
-        if request.turn is not None:
-            why = f"{request.node} is a turn of session {request.session}, and what was said before it is not in the recording"
-            fix = "replay it strictly; or ask it anew, in a session of its own"
-            raise RecordingIncomplete(why, node=request.node, run=request.run, fix=fix)
         if request.spec.effect:
             why = f"{request.node} changes something elsewhere, and is not called for a run that is done again"
             raise Divergence(why, node=request.node, run=request.run, fix="say what it gives, in a fork: --set k=v")

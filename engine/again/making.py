@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from dspex.bus.errors import CallError, Saturated
+from dspex.bus.errors import CallError, RecordingIncomplete, Saturated
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest
+from dspex.bus.serving.sessions.line import with_history
+from dspex.bus.serving.sessions.store import SessionStore
 from dspex.engine.client.calls.asking import Asking
 
 _GRACE = 5.0  # seconds beyond the time of an attempt, after which a worker that took it is not heard of any more
@@ -15,10 +17,12 @@ _GRACE = 5.0  # seconds beyond the time of an attempt, after which a worker that
 
 async def made(bus: Bus, app: str, pool: str, request: CallRequest) -> CallRecord:
     """The record of a call, made as the engine asked for it: with its spec, its tenant and its time, and once. It waits for a
-    free slot until the call's deadline.
+    free slot until the call's deadline. What is a turn of a session has the history of then, and becomes none.
 
-    Raises Saturated where the pool has no worker, or none was free in time; CallTimeout where no answer came; BusError.
+    Raises RecordingIncomplete where that is not known; Saturated where the pool has no worker, or none was free in time;
+    CallTimeout where no answer came; BusError.
     """
+    request = await _with_history(bus, app, request) if request.turn is not None else request
     id, time = new_id(), request.timeout
     asked = CallRequest(
         call=id,
@@ -49,3 +53,22 @@ async def made(bus: Bus, app: str, pool: str, request: CallRequest) -> CallRecor
             asking.close()
         if not isinstance(late, Saturated) or clock() >= end:
             raise late
+
+
+async def _with_history(bus: Bus, app: str, request: CallRequest) -> CallRequest:
+    """A turn of a session with what was said before it. Raises RecordingIncomplete where that is not known; BusError."""
+    state = await SessionStore(bus, app).read(str(request.session))
+    turns = state.turns if state is not None and not state.ended else []
+    at = next((at for at, turn in enumerate(turns) if turn.id == request.turn), None)
+    why = ""
+    if state is None or at is None:
+        why = "the session does not have that turn any more"
+    elif state.count > len(turns):
+        why = f"of {state.count:,} turns the session has the last {len(turns):,} only"
+    elif request.spec.runs_code and state.revision:
+        why = "its program may use what the session keeps, which is known as it is now, and not as it was then"
+    if why:
+        what = f"{request.node} is a turn of session {request.session}, and cannot be asked with what was said before it: {why}"
+        fix = "replay it strictly; or ask it anew, in a session of its own"
+        raise RecordingIncomplete(what, node=request.node, run=request.run, fix=fix)
+    return request.with_inputs(with_history(request.spec, request.inputs, turns[:at]))

@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from dspex.bus import subjects
 from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.records import NodeEvent
 from dspex.bus.seldom import silent
 from dspex.bus.serving import payloads
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
-from dspex.engine.log.rows import NONE, OpenCall, Timer
+from dspex.engine.log.entries import packed, plain
+from dspex.engine.log.rows import NONE, OpenCall, Place, Position, Timer
 from dspex.engine.log.tables import Table
-from dspex.engine.replay.partition import PartitionReplay
+from dspex.engine.replay.added import ALARMS, Alarms, OnwardWatcher, answered_by, what_is_answered
+from dspex.engine.replay.partition import Difference, PartitionReplay
 from dspex.engine.replay.topology import snapshot_before
 from dspex.engine.replay.watched import Watcher
+from dspex.engine.runtime.arrival import Answered, Arrival, Due, Mark, Woken
+from dspex.engine.runtime.batch import Batch
 from dspex.engine.runtime.walk.compile import Stage, compile_graph
+from dspex.engine.runtime.watermarks.heard import Heard
+from dspex.engine.runtime.watermarks.reached import newest
 
 MOST: Final = 10_000
 """Commits of a partition that are looked at."""
 _ALL: Final = 1 << 62  # behind all sequences
 _FAR: Final = 1 << 48  # behind all numbers of calls and timers
-_ALARMS: Final = ("wake", "mark")
 _EACH: Final = ("keyed", "calls")
 """Tables whose rows make a difference for what follows."""
 
-
 _Name: TypeAlias = tuple[str, ...]
-
-
-class OnwardWatcher(Watcher):
-    """`reaches`: where else something arrives otherwise: topology, stage and partition → the entry from which on.
-
-    `renamed`: calls by the ids that they have now → those that they had. `topology`: the one that is replayed.
-    """
-
-    topology = ""
-
-    def __init__(self) -> None:
-        self.reaches, self.renamed = dict[tuple[str, str, int], int](), dict[str, str]()
-
-    def waits(self, stage: str, partition: int) -> bool:
-        """Whether something is to be changed there yet, though all is as it was."""
-        return False
 
 
 class OnwardReplay(PartitionReplay):
@@ -54,17 +46,116 @@ class OnwardReplay(PartitionReplay):
 
     onward = True
     last, ends = 0, ""
+    _is_over = _is_behind = False
 
     def __init__(
         self, bus: Bus, app: str, stage: Stage, source_stream: str, index: int, count: int, watcher: OnwardWatcher
     ) -> None:
         super().__init__(bus, app, stage, source_stream, index, count, payloads.most(bus))
         self.watcher = self._onward = watcher
-        self._apart, self._seen, self._far = set[tuple[str, Any]](), 0, _FAR
+        watcher.is_recorded = self._is_recorded
+        self._calls: set[object] | None = None  # that have a record
+        self._apart, self._seen, self._far, self._clock = set[tuple[str, Any]](), 0, _FAR, 0.0
         self._ours = dict[_Name, int]()  # what the log has not got, and the numbers that it has here
-        self._theirs = dict[
-            int, tuple[str, str, str]
-        ]()  # the timers of operators with state by the numbers that the log has for them
+        self._alarms = Alarms()
+
+    async def differences(
+        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
+    ) -> AsyncIterator[Difference]:
+        """See PartitionReplay. Behind the log, what comes about by now."""
+        async for one in super().differences(snapshot, until, only, runs):
+            yield one
+        if not self._is_over:
+            await self._end()
+
+    async def _end(self) -> None:
+        """Take what comes behind the last entry, until nothing does."""
+        if (info := await self.bus.stream(self._stream)) is None:
+            return
+        p, self._where, self._is_behind = self._p, self._where._replace(entry=info.last + 1), True
+        if before := self._stage.before:
+            said = [subjects.time(self._address.app, self._address.topology, stage, "*") for stage in before]
+            p.heard = Heard.before(before, await self.bus.scan(self._stream, said, start=1, stop=info.last), _ALL, info.now)
+        while not self.ends:
+            self._batch = Batch(self.bus.sealing is not None)
+            if (mark := newest(p)) > p.tables.position("time").mark and self._alarms.alone:
+                self._take(Arrival(Place("time", 0), Position(mark=mark), info.now, Mark(mark)), None)
+            if not self._take_added(info.now):
+                return
+            self._batch.write_frames()
+            self.mine, gave = plain(packed(self._changes(within=False))), self._batch.messages
+            await self.watcher.gave(self._where, gave)
+            await self.watcher.gave_other(self._where, gave, [])
+            self.over(self._where.entry, {})
+
+    async def _arrivals(self, taken: Sequence[Any]) -> AsyncIterator[Arrival]:
+        """See PartitionReplay. What comes of the change alone comes before; a timer that is due later now, then."""
+        input, start, clock = taken[0], taken[1], taken[4]
+        self._take_added(clock)
+        self._clock = self._onward.clock = max(clock, self._clock)
+        number = start if isinstance(start, int) else start[0]
+        row = self._p.tables.timers.rows.get(self.timer(number)) if input == "timers" else None
+        if row is None or row.kind not in ALARMS or self._is_due(row, clock):
+            async for arrival in super()._arrivals(taken):
+                yield arrival
+
+    def _take_added(self, clock: float) -> int:
+        """Take what comes of the change alone, up to a time. How many."""
+        self._alarms.begin(self._p.tables.timers)
+        seen, self.watcher, count = self.watcher, Watcher(), 0
+        while count < MOST and (arrival := self._next(clock)) is not None:
+            self._clock = self._onward.clock = arrival.clock
+            self._take(arrival, None)
+            count += 1
+        self.watcher = seen
+        return count
+
+    def _next(self, clock: float) -> Arrival | None:
+        """What comes next of the change alone."""
+        timers, where = self._p.tables.timers, self._where
+        set_now = [(number, timers.rows[number]) for name in self._alarms.alone if (number := timers.of(*name)) is not None]
+        alarms = [(row.due, number, row) for number, row in set_now if self._is_due(row, clock)]
+        there = self._onward.added.get((self._onward.topology, where.stage, where.partition), [])
+        has_come = [self._is_behind or (one.entry < where.entry and one.due <= clock) for one in there]
+        coming = [(one.due, at) for at, one in enumerate(there) if has_come[at]]
+        if alarms and (not coming or min(alarms)[0] < min(coming)[0]):
+            due, number, row = min(alarms)
+            at = max(self._clock, due) if row.kind == "wake" else max(self._clock, clock)
+            self._alarms.alone.discard((row.node, row.key, row.name))
+            return Arrival(Place("timers", number), None, at, Due(number, row, Woken()))
+        if not coming:
+            return None
+        due, at_index = min(coming)
+        self._far += 1
+        return Arrival(Place("added", self._far), None, max(self._clock, due), self._arrived(there.pop(at_index).what))
+
+    def _arrived(self, what: NodeEvent | Answered | Message) -> NodeEvent | Answered | None:
+        """What arrives, as the partition takes it."""
+        if isinstance(what, Message):
+            return self._again.sent(what)
+        if isinstance(what, NodeEvent):
+            return what
+        calls = self._p.tables.calls.rows.items()
+        number, row = next(((number, row) for number, row in calls if row.id == what.record.call), (None, None))
+        tries = row.try_number if row is not None else 0
+        return what._replace(record=replace(what.record, number=number, try_number=tries))
+
+    def _is_due(self, row: Timer, clock: float) -> bool:
+        """Whether the time of a timer has come, by the clock, or by the watermark that the partition has."""
+        if row.kind == "wake":
+            return row.due <= clock
+        tables, of = self._p.tables, self._stage.clocks.get(row.node)
+        mark = tables.position("time").mark
+        return row.due <= (of.at(tables, mark, clock) if of is not None else mark)
+
+    async def _is_recorded(self, call: str, event: NodeEvent) -> bool:
+        """Whether the partition takes a record of a call yet, or of one for the same event."""
+        if self._calls is None:
+            info = await self.bus.stream(self._stream)
+            of = subjects.record(self._address.app, "*", self._address.topology, self._address.stage, self._p.index)
+            there = await self.bus.scan(self._stream, [of], start=self._where.entry, stop=info.last if info is not None else 0)
+            self._calls = {key for m in there for key in answered_by(m)}
+        return call in self._calls or what_is_answered(event) in self._calls
 
     def over(self, sequence: int, changed: Mapping[str, Any]) -> bool:
         numbers = self._renumber(changed)
@@ -76,31 +167,22 @@ class OnwardReplay(PartitionReplay):
                 (self._apart.discard if mine == theirs else self._apart.add)((name, key))
         if self._seen >= MOST:
             self.ends = f"{MOST:,} commits were looked at, and it goes on"
-        waits = self._onward.waits(self._where.stage, self._where.partition)
-        return bool(self.ends) or (sequence >= self.last and not self._apart and not waits)
+        waits = self._alarms.alone or self._onward.waits(self._where.stage, self._where.partition)
+        self._is_over = bool(self.ends) or (sequence >= self.last and not self._apart and not waits)
+        return self._is_over
 
     def _comparable(self, row: Any) -> Any:
         """A row without where its request lies, which is told of the log alone, and under the id that the log has."""
         return row._replace(work=0, id=self._onward.renamed.get(row.id, row.id)) if isinstance(row, OpenCall) else row
 
     def timer(self, number: int) -> int:
-        """See PartitionReplay. What set it then may not have, and something else may have."""
-        self._note(())
-        timers, alarm = self._p.tables.timers, self._theirs.get(number)
-        found = timers.of(*alarm) if alarm is not None and number not in timers.rows else None
-        return found if found is not None else number
-
-    def _note(self, rows: Iterable[tuple[int, Any]]) -> None:
-        """Note which timers of operators the log has, and those that were there before."""
-        there = self._p.tables.timers.rows.items() if not self._theirs else ()
-        for number, row in (*there, *((number, Timer(*row)) for number, row in rows if row is not None)):
-            if row.kind in _ALARMS:
-                self._theirs[number] = row.node, row.key, row.name
+        """See PartitionReplay."""
+        return self._alarms.number(number, self._p.tables.timers)
 
     def _renumber(self, changed: Mapping[str, Any]) -> list[int]:
         """Give what was opened in an entry the numbers that the log has for it; those of what it has not."""
         tables, told = self._p.tables, self.told
-        self._note(changed.get("timers", ()))
+        self._alarms.note(changed.get("timers", ()), self.mine.get("timers", ()), tables.timers)
         numbers = {number: self._number(name) for number, name in self._named() if not self._has(number, name)}
         numbers |= self._now_there(changed)
         _move(tables.calls, numbers)
@@ -167,7 +249,7 @@ def _name(row: OpenCall | Timer | None) -> _Name | None:
     """What is the same of a call or a timer whatever number it has; None for nothing, and for the timer of a call."""
     if row is None or isinstance(row, OpenCall):
         return (row.id,) if row is not None else None
-    if row.kind in _ALARMS:
+    if row.kind in ALARMS:
         return row.node, row.key, row.name
     return ("", *map(str, row.place)) if row.place is not None else None
 

@@ -202,7 +202,7 @@ class PartitionReplay:
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])
         for run in entry["taken"]:
             count = own = 0
-            async for arrival in self._again.arrivals(self._p, run, self._runs):
+            async for arrival in self._arrivals(run):
                 damage.need_unchanged(entry, run, arrival, self._source_stream, self._runs)
                 self._take(arrival, run[5] if len(run) > 5 else None)
                 count += 1
@@ -246,6 +246,9 @@ class PartitionReplay:
         if mine != changed:
             yield f"other changes: {other_rows(mine, changed, quoted=self.bus.sealing is None)}"
         self._landed(sequence, within="asks" in entry)
+
+    def _arrivals(self, taken: Sequence[Any]) -> AsyncIterator[Arrival]:
+        return self._again.arrivals(self._p, taken, self._runs)
 
     # -- what Partition does with an arrival, for one entry ---------------------------------------------------------------
     def _take(self, arrival: Arrival, mark: Sequence[Any] | None) -> None:

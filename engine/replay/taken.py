@@ -9,6 +9,7 @@ from typing import Any, Final
 from dspex.bus import subjects
 from dspex.bus.message import Message
 from dspex.bus.port import Bus
+from dspex.bus.records import NodeEvent
 from dspex.bus.serving.keys.hashes import is_damaged
 from dspex.engine.log.entries import readable
 from dspex.engine.log.rows import Place, Position
@@ -83,6 +84,10 @@ class TakenAgain:
                     if at_once is None and (now := mark_of(arrival)) is not None and now[0] in _GONE and now != _plain(mark):
                         await damage.need_body(self._bus, self._app, message, arrival, runs)
                     yield marked(arrival, mark) if mark else arrival
+
+    def sent(self, message: Message) -> NodeEvent | None:
+        """What the source of the stage makes of a message; None where it has none."""
+        return self._source.event(message) if self._source is not None else None
 
     async def need_frames(self, taken: Sequence[Sequence[Any]]) -> None:
         """Raise RecordingIncomplete where frames that were taken are not what the commits stored that made them."""

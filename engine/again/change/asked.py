@@ -31,19 +31,19 @@ class LaterCalls:
         """That were spent."""
         return self.usage.input_tokens + self.usage.output_tokens
 
-    async def answer(self, request: CallRequest) -> CallRecord | None:
-        """The record of a call; None where it is not made. Raises BusError."""
+    async def answer(self, request: CallRequest, *, new: bool = False) -> CallRecord | None:
+        """The record of a call; None where it is not made. `new`: it was not asked then. Raises BusError."""
         pool = subjects.pool_of_record(request.record.subject) if request.record is not None else ""
         if why := self._refused(pool, request):
-            self.open[
-                f"{request.node} is asked something else, and not called ({why}): what follows has the answers of then"
-            ] = None
+            what = "asked where it was not then" if new else "asked something else"
+            follows = "what would follow is not known" if new else "what follows has the answers of then"
+            self.open[f"{request.node} is {what}, and not called ({why}): {follows}"] = None
             return None
         try:
             made = await self._make(pool, request)
         except Saturated as error:
             self._full[pool] = error.message
-            return await self.answer(request)
+            return await self.answer(request, new=new)
         except CallError as error:
             made = CallRecord(request.call, 0, 0, "", "", error=error.as_dict(), elapsed=request.timeout)
         self.called += 1

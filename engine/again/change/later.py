@@ -9,7 +9,7 @@ from typing import Any, Final
 from dspex.bus import codecs
 from dspex.bus.message import Message, content_type
 from dspex.bus.port import NewMessage
-from dspex.bus.records import CallRecord, NodeEvent
+from dspex.bus.records import CallRecord, CallRequest, NodeEvent
 from dspex.engine.again.change.asked import LaterCalls
 from dspex.engine.again.change.contributed import RowAt
 from dspex.engine.again.change.given import Given, given, like, paired
@@ -20,11 +20,12 @@ from dspex.engine.client.runs.diff import NOTHING, between
 from dspex.engine.client.runs.then.later import LaterDiff, LaterOutput
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.tree import Happening
-from dspex.engine.replay.onward import OnwardWatcher
+from dspex.engine.replay.added import Added, OnwardWatcher
 from dspex.engine.replay.watched import ReplayPlace
 from dspex.engine.runtime.arrival import Answered, Arrival, Due
 
 _NOTHING_ELSE: Final = object()
+_MADE_UP: Final = 1 << 43  # behind all sequences of messages that a sink has
 
 
 @dataclass
@@ -74,10 +75,13 @@ class LaterWatcher(OnwardWatcher):
                 self._outputs[call.id] = gives
             elif gave != gives:
                 self._unknown.add(call.id)
+        self._own = {call: one for call, one in asked.items() if all(call != other.id for other in then)}
+        self._answers, self.numbers = dict[str, CallRecord](), _MADE_UP
 
     def waits(self, stage: str, partition: int) -> bool:
         """See OnwardWatcher."""
-        return self._sought.pending or bool(self._coming.get((self.topology, stage, partition)))
+        coming = bool(self._coming.get((self.topology, stage, partition)))
+        return coming or self._sought.pending or super().waits(stage, partition)
 
     async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
         """See Watcher."""
@@ -138,7 +142,7 @@ class LaterWatcher(OnwardWatcher):
         if id not in self._events:
             return event
         now = self._events[id]
-        return event._replace(data=now.data, content_type=now.content_type) if now is not None else None
+        return event._replace(origin=now.origin, data=now.data, content_type=now.content_type) if now is not None else None
 
     def _answered(self, answered: Answered) -> Answered | None:
         call = answered.record.call
@@ -167,6 +171,8 @@ class LaterWatcher(OnwardWatcher):
                 await self._settle(id, a, b, now_id, where.entry)
                 continue
             self._goes_on(id, a, b, where.entry)
+            if b is not None:
+                await self._comes_newly(id, b, where)
             self._gone |= {id: a} if a is not None else {}
             self._new |= {id: b} if b is not None else {}
 
@@ -181,8 +187,11 @@ class LaterWatcher(OnwardWatcher):
             self._events.pop(id[1], None)
             self._sent.pop(a.stored.sequence if a.stored is not None else 0, None)
             return
+        moves = id[0] == "event" and a is not None and b is not None and a.to != b.to
         if id[0] in ("event", "call"):
-            self._events[id[1]] = b.event if b is not None else None
+            self._events[id[1]] = b.event if b is not None and not moves else None
+        if moves and b is not None:
+            self._hands_on(b, entry)
         if id[0] == "event" and a is not None:
             self._comes(a.to, id[1], entry)
         if a is not None and a.stored is not None:
@@ -192,25 +201,52 @@ class LaterWatcher(OnwardWatcher):
         """What was given then and is given now, maybe in another commit, and by another id."""
         if id[1] != now_id and id[0] == "call":
             self.renamed[now_id] = id[1]
+        self.drop_added(now_id)
         self._goes_on(id, a, b, entry)
         if a.same(b) or not self._differ(id, a, b):
             return
         if id[0] == "output":
             self.outputs.append(LaterOutput(b.run, b.step, b.data))
-        if id[0] == "call" and b.asked is not None and (made := await self._calls.answer(b.asked)) is not None:
+        made = self._answers.get(now_id)
+        if id[0] == "call" and b.asked is not None and (made := made or await self._calls.answer(b.asked)) is not None:
             self._made[id[1]] = made
+
+    async def _comes_newly(self, id: tuple[str, str], b: Given, where: ReplayPlace) -> None:
+        """Have what was not given then go on: to where it is handed, to who reads that sink; of a call, to its end."""
+        if id[0] == "event":
+            self._hands_on(b, where.entry)
+        elif id[0] == "call" and b.asked is not None and b.event is not None and not await self.is_recorded(id[1], b.event):
+            if (made := await self._answer(id[1], b.asked)) is not None:
+                self._answers[id[1]] = made = replace(made, call=id[1])  # a worker was asked under another id
+                self.add_answer(where.stage, where.partition, where.entry, made, b.event)
+        elif b.stored is not None:
+            for to in self._readers.of(b.stored):
+                self.numbers += 1
+                sent = b.stored._replace(sequence=self.numbers, time=self.clock)
+                self.add(to, Added(id[1], where.entry, self.clock, sent))
+
+    def _hands_on(self, b: Given, entry: int) -> None:
+        if (to := places.edge(self._app, b.to)) is not None and b.event is not None:
+            self.add(to, Added(b.event.origin.id, entry, self.clock, b.event))
+
+    async def _answer(self, id: str, asked: CallRequest) -> CallRecord | None:
+        """The end of a call that was not made then: of the run itself, as its fork has it."""
+        if (own := self._own.get(id)) is None:
+            return await self._calls.answer(asked, new=True) if asked.run != self._run else None
+        last = own.attempts[-1]
+        error = {"type": "ProgramError", "message": last.error} if last.error is not None else None
+        took = last.elapsed.total_seconds() if last.ended else 0.0
+        return CallRecord(id, 0, 0, self.topology, asked.node, outputs=last.outputs, error=error, elapsed=took)
 
     def finish(self) -> None:
         """Note what was given then alone, or is given now alone: all is replayed."""
         for id, a in self._gone.items():
             self._differ(id, a, None)
         for id, b in self._new.items():
-            is_read = b.stored is not None and any(self._readers.of(b.stored))
-            if id[0] == "event" or is_read:
-                self.open[f"what comes to {b.step} and did not then is not followed"] = None
-            if self._differ(id, None, b) and id[0] == "call":
+            differs = self._differ(id, None, b)
+            if differs and id[0] == "call" and id[1] not in self._answers and not self._calls.open:
                 self.open[f"{b.step} is asked where it was not then, and not called: what would follow is not known"] = None
-            elif id[0] == "output" and b.run != self._run:
+            elif differs and id[0] == "output":
                 self.outputs.append(LaterOutput(b.run, b.step, b.data))
 
     def _differ(self, id: tuple[str, str], a: Given | None, b: Given | None) -> bool:
