@@ -3,18 +3,21 @@ import { fill, get, go, h, post, show, trouble } from "./base.js";
 import { changing, data, facts, many, named, opening, quiet, runLink, seconds, short, table, text, when } from "./values.js";
 
 // -- approvals
+const TOLD = 20;  // of which it is said what became of them
 export function approvals() {
-  const head = h("h2", {}, "Approvals"), body = h("div", {}, quiet("…"));
+  const head = h("h2", {}, "Approvals"), body = h("div", {}, quiet("…")), over = h("div", { "aria-live": "polite" });
   const cards = new Map();  // by id: what somebody writes in one stays
-  show(head, body);
+  show(head, body, over);
   return async () => {
     const found = (await get("approvals")).approvals;
     head.textContent = found.length ? `Approvals: ${many(found.length)} wait` : "Approvals";
     for (const one of found) if (!cards.has(one.id)) cards.set(one.id, approval(one));
-    for (const id of cards.keys()) {
+    for (const [id, card] of cards) {
       if (found.some((one) => one.id === id)) continue;
-      cards.get(id).remove();
       cards.delete(id);
+      card.remove();
+      over.prepend(await became(card));
+      [...over.children].slice(TOLD).forEach((one) => one.remove());
     }
     if (!found.length) fill(body, quiet("nothing waits for a decision"));
     else {
@@ -24,6 +27,14 @@ export function approvals() {
     await named();
     return true;
   };
+}
+
+// What became of something that waits no more: it does not vanish from under somebody's eyes without a word.
+async function became(card) {
+  const { run, operator, decided } = card.dataset;
+  const { status } = decided ? {} : await get(`runs/${encodeURIComponent(run)}`).catch(() => ({}));
+  const what = decided ?? (status === "cancelled" ? "cancelled with its run" : "decided by somebody else, or its time is over");
+  return h("p", { class: "quiet" }, `${operator}, run `, runLink(run), `: ${what}`);
 }
 
 function approval(one) {
@@ -36,11 +47,12 @@ function approval(one) {
     try {
       const edit = editor.hidden ? null : JSON.parse(fields.value);
       await post(`approvals/${encodeURIComponent(one.id)}`, { decision, edit: decision === "accept" ? edit : null, note: note.value });
-      fill(card, h("p", { class: "quiet" }, `${decision}ed`));
+      card.dataset.decided = `${decision}ed`;
+      fill(card, h("p", { class: "quiet" }, card.dataset.decided));
     } catch (error) { fill(wrong, trouble(error)); }
   };
   fields.value = text(one.shown);
-  const card = h("div", { class: "card", "data-row": one.id, tabindex: 0 },
+  const card = h("div", { class: "card", "data-row": one.id, "data-run": one.run, "data-operator": `${one.topology}/${one.node}`, tabindex: 0 },
     facts({ operator: `${one.topology}/${one.node}`, since: when(one.since), due: when(one.due), run: runLink(one.run), key: one.key ?? "" }),
     data(one.shown), editor, wrong, h("div", { class: "buttons" }, note,
       h("button", { class: "first", onclick: () => decide("accept") }, "Accept"),

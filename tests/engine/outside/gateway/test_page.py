@@ -61,6 +61,22 @@ def test_a_person_edits_and_accepts_in_the_page(shown: Any, http: httpx.Client, 
     assert (found["status"], found["outputs"][0]["data"]["reply"]) == ("done", "reply of a better word")
 
 
+def test_what_is_cancelled_while_somebody_looks_at_it_says_so(shown: Any, http: httpx.Client, project: Project) -> None:
+    runs = [published(http, project, text) for text in ("nobody wants this", "somebody else does")]
+    for run in runs:
+        eventually(is_there(http, "/v1/approvals", "approvals", run))
+    shown.keyboard.press("3")
+    for run in runs:
+        shown.locator(f".card[data-run='{run}']").wait_for()
+    http.post(f"/v1/runs/{runs[0]}/cancel", headers=as_("operator")).raise_for_status()
+    found = http.get("/v1/approvals", headers=as_("looker")).json()["approvals"]
+    (other,) = [one["id"] for one in found if one["run"] == runs[1]]
+    http.post(f"/v1/approvals/{other}", json={"decision": "reject"}, headers=as_("operator")).raise_for_status()
+    said = [shown.locator("main p.quiet", has_text=f"run {run[-8:]}: ") for run in runs]
+    assert "cancelled with its run" in said[0].inner_text()
+    assert "decided by somebody else" in said[1].inner_text()
+
+
 @pytest.mark.long
 def test_dead_letters_open_by_group_and_lead_to_their_run(
     shown: Any, http: httpx.Client, project: Project, tmp_path: Path
