@@ -12,9 +12,11 @@ from dspex.engine.again import replays
 from dspex.engine.again.answering import MODES, Mode
 from dspex.engine.again.change import ForkChange
 from dspex.engine.again.code import code
-from dspex.engine.again.fork import Forked, forked
+from dspex.engine.again.fork import forked
 from dspex.engine.client.client import Client
 from dspex.engine.client.runs.diff import Replay
+from dspex.engine.client.runs.then.built import FolderOf, replayed
+from dspex.engine.client.runs.then.built import forked as forked_there
 from dspex.engine.graph.graph import HasGraph
 
 if TYPE_CHECKING:
@@ -29,12 +31,18 @@ async def replay(
     since: float,
     until: datetime | None,
     mode: Mode,
+    folder: FolderOf | None = None,
 ) -> Replay:
     """See `Client.replay`."""
     _check(mode)
     if (run is None and topology is None) or (run is not None and (since or until is not None)):
         fix = "replay(run), or replay(topology=…, since=…)"
         raise ConfigError("what is replayed is a run, or a topology with a time", code="DX105", fix=fix)
+    if folder is not None:
+        if topology is not None and not isinstance(topology, str):
+            why = "topology= is code of this process, and build= is the code of a folder"
+            raise ConfigError(why, code="DX105", fix="give the name of the topology")
+        return await replayed(folder, run, topology, since, until, mode)
     graphs = code(client.app, settings, () if isinstance(topology, str) or topology is None else [topology])
     if run is not None:
         return (await replays.of_one(client, client.run(run), graphs, mode))[0]
@@ -49,19 +57,25 @@ async def fork(
     at: str,
     given: Mapping[str, Any],
     topology: HasGraph | None,
+    folder: FolderOf | None = None,
     *,
     deliver: bool,
     mode: Mode,
-) -> Forked:
-    """See `Client.fork`."""
+) -> tuple[str, dict[str, Any] | None]:
+    """See `Client.fork`: the id of the fork, and what it leads to."""
     _check(mode)
     change = ForkChange(**given, topology=topology is not None)
     change.check()
+    if folder is not None:
+        return await forked_there(
+            folder, run, at, given, other=given["spec"] is not None or topology is not None, deliver=deliver, mode=mode
+        )
     if settings is not None and change.lm is not None and change.lm not in settings.lm:
         fix = did_you_mean(change.lm, sorted(settings.lm), "see dspex config show")
         raise ConfigError(f"there is no language model {change.lm!r}", code="DX105", fix=fix)
     graphs = code(client.app, settings, [topology] if topology is not None else ())
-    return await forked(client, run, at, change, graphs, deliver=deliver, mode=mode)
+    made = await forked(client, run, at, change, graphs, deliver=deliver, mode=mode)
+    return made.run, made.later.as_dict() if made.later is not None else None
 
 
 def _check(mode: str) -> None:

@@ -429,6 +429,8 @@ class Client:
         since: Duration | datetime | None = None,
         until: datetime | None = None,
         mode: Literal["strict", "hybrid", "live"] = "strict",
+        build: str | PathLike[str] | None = None,
+        any_build: bool = False,
     ) -> Replay:
         """Do a run again, or all that a topology did, with the code of today: whether it ends as it did. No sink is written.
 
@@ -438,15 +440,19 @@ class Client:
             since, until: of a topology, only what was then: a time, or how long ago.
             mode: "strict": each call is answered by its record, and none is made; "hybrid": a call that has no recorded answer
                 to the same request is made; "live": all calls are made.
+            build: a folder with the code as it was, which is run instead, in a process of its own Python. any_build: also where
+                it is not the recorded build.
 
         Raises:
             Divergence: strict, a call was not made then. RunNotFound. Saturated: a pool has no worker.
             ConfigError: DX135, the settings name no topology. TopologyError: DX235, there is none of this name.
         """
         from dspex.engine.again import door
+        from dspex.engine.client.runs.then.built import FolderOf
 
         given = run if run is None or isinstance(run, str) else run.id
-        return await door.replay(self, self._settings, given, topology, moment_of(since), until, mode)
+        folder = FolderOf(build, any_build, self._settings) if build is not None or any_build else None
+        return await door.replay(self, self._settings, given, topology, moment_of(since), until, mode, folder)
 
     async def fork(
         self,
@@ -461,6 +467,8 @@ class Client:
         topology: HasGraph | None = None,
         deliver: bool = False,
         mode: Literal["strict", "hybrid", "live"] = "hybrid",
+        build: str | PathLike[str] | None = None,
+        any_build: bool = False,
     ) -> Run:
         """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
         kept as an imported one is. Calls that ask what was asked then are read back, and others are made, with the
@@ -474,6 +482,7 @@ class Client:
             topology: other code, for the whole run.
             deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
             mode: "strict": no call is made; "live": all calls of the run are.
+            build, any_build: under the code of a folder, as of `replay`.
 
         Raises:
             ConfigError: DX105, not one change, or none that the operator can have, or a value that does not fit its field.
@@ -481,12 +490,14 @@ class Client:
             Saturated: a pool has no worker. Divergence: a call would have to be made. As `replay`.
         """
         from dspex.engine.again import door
+        from dspex.engine.client.runs.then.built import FolderOf
 
         change = {"lm": lm, "program": program, "spec": spec, "inputs": inputs, "outputs": outputs}
         given = run if isinstance(run, str) else run.id
-        made = await door.fork(self, self._settings, given, at, change, topology, deliver=deliver, mode=mode)
-        run = self.run(made.run)
-        run.later = made.later.as_dict() if made.later is not None else None
+        folder = FolderOf(build, any_build, self._settings) if build is not None or any_build else None
+        made, later = await door.fork(self, self._settings, given, at, change, topology, folder, deliver=deliver, mode=mode)
+        run = self.run(made)
+        run.later = later
         return run
 
     async def follow(self, ids: Iterable[str], timeout: Duration | None = None) -> AsyncIterator[list[RunProgress]]:

@@ -578,6 +578,8 @@ class Client:
         since: Duration | datetime | None = None,
         until: datetime | None = None,
         mode: Literal["strict", "hybrid", "live"] = "strict",
+        build: str | PathLike[str] | None = None,
+        any_build: bool = False,
     ) -> Replay:
         """Do a run again, or all that a topology did, with the code of today: whether it ends as it did. No sink is written.
 
@@ -587,12 +589,16 @@ class Client:
             since, until: of a topology, only what was then: a time, or how long ago.
             mode: "strict": each call is answered by its record, and none is made; "hybrid": a call that has no recorded answer
                 to the same request is made; "live": all calls are made.
+            build: a folder with the code as it was, which is run instead, in a process of its own Python. any_build: also where
+                it is not the recorded build.
 
         Raises:
             Divergence: strict, a call was not made then. RunNotFound. Saturated: a pool has no worker.
             ConfigError: DX135, the settings name no topology. TopologyError: DX235, there is none of this name.
         """
-        return background.run(self._of.replay(run, topology=topology, since=since, until=until, mode=mode))
+        return background.run(
+            self._of.replay(run, topology=topology, since=since, until=until, mode=mode, build=build, any_build=any_build)
+        )
 
     def fork(
         self,
@@ -607,6 +613,8 @@ class Client:
         topology: HasGraph | None = None,
         deliver: bool = False,
         mode: Literal["strict", "hybrid", "live"] = "hybrid",
+        build: str | PathLike[str] | None = None,
+        any_build: bool = False,
     ) -> Run:
         """Do a run again with exactly one change, and see what follows from it. It is a run of its own, with a parent, and is
         kept as an imported one is. Calls that ask what was asked then are read back, and others are made, with the
@@ -620,6 +628,7 @@ class Client:
             topology: other code, for the whole run.
             deliver: publish its outputs to the sinks. Otherwise nothing is written but the fork itself.
             mode: "strict": no call is made; "live": all calls of the run are.
+            build, any_build: under the code of a folder, as of `replay`.
 
         Raises:
             ConfigError: DX105, not one change, or none that the operator can have, or a value that does not fit its field.
@@ -639,6 +648,8 @@ class Client:
                     topology=topology,
                     deliver=deliver,
                     mode=mode,
+                    build=build,
+                    any_build=any_build,
                 )
             )
         )

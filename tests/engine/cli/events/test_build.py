@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from cli_bench import Project, Seen
 
+import dspex.sync
+from dspex import Settings, Topology
+from dspex.errors import ConfigError
+
 CODE = """
 from dspex import Topology
 from words import length
@@ -163,6 +167,32 @@ def test_a_fork_under_the_code_of_then_is_replayed_with_that_code(sizes: Project
     assert (then["same"], then["builds"]) == (True, {})
     both = sizes.here("--json", "fork", run, "--at", "size", "--with", "sizes:topology", "--build", "../then").error()
     assert (both["code"], "--with and --build do not go together" in both["message"]) == ("DX105", True)
+
+
+@pytest.mark.long
+def test_a_client_replays_and_forks_with_the_code_of_then(sizes: Project, run: str, tmp_path: Path) -> None:
+    settings, then = Settings.load(sizes.folder / "dspex.toml"), sizes.folder.parent / "then"
+    shutil.copy(sizes.folder / "dspex.toml", tmp_path)
+    wrong = written(tmp_path, sizes.u, " + 2")
+    with dspex.sync.connect(settings=settings) as client:
+        found, all_of_it = client.replay(run, build=then), client.replay(topology="sizes", since="1d", build=then)
+        assert (found.same, found.runs, found.builds, all_of_it.same, all_of_it.runs > 1) == (True, 1, {}, True, True)
+        with pytest.raises(ConfigError, match="is not the build that recorded") as e:
+            client.replay(run, build=wrong)
+        assert e.value.code == "DX143"
+        other = client.replay(run, build=wrong, any_build=True)
+        assert other.diverged is not None
+        assert (other.same, other.diverged.field, other.diverged.b, "functions" in other.builds) == (False, "size", 6, True)
+        fork = client.fork(run, "size", inputs={"text": "abcdef"}, build=then)
+        assert [event.data["size"] for event in fork.outputs()] == [6]
+        for refused in (
+            lambda: client.replay(run, any_build=True),
+            lambda: client.fork(run, "size", topology=Topology("other"), build=then),
+            lambda: client.replay(topology=Topology("other"), build=then),
+        ):
+            with pytest.raises(ConfigError) as e:
+                refused()
+            assert e.value.code == "DX105"
 
 
 @pytest.mark.long
