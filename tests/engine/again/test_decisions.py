@@ -75,6 +75,7 @@ def test_nobody_waits_for_a_decision_that_came_late(past: tuple[Lab, list[str]])
     assert (found.file.info.status, [s.field for s in found.diff.steps]) == ("done", ["at"])
 
 
+@pytest.mark.long
 def test_a_fork_decides_otherwise(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
 

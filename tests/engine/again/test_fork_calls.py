@@ -51,7 +51,9 @@ def fork(of: tuple[Lab, list[str]], order: str, make: Any) -> Forked:
     return made
 
 
-@pytest.mark.parametrize("order", ["any", "key", "serial"])
+@pytest.mark.parametrize(
+    "order", ["any", pytest.param("key", marks=pytest.mark.long), pytest.param("serial", marks=pytest.mark.long)]
+)
 def test_a_call_that_was_retried_is_made_once_and_lands_in_its_turn(lab: MakeLab, order: str) -> None:
     asked = list[int]()
 

@@ -122,6 +122,7 @@ def test_a_call_of_another_run_is_not_made_in_mode_strict_and_named(done: tuple[
     assert made.later.open[0].startswith("grade is asked something else, and not called (no record answers it, and no call is ")
 
 
+@pytest.mark.long
 def test_what_behind_windows_comes_again_to_what_it_was_is_not_looked_at_any_further(done: tuple[Lab, list[str]]) -> None:
     found = fork(done, 2, "wide", inputs={"n": 20}).later
     diffs = tuple(LaterDiff(one.run, "wides", "n", *values) for one, values in zip(wides(done), [(2, 20), (10 + 2, 30)]))

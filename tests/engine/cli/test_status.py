@@ -73,6 +73,7 @@ def test_a_killed_engine_and_calls_without_a_worker_are_reasons(tmp_path: Path, 
     assert reasons(project) == ["no engine is running triage", waits]
 
 
+@pytest.mark.long
 def test_a_source_whose_stream_is_gone_breaks_neither_status_nor_the_other_rows(project: Project, nats_url: str) -> None:
     other = NATIVE.format(u=f"{project.u}b").replace("topology: native", "topology: other")
     project.write("other.yaml", other)
@@ -95,6 +96,7 @@ def test_a_source_whose_stream_is_gone_breaks_neither_status_nor_the_other_rows(
     assert "is not there" in str(reasons(project))
 
 
+@pytest.mark.long
 def test_a_wiped_server_is_told_by_the_engine_by_status_and_by_doctor(project: Project, nats_url: str) -> None:
     app = project.u
 

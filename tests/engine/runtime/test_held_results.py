@@ -17,6 +17,7 @@ from dspex.bus.port import BusEvents, StreamInfo
 MANY = 1200  # more than Python's stack would hold, if each one released the next
 
 
+@pytest.mark.long
 @pytest.mark.no_cover
 def test_any_number_of_results_may_wait_for_one_slow_call() -> None:
     topology = dspex.Topology("many")

@@ -67,7 +67,10 @@ class Counting(Slow):
         return await super().commit(drafts, timeout=timeout)
 
 
-@pytest.mark.parametrize(("partitions", "count"), [(1, 960), (1, 2000), (2, 484)])
+@pytest.mark.parametrize(
+    ("partitions", "count"),
+    [pytest.param(1, 960, marks=pytest.mark.long), pytest.param(1, 2000, marks=pytest.mark.long), (2, 484)],
+)
 def test_no_commit_has_more_messages_than_the_server_takes_however_long_the_log_entries_are(
     lab: MakeLab, partitions: int, count: int
 ) -> None:

@@ -78,6 +78,7 @@ def test_an_exporter_that_is_switched_off_by_opentelemetrys_own_variables_is_off
                 assert not telemetry.listeners
 
 
+@pytest.mark.long
 def test_metrics_are_pushed_to_a_collector(tmp_path: Path, unique: str) -> None:
     with Collector() as collector:
         project = written(tmp_path, unique, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_METRIC_EXPORT_INTERVAL="500")

@@ -55,7 +55,8 @@ def chained(spans: list[ReadableSpan]) -> None:
     assert [parent(span) for span in (event, ask, hop, sign)] == [None, span_id(event), span_id(ask), span_id(hop)]
 
 
-@pytest.mark.parametrize("tokens", [0, 300, 1500])  # an answer takes so many milliseconds: calls are open at the moves
+# An answer takes so many milliseconds: calls are open at the moves.
+@pytest.mark.parametrize("tokens", [0, pytest.param(300, marks=pytest.mark.long), pytest.param(1500, marks=pytest.mark.long)])
 def test_an_engine_that_comes_and_one_that_dies_leave_one_span_of_each_step_below_what_caused_it(
     lab: MakeLab, tokens: int
 ) -> None:

@@ -112,6 +112,7 @@ def named(spans: list[SpanSeen], name: str) -> list[SpanSeen]:
     return [span for span in spans if span.name.startswith(name)]
 
 
+@pytest.mark.long
 def test_each_hop_call_and_request_of_a_run_has_one_span_below_what_caused_it(traces: Mapping[str, list[SpanSeen]]) -> None:
     spans = traces["given"]
     hop, first = sorted(named(spans, "process "), key=lambda span: span.parent == ABOVE)

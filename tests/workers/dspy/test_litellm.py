@@ -52,6 +52,7 @@ def imported(folder: Path) -> list[list[str]]:
     return [line.split() for line in found.read_text().splitlines()] if found.exists() else []
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_what_a_profile_needs_is_imported_once_for_all_workers_before_they_are_forked(model: Any, tmp_path: Path) -> None:
     async with running(pool(tmp_path, "mistral/small", model.url, size=2)) as bench:

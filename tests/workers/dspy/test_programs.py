@@ -189,6 +189,7 @@ async def test_a_signature_or_a_text_from_the_wire_runs_no_code(shared: Bench, s
     assert shared_model.requests == before
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_the_next_profile_is_tried_only_when_one_is_unavailable(model: Any) -> None:
     async with standin.StandIn() as other:

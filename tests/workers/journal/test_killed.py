@@ -39,6 +39,7 @@ async def _answered(bench: Bench, item: CallRequest, count: int) -> bool:
     return sum(len(JournalPart.unpack(message.data).entries) for message in found) == count
 
 
+@pytest.mark.long
 @pytest.mark.asyncio(loop_scope="module")
 async def test_after_a_kill_only_the_requests_that_were_open_are_made_again(mortal: Bench, shared_model: Any) -> None:
     model, before = shared_model, shared_model.requests
@@ -63,6 +64,7 @@ async def test_after_a_kill_only_the_requests_that_were_open_are_made_again(mort
     assert done[-1].requests == {"made": 2, "journal": 14, "missed": 0}
 
 
+@pytest.mark.long
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("by", ["the same request", "a later one", "a purge"])
 async def test_an_attempt_whose_journal_is_anothers_or_gone_leaves_no_record(mortal: Bench, shared_model: Any, by: str) -> None:

@@ -84,7 +84,7 @@ def runs(pid: int) -> bool:
     return False
 
 
-@pytest.fixture(params=["fork", "exec"])
+@pytest.fixture(params=["fork", pytest.param("exec", marks=pytest.mark.long)])
 def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tree]:
     made = Tree(tmp_path, request.param)
     yield made

@@ -239,6 +239,7 @@ def test_the_debugger_stops_in_the_code_of_then(sizes: Project, run: str) -> Non
         seen.close()
 
 
+@pytest.mark.long
 def test_nothing_is_imported_from_where_the_command_is_typed(sizes: Project, run: str, tmp_path: Path) -> None:
     shutil.copy(sizes.folder / "dspex.toml", tmp_path)
     whole = written(tmp_path, sizes.u, "")

@@ -296,6 +296,7 @@ def test_a_killed_engine_is_not_shown_as_alive_and_what_waits_is(tmp_path: Path,
     assert "no engine is running" in limited.err
 
 
+@pytest.mark.long
 def test_a_closed_pipe_behind_a_watch_ends_it(native: Project) -> None:
     native.publish("-", stdin='{"text":"one"}\n{"text":"two"}\n')
     command = " ".join(native._command(("watch", native.output, "--start", "all", "--count", "2"))) + " | head -1"

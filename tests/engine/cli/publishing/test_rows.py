@@ -174,7 +174,8 @@ def test_a_subject_that_a_topology_reads_and_no_stream_stores_is_not_offered_as_
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+    ("how", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", marks=pytest.mark.long)],
 )
 def test_who_waits_no_longer_is_told_which_run_goes_on(shop: Project, how: signal.Signals, code: int, said: str) -> None:
     orders(shop)

@@ -172,6 +172,7 @@ def test_no_argument_of_a_tool_becomes_an_option_of_the_command_line() -> None:
     assert tools.command("replay", {"run": "@last"}) == ["replay", "--mode=strict", "--", "@last"]
 
 
+@pytest.mark.long
 def test_an_agent_is_told_what_is_wrong_and_the_session_goes_on(native: Project) -> None:
     none, nothing, both, listed = ask(
         native,

@@ -118,6 +118,7 @@ def test_what_happened_to_an_open_call_before_the_last_snapshot_is_told(lab: Mak
     assert one.run(run.tree()).below[0].attempts[0].error == "division by zero"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short")
 def test_of_a_run_that_waited_long_and_is_done_what_lies_between_is_not_read(lab: MakeLab) -> None:
     one = lab(lot())

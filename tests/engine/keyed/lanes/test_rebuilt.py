@@ -68,7 +68,7 @@ async def trickle(one: Lab, numbers: Sequence[int]) -> None:
     ("build", "reset", "sinks"),
     [
         (several, ["windows", "counted"], ["counts", "answers", "sums.out"]),
-        (both, ["sums", "windows"], ["counts"]),
+        pytest.param(both, ["sums", "windows"], ["counts"], marks=pytest.mark.long),
         pytest.param(both, ["sums"], ["counts"], marks=pytest.mark.long),
     ],
 )

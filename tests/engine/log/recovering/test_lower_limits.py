@@ -41,7 +41,7 @@ async def decided(one: Lab) -> None:
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["started", "stays"])
-@pytest.mark.parametrize("limit", [16_384, 50_000])
+@pytest.mark.parametrize("limit", [16_384, pytest.param(50_000, marks=pytest.mark.long)])
 def test_what_was_open_when_the_servers_limit_was_lowered_comes_to_its_end(lab: MakeLab, limit: int, stays: bool) -> None:
     """For an engine that is started then, and for one that finds the server again."""
     one = lab(holding())
