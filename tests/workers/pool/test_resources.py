@@ -110,6 +110,25 @@ async def test_a_worker_more_that_cannot_start_takes_nothing_from_those_that_run
         (FOLDER / f"dspex-gpu-{gpu}.lock").unlink()
 
 
+@pytest.mark.asyncio
+async def test_a_pool_none_of_whose_workers_can_start_goes_on_as_soon_as_one_can(tmp_path: Path) -> None:
+    """It was failed for a minute, though its GPU was free again after a moment."""
+    held = lease(GPUS[:1], 1, "a test")
+    config = replace(pool(tmp_path, gpus=1, devices=GPUS[:1], size=0), restart_max=1, restart_within=600.0)
+    async with running(config) as bench:
+        children = bench.pool.children
+        await asyncio.wait_for(children.resize(1), 60)
+        await until(lambda: children.failed)
+        (refused,) = await bench.ask(enrich("gpus"))
+        assert ((refused.error or {})["type"], (refused.error or {})["retry_after"]) == ("WorkerLost", 10.0)
+        assert "no worker of it can be started" in (refused.error or {})["message"]
+        held.close()
+        await until(lambda: children.ready == 1)
+        assert not children.failed
+        assert (await ask(bench, "gpus"))["reply"] == str(GPUS[0])
+    (FOLDER / f"dspex-gpu-{GPUS[0]}.lock").unlink()
+
+
 def test_no_link_is_followed_where_a_lock_should_be(tmp_path: Path) -> None:
     (tmp_path / "dspex-gpu-0.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(ConfigError, match="cannot be opened"):

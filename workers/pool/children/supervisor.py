@@ -149,6 +149,8 @@ class Supervisor:
                 seat.vain = tries > self.config.restart_max
                 await self._pause(seat, tries - 1, died=False)
                 continue
+            if tries and self.failed:
+                self._well()
             tries, seat.vain = 0, False
             if seat.wanted:
                 await first(child.gone.wait(), seat.told.wait())
@@ -208,14 +210,11 @@ class Supervisor:
             await asyncio.sleep(pause)
             return
         self.restarts += 1
-        if by_calls:
-            await asyncio.sleep(pause)
-            return
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths and self._deaths[0] < now - self.config.restart_within:
-            self._deaths.popleft()
-        if len(self._deaths) <= self.config.restart_max:
+        if not by_calls:
+            self._deaths.append(now := time.monotonic())
+            while self._deaths[0] < now - self.config.restart_within:
+                self._deaths.popleft()
+        if by_calls or len(self._deaths) <= self.config.restart_max:
             await asyncio.sleep(pause)
             return
         if not self.failed:
@@ -223,8 +222,14 @@ class Supervisor:
             log.error("pool failed", pool=self.config.name, deaths=len(self._deaths), within=self.config.restart_within)
             self._nursery.renew()
         self._settled.set()
-        self.slots.refuse(self._given_up)
+        self.slots.refuse(self._given_up if died else self._not_begun)
+        if not died:  # what it lacks may be there at any time: the first that starts ends this
+            await asyncio.sleep(pause)
+            return
         await asyncio.sleep(self.config.restart_within)
+        self._well()
+
+    def _well(self) -> None:
         self.failed = False
         self.slots.allow()
         self._deaths.clear()
@@ -282,10 +287,11 @@ class Supervisor:
     def _stopped(self) -> CallError:
         return WorkerLost(f"pool {self.config.name} was stopped", retry_after=1.0)
 
+    def _not_begun(self) -> CallError:
+        said = f"pool {self.config.name} failed: no worker of it can be started; its log says why"
+        return WorkerLost(said, retry_after=BACKOFF_CAP, node=self.config.name)
+
     def _given_up(self) -> CallError:
-        return WorkerLost(
-            f"pool {self.config.name} failed: its workers died {len(self._deaths)} times within "
-            f"{self.config.restart_within:.0f} s",
-            retry_after=self.config.restart_within,
-            node=self.config.name,
-        )
+        within = self.config.restart_within
+        said = f"pool {self.config.name} failed: its workers died {len(self._deaths)} times within {within:.0f} s"
+        return WorkerLost(said, retry_after=within, node=self.config.name)
