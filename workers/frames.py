@@ -253,7 +253,7 @@ def unpack(body: bytes) -> Frame:
         if kind is StartFrame:
             return StartFrame(said["parent"], PoolConfig.from_plain(said["pool"]), said["index"])
         if kind is CallFrame:
-            said["state"] = StateTag(*state) if (state := said["state"]) else None
+            said["state"] = StateTag(**state) if (state := said["state"]) else None
             return made(kind, said)
         if kind is DoneFrame and type(number := said["id"]) is int:
             answer = dict(zip(_FIELDS[Answer], said["answer"]))

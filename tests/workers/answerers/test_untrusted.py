@@ -199,6 +199,39 @@ def test_what_a_newer_worker_says_besides_is_left_out() -> None:
     assert found == frames.StatusFrame(1, "going on")
 
 
+ERROR = {"type": "RateLimited", "message": "wait", "retry_after": 1.5}
+SET = Answer(
+    1.0,
+    2.0,
+    {"reply": ["a", None]},
+    ERROR,
+    "native",
+    "main",
+    "predict#1",
+    "3.4",
+    Usage(1, 2, 0.5),
+    routing=[Tried("a", "open", 1.5)],
+)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.CallFrame(7, b"work", "http://x", ["a", "b"], 2.5, frames.StateTag("draft@4", "d1", "3.4"), {"a": 0.5}, True),
+        frames.CallFrame(7, b"work", None), frames.StateFrame("d1", b"body"), frames.CancelFrame(7, True),
+        frames.JournalledFrame(7, 2, [b"entry"], True, ERROR), frames.FurtheredFrame(7, ERROR), frames.StopFrame(),
+        frames.HelloFrame(9, "3.4", "3.11", ["a:b"], {"c:*": "why"}, True), frames.FatalFrame(ERROR),
+        frames.StatusFrame(7, "on it"), frames.ChunkFrame(7, "reply", "text"), frames.JournalFrame(7, 2, b"entry", True, True),
+        frames.FurtherFrame(7, "main", vars(Usage(1, 2)), True),
+        frames.BatchesFrame([frames.BatchRow("main", "b", "new", 1, 2, 3)]),
+        frames.DoneFrame(7, SET), frames.DoneFrame(7, Answer(1.0)),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)  # fmt: skip
+def test_a_frame_comes_out_as_it_went_in_with_all_its_fields(frame: frames.Frame) -> None:
+    assert received(frames.pack(frame)) == frame
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])
 def test_frames_come_out_whole_however_they_are_cut_on_their_way(size: int) -> None:
     sent: list[frames.Frame] = [frames.StatusFrame(n, "x" * 300 * n) for n in range(5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from pool_bench import APP, POOL, SIGNATURE, Bench, program, work
 from dspex.bus import subjects
 from dspex.bus.errors import DecodeError, ProgramError
 from dspex.bus.memory.server import Faults, MemoryServer
-from dspex.bus.records import CallRequest
+from dspex.bus.records import CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs import form
 from dspex.bus.serving.programs.states import SavedStates
@@ -105,6 +106,31 @@ async def test_a_call_goes_on_with_the_version_that_it_began_with_whatever_its_a
     (other,) = await shared.ask(work(spec=spec))
     assert [record.state for record in (first, again, other)] == ["begun@1", "begun@1", "begun@2"]
     assert again.requests == {"made": 0, "journal": 1, "missed": 0}
+
+
+async def test_while_an_alias_moves_to_and_fro_each_record_names_the_version_that_asked_the_model(
+    shared: Bench, shared_model: Any
+) -> None:
+    states, spec = SavedStates(shared.bus, APP), program("Slow", state="rocking@prod")
+    slow = dspy.Module()
+    slow.write = dspy.Predict("text -> reply")  # type: ignore[attr-defined]
+    for n in (1, 2):
+        await states.put("rocking", dumped(slow, f"Rocking version {n}."))
+    await states.promote("rocking", 1, "prod")
+    items, records = [work(f"rocking call {n}.", spec=spec) for n in range(60)], list[CallRecord]()
+    asked(shared_model)
+    for at in range(0, len(items), 10):
+        asking = asyncio.create_task(shared.ask(*items[at : at + 10]))
+        for move in range(3):
+            await (states.promote("rocking", 2, "prod") if move != 1 else states.rollback("rocking", "prod"))
+            await shared.bus.send(subjects.control(APP, POOL), b'{"kind": "programs"}')
+        records += await asking
+        await states.rollback("rocking", "prod")
+    bodies = [json.dumps(body) for body in shared_model.bodies]
+    for item, record in zip(items, records):
+        assert (record.error, record.state in ("rocking@1", "rocking@2")) == (None, True), record.error
+        (body,) = [body for body in bodies if item.inputs["text"] in body]
+        assert f"Rocking version {record.state[-1]}." in body
 
 
 async def test_a_call_that_journals_nothing_has_the_version_that_its_request_names(shared: Bench) -> None:

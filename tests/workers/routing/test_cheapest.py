@@ -97,6 +97,15 @@ def test_a_model_of_a_lower_price_that_writes_much_more_is_dearer_once_that_was_
     assert market.asked(1, signature="text -> summary") == ["wordy"], "of another program nothing was measured"
 
 
+def test_of_equal_prices_the_first_as_written_is_asked_but_for_the_calls_that_find_out() -> None:
+    same: Prices = {name: {"input": 1.0, "output": 2.0} for name in ("b", "a", "c")}
+    asked = Market(same, dict.fromkeys(same, 50)).asked(40 * LOOK_AGAIN)
+    assert (asked.count("a"), asked.count("c")) == (ENOUGH, ENOUGH)
+    assert set(asked[-LOOK_AGAIN:]) == {"b"}
+    free: Prices = {name: {"input": 0.0} for name in ("b", "a")}
+    assert set(Market(free, dict.fromkeys(free, 50)).asked(3 * LOOK_AGAIN)) == {"b"}
+
+
 def test_no_call_finds_out_what_a_model_writes_that_would_be_dearer_if_it_wrote_nothing() -> None:
     market = Market(
         {"dear": {"input": 50.0, "output": 50.0}, "cheap": {"input": 1.0, "output": 1.0}}, {"dear": 1, "cheap": 100}
