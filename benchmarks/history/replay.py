@@ -3,12 +3,13 @@
     python benchmarks/history/replay.py --runs 1000 [--rounds 3] [--json]
 
 The runs are messages of banking77, live with an engine, a pool of 16 slots and the stand-in for a model, which takes 300 ms
-for an answer. Then the stand-in, the engine and the pool end. Replayed is twice:
+for an answer. Then the stand-in, the engine and the pool end. Replayed is in three ways:
 
 * server: the logs, by a process of its own that has no connection but that to nats-server: its sockets are read meanwhile. The
   outputs are compared with those in the sink, byte by byte. Counted is from the first question to the last comparison.
 * files: the runs as exported files (`dspex runs export --topology`), by `Driver.replay`, in a process without a network
   (`unshare -n`, where this user may). Counted is from the first file that is read.
+* processes: these files, as users get it: several processes, one for each processor.
 
 `command` is the whole of `dspex replay --topology`, `export` that of the export, with the start of Python. The goal is 50 times
 the speed of live.
@@ -49,6 +50,7 @@ from dspex.engine.replay.partition import PartitionReplay
 from dspex.engine.runtime.walk.compile import compile_graph
 from history import banking
 
+WAYS = ("server", "files", "processes")
 APP, LATENCY, GOAL = "banking", 0.3, 50
 STANDIN = Path(__file__).parents[2] / "tests" / "support" / "standin.py"
 HERE = Path(__file__)
@@ -142,12 +144,12 @@ async def by_server(url: str) -> dict[str, Any]:
     return {"seconds": seconds, "same": same, "runs": sum(made.values()), "ports": sockets}
 
 
-def by_files(folder: str) -> dict[str, Any]:
-    """Replay the files of a folder. `network`: whether there is one here."""
+def by_files(folder: str, jobs: int | None) -> dict[str, Any]:
+    """Replay the files of a folder. `network`: whether there is one here. `jobs`: processes; None: as many as it takes."""
     assert banking.topology is not None
     with dspex.testing.Driver(banking.topology) as d:
         began = time.perf_counter()
-        found = d.replay(folder)
+        found = d.replay(folder, jobs=jobs)
         seconds = time.perf_counter() - began
     network = sorted(name for name, one in psutil.net_if_stats().items() if one.isup)
     return {"seconds": seconds, "same": found.same, "runs": found.runs, "network": network}
@@ -190,7 +192,9 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
             commands = [_replayed(found) for _ in range(args.rounds)]
             exported = _command(found, "runs", "export", "--topology", banking.NAME, "-o", str(files := Path(folder) / "files"))
         words = _alone()
-        of_files = [_said([*words, sys.executable, str(HERE), "--files", str(files)]) for _ in range(args.rounds)]
+        again_of = [*words, sys.executable, str(HERE), "--files", str(files)]
+        of_files = [_said([*again_of, "--jobs", "1"]) for _ in range(args.rounds)]
+        of_processes = [_said(again_of) for _ in range(args.rounds)]
     return {
         "live": figures,
         "server": again,
@@ -198,7 +202,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         "command": commands,
         "export": exported,
         "files": of_files,
-        "no network": all(one["network"] in ([], ["lo"]) for one in of_files) and bool(words),
+        "processes": of_processes,
+        "no network": all(one["network"] in ([], ["lo"]) for one in of_files + of_processes) and bool(words),
     }
 
 
@@ -212,12 +217,12 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     """The lines for people."""
     live, runs = figures["live"], figures["server"][0]["runs"]
     lines = [f"{runs:,} runs, live: {live['seconds']:.2f} s, {live['requests']:,} requests to the stand-in", ""]
-    for what in ("server", "files"):
+    for what in WAYS:
         same = "byte by byte the same" if what == "server" else "the same"
         said = same if all(one["same"] for one in figures[what]) else "NOT THE SAME"
         seconds = statistics.median(one["seconds"] for one in figures[what])
         lines.append(f"{what:<10}{seconds:>8.3f} s{faster(figures, what):>8.1f}x live, {said}, 0 requests")
-    lines[-2] += f"  (goal: at least {GOAL}x)"
+    lines[2] += f"  (goal: at least {GOAL}x)"
     lines.append(f"{'command':<10}{statistics.median(figures['command']):>8.3f} s")
     lines.append(f"{'export':<10}{figures['export']:>8.3f} s")
     where = "no connection but that to nats-server" if figures["only nats-server"] else "OTHER CONNECTIONS"
@@ -228,8 +233,8 @@ def table(figures: Mapping[str, Any]) -> list[str]:
 
 def good(figures: Mapping[str, Any]) -> bool:
     """Whether all is as it must be."""
-    same = all(one["same"] for what in ("server", "files") for one in figures[what])
-    return bool(same and figures["only nats-server"] and min(faster(figures, what) for what in ("server", "files")) >= GOAL)
+    same = all(one["same"] for what in WAYS for one in figures[what])
+    return bool(same and figures["only nats-server"] and min(faster(figures, what) for what in ("server", "processes")) >= GOAL)
 
 
 def main() -> int:
@@ -238,13 +243,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--again", help=argparse.SUPPRESS)
     parser.add_argument("--files", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=positive, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="an object instead of tables")
     args = parser.parse_args()
     if banking.topology is None:
         print(f"skipped: there is no {banking.DATA}", file=sys.stderr)
         return 0
     if args.again or args.files:
-        print(json.dumps(asyncio.run(by_server(args.again)) if args.again else by_files(args.files)))
+        print(json.dumps(asyncio.run(by_server(args.again)) if args.again else by_files(args.files, args.jobs)))
         return 0
     figures = asyncio.run(measure(args))
     print(json.dumps(figures) if args.json else "\n".join(table(figures)))

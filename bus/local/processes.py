@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -11,7 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_LOOK: Final = 0.5  # seconds between two looks at the parent
 
 
 def process() -> dict[str, Any]:
@@ -66,3 +70,19 @@ def drain_or_end(grace: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace + 5.0)
     os._exit(128 + signal.SIGTERM)
+
+
+def die_with(parent: int) -> None:
+    """End when the parent does, whatever this process does then: the kernel sees to it (Linux), or a thread that looks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_look, args=(parent,), daemon=True, name="parent").start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _look(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)

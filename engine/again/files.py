@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from dspex.bus.errors import DecodeError, Divergence, RecordingIncomplete
+from dspex.bus.errors import ConfigError, DecodeError, Divergence, RecordingIncomplete
+from dspex.bus.local.crew import Crew, processes
 from dspex.engine.again.answering import Mode
 from dspex.engine.again.code import builds_now, of_run
 from dspex.engine.again.replays import NO_DIFFERENCE, as_it_was, ended_at, of_file, together, undone
@@ -20,7 +23,10 @@ from dspex.engine.graph.graph import Graph
 
 ENDS: Final = ".jsonl"
 _AHEAD: Final = 16  # files that are read at once
+_MANY: Final = 100  # files from which on several processes do them: to fork those takes as long as some twenty files
+_SHARE: Final = 32  # files that a process gets at once
 GivenFile: TypeAlias = str | PathLike[str] | RunFile
+FileCrew: TypeAlias = "Crew[Sequence[GivenFile], list[tuple[GivenFile, Replay]]]"
 
 
 def files_at(path: str | PathLike[str]) -> list[Path]:
@@ -49,6 +55,7 @@ async def of_files(
     mode: Mode,
     told: Callable[[Replay, Replay, GivenFile], None] = lambda so_far, last, file: None,
     *,
+    crew: FileCrew | None = None,
     whole: bool = True,
     **options: Any,
 ) -> Replay:
@@ -56,31 +63,90 @@ async def of_files(
     which may not be made differs there, one that is damaged or incomplete is named, and the others are done; of one, that
     raises Divergence, RecordingIncomplete, DecodeError.
 
-    `told`: after each, of all so far, of that one, and which it was. `whole`: see `repeat`. `options`: of `of_file`.
+    `told`: after each, of all so far, of that one, and which it was. `crew`: who does shares of them, see `crew_for`.
+    `whole`: see `repeat`. `options`: of `of_file`.
     """
-    now = builds_now(graphs)
-    found, known = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE), dict[str, Unchanged]()
-    strict = mode == "strict" and client is None
-    async for one, file in _read(given):
-        try:
-            if isinstance(file, DecodeError):
-                raise file
-            name = file.info.topology
-            if name not in known:
-                known[name] = Unchanged(of_run(graphs, name, file.root.data))
-            last = as_it_was(file, known[name], now, whole=whole) if strict else None
-            last = last or await of_file(client, file, graphs, mode, now=now, whole=whole, **options)
-        except Divergence as error:
-            if len(given) == 1 or isinstance(file, DecodeError):
-                raise
-            last = ended_at(file, error)
-        except (RecordingIncomplete, DecodeError) as error:
-            if len(given) == 1:
-                raise
-            last = undone(str(one), error)
+    found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE)
+    if crew is not None:
+        size = min(_SHARE, -(-len(given) // (2 * crew.count)))
+        shares = [given[at : at + size] for at in range(0, len(given), size)]
+        async with aclosing(crew.done(shares)) as coming:
+            async for files in coming:
+                for one, last in files:
+                    found = together(found, last)
+                    told(found, last, one)
+        return found
+    async for one, last in _Doing(client, graphs, mode, whole, options).each(given):
         found = together(found, last)
         told(found, last, one)
     return found
+
+
+def crew_for(
+    given: Sequence[GivenFile],
+    graphs: Sequence[Graph],
+    jobs: int | None,
+    *,
+    threads: int = 1,
+    whole: bool = True,
+    **options: Any,
+) -> AbstractContextManager[FileCrew | None]:
+    """Who does shares of files strictly: processes, where there are many files, or where it is said how many; else nobody.
+
+    `jobs`: so many processes; None: one for each processor. `threads`: see `processes`. `options`: of `of_files`.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs={jobs} does nothing", code="DX105", fix="1, or more")
+    count = min(processes(jobs, threads=threads), len(given)) if jobs is not None or len(given) >= _MANY else 1
+    if count < 2:
+        return nullcontext()
+    return Crew(_Doing(None, graphs, "strict", whole, options).share, count)
+
+
+class _Doing:
+    """How files are done again, one after the other."""
+
+    def __init__(
+        self, client: Client | None, graphs: Sequence[Graph], mode: Mode, whole: bool, options: Mapping[str, Any]
+    ) -> None:
+        self._client, self._graphs, self._mode, self._whole, self._options = client, graphs, mode, whole, options
+        self._now, self._known = builds_now(graphs), dict[str, Unchanged]()
+        self._strict = mode == "strict" and client is None
+
+    async def each(self, given: Sequence[GivenFile], *, one: bool | None = None) -> AsyncGenerator[tuple[GivenFile, Replay]]:
+        """The replay of each. `one`: it is the only one, and raises what it cannot."""
+        one = len(given) == 1 if one is None else one
+        async for path, file in _read(given):
+            try:
+                yield path, await self._replay(file)
+            except Divergence as error:
+                if one or isinstance(file, DecodeError):
+                    raise
+                yield path, ended_at(file, error)
+            except (RecordingIncomplete, DecodeError) as error:
+                if one:
+                    raise
+                yield path, undone(str(path), error)
+
+    async def share(self, given: Sequence[GivenFile]) -> list[tuple[GivenFile, Replay]]:
+        """The replays of several of many. What is said of those that are the same is the same, but for the first one."""
+        found, first = list[tuple[GivenFile, Replay]](), True
+        async for path, last in self.each(given, one=False):
+            brief = last.diff.same and not first
+            first = first and not last.runs
+            diff = replace(NO_DIFFERENCE, tokens=last.diff.tokens, cost=last.diff.cost) if brief else last.diff
+            found.append((path, replace(last, diff=diff)))
+        return found
+
+    async def _replay(self, file: RunFile | DecodeError) -> Replay:
+        if isinstance(file, DecodeError):
+            raise file
+        name = file.info.topology
+        if name not in self._known:
+            self._known[name] = Unchanged(of_run(self._graphs, name, file.root.data))
+        last = as_it_was(file, self._known[name], self._now, whole=self._whole) if self._strict else None
+        options = {"now": self._now, "whole": self._whole, **self._options}
+        return last or await of_file(self._client, file, self._graphs, self._mode, **options)
 
 
 async def _read(given: Sequence[GivenFile]) -> AsyncIterator[tuple[GivenFile, RunFile | DecodeError]]:
@@ -104,7 +170,10 @@ def _loaded(path: str | PathLike[str]) -> RunFile | DecodeError:
         return error
 
 
-def replayed(graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str]) -> Replay:
-    """See `Driver.replay`. No event loop may run in this thread."""
+def replayed(
+    graphs: Sequence[Graph], given: GivenFile, harmless: Collection[str], jobs: int | None = None, *, threads: int = 1
+) -> Replay:
+    """See `Driver.replay`. No event loop may run in this thread. `threads`: see `processes`."""
     files = [given] if isinstance(given, RunFile) else files_at(given)
-    return asyncio.run(of_files(None, files, graphs, "strict", harmless=harmless, whole=False))
+    with crew_for(files, graphs, jobs, threads=threads, whole=False, harmless=harmless) as crew:
+        return asyncio.run(of_files(None, files, graphs, "strict", crew=crew, harmless=harmless, whole=False))

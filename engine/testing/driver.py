@@ -214,18 +214,20 @@ class Driver:
         self._thread.do(go)
         self._check()
 
-    def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = ()) -> Replay:
+    def replay(self, path: str | PathLike[str] | RunFile, *, ignore: Collection[str] = (), jobs: int | None = None) -> Replay:
         """Do a run again that was exported (`Run.export`), by itself: nothing of it reaches what the driver runs. Its calls are
         answered as they were; models and parameters are those of then. Of a folder, all files in it: one in which a call is
         made that was not made then differs there, and one that is damaged or incomplete stands in `incomplete`.
 
-        `ignore`: fields that may differ. Raises TopologyError for a run of a topology that the driver does not run. Of one
-        file: Divergence where it makes such a call; RecordingIncomplete; DecodeError for what is no file of a run.
+        `ignore`: fields that may differ. `jobs`: processes that do the files of a folder; left out, one for each processor
+        where there are a hundred or more, and this process has no threads of its own. Raises TopologyError for a run of a
+        topology that the driver does not run. Of one file: Divergence where it makes such a call; RecordingIncomplete;
+        DecodeError for what is no file of a run.
         """
         __tracebackhide__ = True
         from dspex.engine.again.files import replayed
 
-        return self._thread.do(lambda: replayed(self._graphs, path, ignore))
+        return self._thread.do(lambda: replayed(self._graphs, path, ignore, jobs, threads=2))
 
     # -- what a test looks at -------------------------------------------------------------------------------------
     def outputs(self, subject: str) -> list[Any]:

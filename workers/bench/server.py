@@ -96,7 +96,7 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    from dspex.workers.processes.ending import die_with
+    from dspex.bus.local.processes import die_with
 
     die_with(int(sys.argv[1]))
     asyncio.run(_main())

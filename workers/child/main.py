@@ -25,12 +25,12 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from dspex.bus.errors import DecodeError, DspexError
+from dspex.bus.local.processes import die_with
 from dspex.bus.tasks import Tasks
 from dspex.workers.answerers.context import with_trace
 from dspex.workers.child.receiving import receive
 from dspex.workers.config import OVER, PoolConfig
 from dspex.workers.frames import FatalFrame, Frame, HelloFrame, StartFrame
-from dspex.workers.processes.ending import die_with
 from dspex.workers.processes.link import Link
 from dspex.workers.processes.memory import limit_memory
 from dspex.workers.processes.titles import set_title

@@ -14,7 +14,7 @@ from typing import Any
 
 import xllamacpp
 
-from dspex.workers.processes.ending import die_with
+from dspex.bus.local.processes import die_with
 
 CONTEXT = 4096  # tokens of prompt and answer together, in each slot
 

@@ -15,35 +15,15 @@ import ctypes
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Collection
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_LOOK = 0.5  # seconds between two looks at the parent
 _PAUSE = 0.05  # seconds until a process that is being started is known
 
 _ours: list[asyncio.subprocess.Process] = []
 _starting = 0
 _adopts = False
-
-
-def die_with(parent: int) -> None:
-    """End when the parent does, whatever this process does then: the kernel sees to it (Linux), or a thread that looks."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_look, args=(parent,), daemon=True, name="parent").start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _look(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK)
-    os._exit(1)
 
 
 def adopt() -> None:

@@ -13,7 +13,7 @@ from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Divergence, RecordingIncomplete, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
-from dspex.engine.cli.runs.again.repeated import PrintedAs, incomplete, other_builds, repeated
+from dspex.engine.cli.runs.again.repeated import JOBS, PrintedAs, check_jobs, incomplete, other_builds, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.progress import NoBar
@@ -82,6 +82,7 @@ def replay(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sinks are written.")] = False,
     how: HOW = "text",
     exit_code: EXIT_CODE = False,
+    jobs: JOBS = None,
 ) -> None:
     """Replay runs, or all that a topology did, with the code of today or of then (--build). No sink is written. Exit 6 where it
     differs (strict).
@@ -92,6 +93,7 @@ def replay(
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     with_build(t, what, target, folder, any_build=any_build)
+    check_jobs(jobs, strict=mode == "strict" and what.file is not None and at is None and not debug)
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
     if at is not None or debug:
         other = explain or into is not None or mode != "strict" or exit_code or how != "text"
@@ -102,7 +104,7 @@ def replay(
         why = "only a strict replay of what the logs have is explained, published, or one of a partition"
         raise ConfigError(why, code="DX105", fix="replay it strictly, where it is recorded: dspex replay RUN")
     if again:
-        repeated(t, what, target, mode, how, exit_code=exit_code)
+        repeated(t, what, target, mode, how, jobs, exit_code=exit_code)
         return
     began = time.monotonic()
     told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))

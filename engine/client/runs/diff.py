@@ -16,6 +16,7 @@ from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
 from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
+from dspex.engine.client.runs.judged.beside import StepDiff as StepDiff
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
 from dspex.engine.client.runs.then.later import Later
 from dspex.engine.client.runs.then.masking import secrets_of
@@ -28,23 +29,6 @@ class NamedRun(Protocol):
 
     @property
     def id(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class StepDiff:
-    """One difference.
-
-    Attributes:
-        step: its id: `node#ordinal`; of a sink `subject#ordinal`.
-        field: of the inputs `in.name`, of the outputs or of data the name; "lm", "program" or "error"; None: one of the runs
-            has no such step.
-        a, b: what the two runs have there; `NOTHING` where that is not there.
-    """
-
-    step: str
-    field: str | None
-    a: Any
-    b: Any
 
 
 @dataclass(frozen=True)

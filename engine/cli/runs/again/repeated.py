@@ -7,17 +7,18 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from math import isinf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import typer
 
-from dspex.bus.errors import Divergence, DspexError, RecordingIncomplete
+from dspex.bus.errors import ConfigError, Divergence, DspexError, RecordingIncomplete
 from dspex.engine.cli.terminal import log
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal
 
 if TYPE_CHECKING:
     from dspex.engine.again.answering import CallsSoFar, Mode
+    from dspex.engine.again.files import FileCrew
     from dspex.engine.cli.runs.choice import ReplayChoice
     from dspex.engine.cli.terminal.progress import Bar
     from dspex.engine.client.client import Client
@@ -29,6 +30,11 @@ T = TypeVar("T")
 PrintedAs: TypeAlias = Literal["text", "markdown"]
 MOST: Final = 10  # files, or runs, that are named
 OLDER: Final = "recorded by an older way of naming builds: it does not say with which files its functions ran"
+
+JOBS = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", min=1, max=256, help="Processes; one for each processor if there is much."),
+]
 
 
 class RepeatedRuns(NamedTuple):
@@ -100,13 +106,23 @@ class RepeatedRuns(NamedTuple):
 
 
 def repeated(
-    t: Terminal, what: ReplayChoice, target: str | None, mode: Mode, how: PrintedAs, *, exit_code: bool = False
+    t: Terminal,
+    what: ReplayChoice,
+    target: str | None,
+    mode: Mode,
+    how: PrintedAs,
+    jobs: int | None = None,
+    *,
+    exit_code: bool = False,
 ) -> None:
     """Do what was chosen again, and print what comes of it. Where it differs: raises Divergence if no call may be made, and
     exits with 1 for `exit_code`. Raises RecordingIncomplete where runs were left out that are not over; that, or DecodeError,
     where some of several are damaged or incomplete.
     """
-    told = t.run(quietly(t, _repeated(t, what, target, mode)))
+    if what.file is not None and mode == "strict":
+        told = _of_files(t, what, target, jobs)
+    else:
+        told = t.run(quietly(t, _repeated(t, what, target, mode)))
     if how == "markdown":
         t.document(told.markdown())
     else:
@@ -141,6 +157,12 @@ async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
         return await wanted
 
 
+def check_jobs(jobs: int | None, *, strict: bool) -> None:
+    """Raise ConfigError where several processes are asked for, and it is no strict replay of files."""
+    if jobs not in (None, 1) and not strict:
+        raise ConfigError("several processes do strict replays of files", code="DX105", fix="leave --jobs out")
+
+
 def code_of(t: Terminal, target: str | None) -> list[Graph]:
     """The code of a target, or of dspex.toml, as an engine would run it. Raises TopologyError, ConfigError."""
     from dspex.engine.again.code import code
@@ -149,13 +171,20 @@ def code_of(t: Terminal, target: str | None) -> list[Graph]:
     return code(t.settings().app, t.settings(), load(t, [target] if target is not None else None))
 
 
+def _of_files(t: Terminal, what: ReplayChoice, target: str | None, jobs: int | None) -> RepeatedRuns:
+    """Do what files say again, without a server: of many in several processes, which are forked before anything else begins."""
+    from dspex.engine.again.files import crew_for, files_at
+
+    files, graphs = files_at(str(what.file)), code_of(t, target)
+    with crew_for(files, graphs, jobs) as crew:
+        return t.run(quietly(t, _files(t, what, None, files, graphs, "strict", crew)))
+
+
 async def _repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: Mode) -> RepeatedRuns:
     from dspex.engine.again import replays
     from dspex.engine.again.files import files_at
 
     files, graphs = files_at(what.file) if what.file is not None else [], code_of(t, target)
-    if files and mode == "strict":
-        return await _files(t, what, None, files, graphs, mode)
     async with client(t, "replay") as c:
         if files:
             return await _files(t, what, c, files, graphs, mode)
@@ -171,7 +200,13 @@ async def _repeated(t: Terminal, what: ReplayChoice, target: str | None, mode: M
 
 
 async def _files(
-    t: Terminal, what: ReplayChoice, c: Client | None, files: Sequence[Path], graphs: Sequence[Graph], mode: Mode
+    t: Terminal,
+    what: ReplayChoice,
+    c: Client | None,
+    files: Sequence[Path],
+    graphs: Sequence[Graph],
+    mode: Mode,
+    crew: FileCrew | None = None,
 ) -> RepeatedRuns:
     """Do the runs of files again, one file or those of a folder."""
     from dspex.engine.again.files import of_files
@@ -184,7 +219,7 @@ async def _files(
             return RepeatedRuns(str(what.file), await of_file(c, file, graphs, mode, told))
     with t.progress("replay", len(files)) as bar:
         differ, told_of = _differing(bar)
-        return RepeatedRuns(str(what.file), await of_files(c, files, graphs, mode, told_of), differ=differ)
+        return RepeatedRuns(str(what.file), await of_files(c, files, graphs, mode, told_of, crew=crew), differ=differ)
 
 
 def _differing(bar: Bar) -> tuple[list[tuple[str, StepDiff]], Callable[[Replay, Replay, object], None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Final
 
@@ -17,6 +18,31 @@ NOTHING: Final = "nothing"
 _WIDE: Final = 40  # characters of a value in a line; of a longer one what differs is shown
 _AROUND: Final = 3  # words of what is the same on each side
 _MANY: Final = 2000  # words; of more it is told where they begin to differ
+
+
+@dataclass(frozen=True)
+class StepDiff:
+    """One difference.
+
+    Attributes:
+        step: its id: `node#ordinal`; of a sink `subject#ordinal`.
+        field: of the inputs `in.name`, of the outputs or of data the name; "lm", "program" or "error"; None: one of the runs
+            has no such step.
+        a, b: what the two runs have there; `NOTHING` where that is not there.
+    """
+
+    step: str
+    field: str | None
+    a: Any
+    b: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is not there is told by what stands for it, and is that in another process, too."""
+        return _step_of, (self.step, self.field, self.a, self.b, self.a is NOTHING, self.b is NOTHING)
+
+
+def _step_of(step: str, field: str | None, a: Any, b: Any, no_a: bool, no_b: bool) -> StepDiff:
+    return StepDiff(step, field, NOTHING if no_a else a, NOTHING if no_b else b)
 
 
 def same(a: Any, b: Any) -> bool:
