@@ -86,7 +86,7 @@ def _error(text: bytes) -> DspexError:
     said: Mapping[str, Any] = next((row["error"] for row in _rows(text) if isinstance(row.get("error"), dict)), {})
     if not said:
         last = (text.decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
-        return ConfigError(f"dspex of that folder ended: {last}", code="DX105", fix="try it there: dspex replay")
+        return ConfigError(f"the process of that folder ended: {last}", code="DX105", fix="try it there: dspex replay")
     code, left = str(said["code"]), [DspexError]
     kind: type[DspexError] = ConfigError if code.startswith("DX1") else DspexError
     while left:
