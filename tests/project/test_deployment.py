@@ -267,10 +267,12 @@ def replicas(deployment: Deployment) -> dict[str, int]:
     return {stream["name"]: stream["config"]["num_replicas"] for stream in account["stream_detail"]}
 
 
-def asked(deployment: Deployment, path: str, body: Mapping[str, Any], token: str | None) -> tuple[int, Any]:
-    """What the gateway says to somebody on this machine."""
+def asked(deployment: Deployment, path: str, body: Mapping[str, Any], token: str | None, *, key: str = "") -> tuple[int, Any]:
+    """What the gateway says to somebody on this machine. `key`: the same for what is asked once more."""
     request = urllib.request.Request(f"http://127.0.0.1:{deployment.http['gateway']}{path}", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
+    if key:
+        request.add_header("Idempotency-Key", key)
     if token:
         request.add_header("Authorization", f"Bearer {deployment.secret(token)}")
     try:
@@ -315,3 +317,64 @@ def test_every_role_does_its_part_of_the_triage_on_three_nodes(deployment: Deplo
         errors = {name: (one.end(), one.errors()) for name, one in running.items()}
         assert {name: code for name, (code, _) in errors.items()} == dict.fromkeys(errors, 0), errors
         assert "permissions violation" not in str(errors).lower()
+
+
+def published(deployment: Deployment, number: int) -> str:
+    """The run of an event that the gateway took: it is asked until it did, since a node may be gone just now."""
+    event = {"customer": f"c{number}", "text": f"Message {number}: my card was stolen!"}
+    found: list[str] = []
+
+    def taken() -> bool:
+        with suppress(OSError):
+            status, said = asked(deployment, "/v1/publish/support.messages", event, "SITE_TOKEN", key=f"event {number}")
+            assert status in (202, 429, 503), said
+            found.extend([said["run"]] if status == 202 else [])
+        return bool(found)
+
+    eventually(taken, 120)
+    return found[0]
+
+
+def outputs(deployment: Deployment, run: str) -> list[Any]:
+    """What came of a run once it was over."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{deployment.http['gateway']}/v1/runs/{run}?wait=10s&outputs=true",
+        headers={"Authorization": f"Bearer {deployment.secret('DESK_TOKEN')}"},
+    )
+    found: list[dict[str, Any]] = []
+
+    def over() -> bool:
+        with suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
+            found.append(json.load(answer))
+        return bool(found) and found[-1]["status"] != "running"
+
+    eventually(over, 180)
+    assert found[-1]["status"] == "done", found[-1]
+    return list(found[-1]["outputs"])
+
+
+@pytest.mark.long
+def test_a_node_and_an_engine_that_are_killed_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    made, told = Deployment(tmp_path), {"OTEL_SDK_DISABLED": "true"}
+    with stand_in() as url, ExitStack() as stack:
+        stack.callback(made.stop)
+        made.start_nodes()
+        model = {"DSPEX_LM__LOCAL__MODEL": "openai/stand-in", "DSPEX_LM__LOCAL__BASE_URL": url, **told}
+        command, http = SERVICES["engine"]["command"], free_port(None)
+        engines = [made.start("engine", *command, **model)]
+        other = [word.replace(":8080", f":{http}") for word in command]
+        engines.append(made.start("engine", *other, **model))
+        pool = made.start("pool", *SERVICES["pool"]["command"], **model)
+        gateway = made.start("gateway", *SERVICES["gateway"]["command"], **told)
+        for one in (*engines, pool, gateway):
+            stack.callback(one.close)
+        for one, said in ((engines[0], "ready"), (engines[1], "ready"), (pool, "2/2 ready"), (gateway, "gateway")):
+            one.until(said)
+        runs = [published(made, number) for number in range(15)]
+        made.nodes["nats-1"].end(signal.SIGKILL)  # clients know it first
+        engines[0].end(signal.SIGKILL)
+        runs += [published(made, number) for number in range(15, 30)]
+        found = [outputs(made, run) for run in runs]
+        assert [len(each) for each in found] == [1] * len(runs)
+        texts = sorted(int(each[0]["data"]["text"].split()[1].rstrip(":")) for each in found)
+        assert texts == list(range(30))
