@@ -161,22 +161,23 @@ class Attempt:
 
     def answer(self, outputs: Outputs | None = None, error: ErrorMap | None = None) -> Answer:
         """The end of the attempt, with all that is known of it."""
-        return Answer(
-            started=self.started,
-            elapsed=max(0.0, time.time() - self.started),  # the clock may be set back meanwhile
-            outputs=outputs,
-            error=error,
-            route=self.route,
-            lm=self.lm,
-            program=self.program,
-            dspy_version=self.dspy_version,
-            usage=self.usage,
-            routing=self.routing,
-            warning=self.warning,
-            requests=self.requests.counts(outputs is not None),
-            exchanges=self.requests.exchanges.packed(),
-            saved=None if self.kept is None or outputs is None else self.kept.saved,
-        )
+        said: dict[str, Any] = {
+            "started": self.started,
+            "elapsed": max(0.0, time.time() - self.started),  # the clock may be set back meanwhile
+            "outputs": outputs,
+            "error": error,
+            "route": self.route,
+            "lm": self.lm,
+            "program": self.program,
+            "dspy_version": self.dspy_version,
+            "usage": self.usage,
+            "routing": self.routing,
+            "warning": self.warning,
+            "requests": self.requests.counts(outputs is not None),
+            "exchanges": self.requests.exchanges.packed(),
+            "saved": None if self.kept is None or outputs is None else self.kept.saved,
+        }
+        return made(Answer, said)
 
 
 def checked(work: CallRequest) -> CallRequest:

@@ -96,7 +96,8 @@ class Interactive:
     async def _take(self, message: Message) -> None:
         """Answer a request that was sent here. Raises BusError."""
         try:
-            message = await payloads.required(self._pool.bus, self._pool.config.app, message)
+            if not payloads.is_whole(message.headers):
+                message = await payloads.required(self._pool.bus, self._pool.config.app, message)
             work = await self._asked(message)
         except (DataError, NotAllowed) as error:
             self._refuse(message, error)

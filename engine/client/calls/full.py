@@ -52,7 +52,8 @@ class FullPool:
         """Where a call is to wait. One that only a certain worker may take waits with those that have this in common: it may
         wait longer than all others.
         """
-        lines = _lines.setdefault(bus, WeakValueDictionary())
+        if (lines := _lines.get(bus)) is None:  # not `setdefault`: to make one for each call would cost as much as to send it
+            lines = _lines[bus] = WeakValueDictionary()
         name = (app, pool, request.affinity or "" if request.required else "")
         found = lines.get(name)
         if found is None:
