@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from dspex.bus.errors import SessionEnded
@@ -22,7 +23,7 @@ from dspex.bus.serving.sessions.state import (
 )
 from dspex.bus.serving.sessions.store import SessionChange, SessionStore
 
-PAUSE: Final = 0.02  # seconds between two looks at the line
+PAUSE: Final = 0.02  # seconds between two looks at the line, where nobody over this connection passes it on
 MOST_PAUSE: Final = 0.25
 _HISTORY: Final = re.compile(rf"(^|,)\s*{HISTORY}\s*(:|,|$)")
 
@@ -49,10 +50,14 @@ async def turn_of(
     state, pause = await store.change(id, join), PAUSE
     for first in ended:
         out(first)
-    while not (state.line and state.line[0].call == place.call) and not (place.turn and state.turn(place.turn)):
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, MOST_PAUSE)
-        state = await _looked(store, id, place, use)
+    with store.waiting(id) as passed_on:
+        while not (state.line and state.line[0].call == place.call) and not (place.turn and state.turn(place.turn)):
+            passed_on.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await passed_on.wait()
+            pause = min(pause * 1.5, MOST_PAUSE)
+            state = await _looked(store, id, place, use)
     return state
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -52,6 +52,7 @@ class _Line:
     count: int = 0
 
 
+_WAITING: Final = weakref.WeakKeyDictionary[Bus, dict[str, list[asyncio.Event]]]()  # likewise, who waits for a turn
 _LINES: Final = weakref.WeakKeyDictionary[Bus, dict[str, _Line]]()  # of each connection, by the key of the session
 
 
@@ -132,6 +133,24 @@ class SessionStore:
             except (Fenced, Unsettled):
                 continue  # what is stored now says what became of it
             return after
+
+    @contextmanager
+    def waiting(self, id: str) -> Generator[asyncio.Event]:
+        """Wait for a turn in a session: the event is set when a call over this connection ends, for the first that waits."""
+        sessions, key = _WAITING.setdefault(self._bus, {}), f"{self._app} {id}"
+        mine = asyncio.Event()
+        sessions.setdefault(key, []).append(mine)
+        try:
+            yield mine
+        finally:
+            sessions[key].remove(mine)
+            if not sessions[key]:
+                del sessions[key]
+
+    def pass_on(self, id: str) -> None:
+        """A call has had its turn, or left: the next one over this connection may look at once."""
+        if waiting := _WAITING.get(self._bus, {}).get(f"{self._app} {id}"):
+            waiting[0].set()
 
     async def ids(self) -> list[str]:
         """The ids of all sessions that there are, those that are over included."""

@@ -183,6 +183,7 @@ class Session:
             if not spoken:
                 with suppress(BusError, SessionError):  # who cannot say so is passed over
                     await self._store.change(self.id, lambda state, now: left(self._used(state, now), place.call))
+            self._store.pass_on(self.id)  # the worker has written the turn before it answered
 
     async def _in_time(self, place: InLine, limit: float) -> SessionState:
         """Wait for its turn, for so long. Raises CallTimeout."""

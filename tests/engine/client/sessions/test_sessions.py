@@ -99,6 +99,21 @@ def test_calls_of_a_session_never_overlap_and_end_in_the_order_in_which_they_cam
     assert [task.result().data["reply"] for task in tasks] == [f"{n} after {n}" for n in range(4)]
 
 
+def test_calls_of_a_process_in_a_session_follow_each_other_at_once(t: Talks) -> None:
+    """Also where the one before failed, or was given up."""
+    t.answering.seconds = 1.0
+
+    async def go() -> float:
+        session, began = t.client.session("c1"), asyncio.get_running_loop().time()
+        calls = [asyncio.ensure_future(session.call(ECHO, {"text": str(n)}, timeout="1m")) for n in range(10)]
+        await asyncio.gather(*calls[:5])
+        calls[5].cancel()
+        await asyncio.gather(*calls[6:])
+        return asyncio.get_running_loop().time() - began
+
+    assert t.run(go()) < 9.1, "nine turns of a second; who looks by itself does so each 250 ms"
+
+
 def test_a_call_that_fails_is_no_turn_and_the_next_one_goes_on(t: Talks) -> None:
     session = t.client.session("c1")
     t.answering.error = ProgramError("a bug")
