@@ -12,7 +12,7 @@ from dspex.bus.port import Bus, NewMessage
 from dspex.bus.serving.keys.secret_fields import SECRET
 from dspex.engine.client import publish as publishing
 from dspex.engine.client.client import Client
-from dspex.engine.client.runs.diff import by_step, compare
+from dspex.engine.client.runs.diff import other_than
 from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.graph.graph import Graph
@@ -85,10 +85,9 @@ async def _then(client: Client, file: RunFile, there: _There) -> RunFile:
 
 
 def _to_deliver(file: RunFile, then: RunFile) -> Iterator[_Delivery]:
-    other = {one.step for one in compare(then.root, file.root, (then.info, file.info)).steps}
-    given = {id(one): step for step, one in by_step(file.root).items() if one.kind == "output"}
+    other = {id(one) for one in other_than(then.root, file.root)}
     for number, one in enumerate(one for one in file.root if one.kind == "output"):
-        if given[id(one)] in other:
+        if id(one) in other:
             yield _Delivery(derived_id(file.info.id, f"fork/{one.node}", number), one.node, one.data)
     for number, later in enumerate(file.later.outputs if file.later is not None else ()):
         yield _Delivery(derived_id(file.info.id, f"later/{later.subject}", number), later.subject, later.data)

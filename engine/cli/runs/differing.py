@@ -11,7 +11,8 @@ from dspex.bus.port import NewMessage
 from dspex.engine.cli.runs.drawing import said
 from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.replaying import graph_of
-from dspex.engine.client.runs.diff import Diff, by_step, compare
+from dspex.engine.client.runs.diff import Diff, compare
+from dspex.engine.client.runs.judged.aligned import aligned
 from dspex.engine.client.runs.then.masking import masked, secrets_of
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
@@ -66,7 +67,8 @@ class RunDifference:
         first = self.diff.first
         if first is None:
             return {}
-        ways = {name: _way(root, by_step(root).get(first.step)) for name, root in (("then", self.then), ("now", self.now))}
+        _, x, y = next(one for one in aligned(self.then, self.now) if one.step == first.step)
+        ways = {"then": _way(self.then, x), "now": _way(self.now, y)}
         if not ways["now"]:  # it is not there any more: what became of the last cause that is there still
             last = next(one for one in reversed(ways["then"]) if any(told.id == one.id for told in self.now))
             here = next(told for told in self.now if told.id == last.id)

@@ -1,7 +1,8 @@
 """Two runs side by side: what the second one did otherwise.
 
-They are aligned by step id, so another order is no difference. A call is compared by what went in, who answered, and what came
-out; an output by its data; a dead letter by its error.
+They are aligned by step id, and steps of one name by what they are, so another order, or one more in front, is no difference of
+the others. A call is compared by what went in, who answered, and what came out; an output by its data; a dead letter by its
+error.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dspex.bus.records import Usage
 from dspex.bus.serving.keys.secret_fields import SECRET, Secrets
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.client.following.progress import RunInfo
+from dspex.engine.client.runs.judged.aligned import aligned
+from dspex.engine.client.runs.judged.aligned import by_step as by_step
 from dspex.engine.client.runs.judged.beside import NOTHING as NOTHING
 from dspex.engine.client.runs.judged.beside import StepDiff as StepDiff
 from dspex.engine.client.runs.judged.beside import cells, change, cut, same, text
@@ -109,24 +112,35 @@ def compare(
     harmless: Collection[str] = (),
 ) -> Diff:
     """What the second of two runs did otherwise. `fields`: only these count; None: all. `harmless`: those that never do."""
-    one, other = by_step(a), by_step(b)
     found, equal = list[StepDiff](), list[str]()
-    for step, x in one.items():
-        if (y := other.get(step)) is None:
-            found.append(StepDiff(step, None, _main(x), NOTHING))
-        elif differ := [
-            d for d in _fields(step, x, y) if (d.field in fields if fields is not None else d.field not in harmless)
-        ]:
-            found += differ
-        else:
-            equal.append(step)
-    found += [StepDiff(step, None, NOTHING, _main(y)) for step, y in other.items() if step not in one]
+    for step, _, _, differ in _beside(a, b, fields, harmless):
+        found += differ
+        equal += [] if differ else [step]
     if secrets := secrets_of(a, b):
         found = [_without(secrets, one) for one in found if not _unknown(secrets, one)]
     used = [info.usage for info in infos]
     tokens, cost = [u.input_tokens + u.output_tokens for u in used], [u.cost or 0.0 for u in used]
     first = found[0] if found else None
     return Diff(not found, first, found, (tokens[0], tokens[1]), (cost[0], cost[1]), equal, infos)
+
+
+def _beside(
+    a: Happening, b: Happening, fields: Collection[str] | None = None, harmless: Collection[str] = ()
+) -> Iterator[tuple[str, Happening | None, Happening | None, list[StepDiff]]]:
+    """The steps of two runs, each with what differs."""
+    for step, x, y in aligned(a, b):
+        if x is None or y is None:
+            then, now = (NOTHING if one is None else _main(one) for one in (x, y))
+            yield step, x, y, [StepDiff(step, None, then, now)]
+            continue
+        differ = _fields(step, x, y)
+        yield step, x, y, [d for d in differ if (d.field in fields if fields is not None else d.field not in harmless)]
+
+
+def other_than(a: Happening, b: Happening) -> list[Happening]:
+    """What the second of two runs did, and the first one did not, or otherwise; as far as nothing secret hides that."""
+    secrets = secrets_of(a, b)
+    return [y for _, _, y, all in _beside(a, b) if y is not None and any(not secrets or not _unknown(secrets, d) for d in all)]
 
 
 def _unknown(secrets: Secrets, one: StepDiff) -> bool:
@@ -179,20 +193,6 @@ def _names(one: Happening) -> Iterator[str]:
         )
     yield from ("data", *(one.data if isinstance(one.data, Mapping) and not one.attempts else ()))
     yield from ("error.type", "error.message") if one.error is not None else ()
-
-
-def by_step(root: Happening) -> dict[str, Happening]:
-    """All that a run did, by step id; what its calls have one by themselves."""
-    found: dict[str, Happening] = {}
-    counts: dict[str, int] = {}
-    for one in root:
-        name = {"source": one.label, "letter": f"letter at {one.label}"}.get(one.kind, one.label)
-        if one.kind == "call":
-            found[one.label] = one
-            continue
-        counts[name] = ordinal = counts.get(name, -1) + 1
-        found[f"{name}#{ordinal}"] = one
-    return found
 
 
 def _main(one: Happening) -> Any:

@@ -67,6 +67,28 @@ def test_what_differs_is_named_by_step_and_field_with_the_first_first(one: Lab) 
     assert {s.field for s in only.steps} == {"label", None}
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "steps", "equal"),
+    [
+        ("a b c", "x a b c", {("ask#0", NOTHING, "X"), ("out#0", NOTHING, "X")}, {"ask#0", "ask#1", "ask#2"}),
+        ("a b c", "b c", {("ask#0", "A", NOTHING), ("out#0", "A", NOTHING)}, {"ask#1", "ask#2"}),
+        ("a b c", "c a b", set[Any](), {"ask#0", "ask#1", "ask#2"}),
+        ("a b b", "b a", {("ask#2", "B", NOTHING), ("out#2", "B", NOTHING)}, {"ask#0", "ask#1"}),
+    ],
+)
+def test_one_more_or_fewer_or_another_order_makes_no_other_step_another_one(
+    one: Lab, then: str, now: str, steps: set[Any], equal: set[str]
+) -> None:
+    found = diff(one, one.publish("in", {"text": then}), one.publish("in", {"text": now}))
+    assert {(s.step, *(_label(of) for of in (s.a, s.b))) for s in found.steps if s.step != "in#0"} == steps
+    assert {step for step in found.equal if step.startswith("ask")} == equal
+    assert (f"| `ask#{2 if now == 'b a' else 0}` |" in found.markdown()) == bool(steps)
+
+
+def _label(of: Any) -> Any:
+    return of["label"] if isinstance(of, dict) else of
+
+
 def test_of_long_texts_the_words_that_differ_are_shown(one: Lab) -> None:
     a = one.publish("in", {"text": "a"})
     one.advance(5)
