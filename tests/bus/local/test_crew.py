@@ -43,7 +43,6 @@ print("beside a thread", processes(4), processes(4, threads=2))
 def said(dies: str = "False", wrong: str = "()") -> list[str]:
     script = SCRIPT.format(dies=dies, wrong=wrong)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stderr == ""
     return done.stdout.splitlines()
 
 
