@@ -94,6 +94,7 @@ def test_a_fork_decides_otherwise(past: tuple[Lab, list[str]]) -> None:
         one.run(forked(one.client, runs[0], "ok", ForkChange(inputs={"price": 1}), [approving().graph]))
 
 
+@pytest.mark.long
 def test_who_decided_about_other_data_decides_the_same_in_a_fork(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
     made = one.run(forked(one.client, runs[0], "ask", ForkChange(outputs={"price": 1}), [approving().graph]))

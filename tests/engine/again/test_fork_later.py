@@ -199,6 +199,7 @@ topology.source("UNIQUE.in").batch(2, within="1h", name="two").sink("UNIQUE.out"
 """
 
 
+@pytest.mark.long
 def test_the_command_prints_what_follows_in_other_runs(tmp_path: Path, nats_url: str) -> None:
     project = Project(tmp_path, f"l{os.urandom(5).hex()}", 'topologies = ["flow:topology"]', NATS_URL=nats_url)
     project.write("flow.py", FLOW.replace("UNIQUE", project.u))

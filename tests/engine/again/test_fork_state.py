@@ -98,6 +98,7 @@ def test_what_goes_into_an_operator_with_state_is_changed_and_it_goes_on_from_wh
     assert [d["double"] for d in sink(fork(one, runs[3], "double", inputs={"n": 5})[1], "wholes")] == [10]
 
 
+@pytest.mark.long
 def test_what_comes_out_of_an_operator_with_state_is_changed_at_once_or_when_it_is_woken(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
     assert [d["sum"] for d in sink(fork(one, runs[3], "total", outputs={"sum": 7})[1], "sums")] == [7]
@@ -106,6 +107,7 @@ def test_what_comes_out_of_an_operator_with_state_is_changed_at_once_or_when_it_
     assert [d["double"] for d in sink(fork(one, runs[3], "whole", outputs={"double": 7})[1], "wholes")] == [7]
 
 
+@pytest.mark.long
 def test_of_what_many_events_fill_it_is_told_what_it_keeps_then(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
     made, file = fork(one, runs[2], "some", inputs={"n": 100})

@@ -89,6 +89,7 @@ def test_of_several_runs_of_the_server_one_whose_event_was_changed_is_named_and_
         one.run(of_many(one.client, runs[1:2], [], [words().graph], "strict"))
 
 
+@pytest.mark.long
 def test_the_command_names_each_such_file_beside_those_that_differ_and_ends_as_one_of_them_alone_does(native: Project) -> None:
     folder = native.folder / "damaged"
     folder.mkdir()

@@ -84,6 +84,7 @@ def test_each_run_is_the_same_again(past: tuple[Lab, list[str]], tmp_path: Path)
         assert (found.diff.same, found.without) == (True, ""), str(found.diff)
 
 
+@pytest.mark.long
 def test_a_fork_that_leads_to_another_key_finds_what_was_kept_of_that(past: tuple[Lab, list[str]]) -> None:
     one, runs = past
     change = ForkChange(outputs={"kind": "rate"})
@@ -142,6 +143,7 @@ def test_what_others_left_waiting_makes_no_calls(lab: MakeLab) -> None:
         assert (found.diff.same, found.served) == (True, 0), str(found.diff)
 
 
+@pytest.mark.long
 def test_what_was_committed_together_with_it_before_it_counts(lab: MakeLab, tmp_path: Path) -> None:
     topology = Topology("counts")
     source = topology.source("in").key_by("k", name="by_k")

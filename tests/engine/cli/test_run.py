@@ -96,6 +96,7 @@ def test_a_process_of_several_is_started_again_when_it_dies_while_events_go_on_a
         assert '"why": "it ended with exit code -9"' in run.errors()
 
 
+@pytest.mark.long
 def test_run_shows_in_place_what_runs_and_tears_no_log_line(project: Project) -> None:
     seen = Seen(project, "run", "--pools", "none")
     try:

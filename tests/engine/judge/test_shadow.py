@@ -79,6 +79,7 @@ def test_runs_that_end_now_are_compared_with_a_candidate_and_nothing_is_sent(liv
     assert len(told) == 4  # what was sent is what ran
 
 
+@pytest.mark.long
 def test_the_same_is_the_same_and_pays_nothing(live: Live) -> None:
     with live.start("--json", "shadow", "triage.yaml", "--sample", "100%", "--until", "1h") as shadow:
         shadow.until('"begun"')

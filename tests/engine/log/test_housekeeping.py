@@ -183,6 +183,7 @@ def test_an_event_that_a_dead_letter_points_at_is_kept(lab: MakeLab) -> None:
     assert letter.attempts == 2
 
 
+@pytest.mark.long
 def test_an_entry_that_is_kept_keeps_the_pieces_of_its_changes(lab: MakeLab) -> None:
     topology = Topology("kept", retention="30s")
     asking = topology.source("in").flat_map(lambda d: [{"text": str(n)} for n in range(60)], name="many")

@@ -355,6 +355,7 @@ def test_epochs_count_on_where_the_claim_was_removed_and_an_entry_with_a_snapsho
     assert len(one.outputs("out")) == MANY
 
 
+@pytest.mark.long
 def test_engines_that_live_for_two_minutes_only_remove_what_is_over(lab: MakeLab) -> None:
     topology = Topology("brief", retention="30s")
     topology.source("in").predict("text -> answer", name="ask").sink("out")

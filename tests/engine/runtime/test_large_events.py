@@ -148,6 +148,7 @@ def test_a_function_that_fails_between_the_parts_of_its_event_leaves_a_dead_lett
     assert [letter.node for letter in one.letters()] == ["many"]
 
 
+@pytest.mark.long
 @pytest.mark.no_cover
 def test_calls_of_one_event_that_no_commit_holds_are_all_made_and_answered() -> None:
     topology = Topology("calling")

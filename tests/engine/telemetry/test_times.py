@@ -132,6 +132,7 @@ def test_what_no_engine_can_have_measured_is_no_report() -> None:
     assert not is_sound({"operators": [row], "stages": []})  # type: ignore[typeddict-item]
 
 
+@pytest.mark.long
 def test_run_with_profile_says_at_the_end_what_each_operator_took(tmp_path: Path, unique: str) -> None:
     port = free_port(None)
     project = Project(tmp_path, unique, SIMPLE + f'telemetry.metrics = "127.0.0.1:{port}"\n')

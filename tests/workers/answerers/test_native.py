@@ -201,6 +201,7 @@ async def test_a_child_that_only_serves_native_calls_never_imports_dspy(model: A
         assert (await bench.ask(work("after", spec=spec())))[0].error is None
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_dspy_is_imported_when_it_is_needed_and_native_calls_go_on_meanwhile(model: Any) -> None:
     async with running(plain(model.url)) as bench:

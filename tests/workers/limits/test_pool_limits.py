@@ -48,6 +48,7 @@ async def test_a_pool_asks_no_model_beyond_a_limit_and_counts_what_the_model_has
         assert seen["cost"] == pytest.approx(sum(r.usage["cost"] for r in first))
 
 
+@pytest.mark.long
 @pytest.mark.asyncio
 async def test_an_agent_is_counted_by_all_of_its_requests_and_a_pause_refuses_without_asking(model: Any) -> None:
     async with running(limited(model.url)) as bench:
