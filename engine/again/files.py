@@ -109,7 +109,8 @@ class _Doing:
     def __init__(
         self, client: Client | None, graphs: Sequence[Graph], mode: Mode, whole: bool, options: Mapping[str, Any]
     ) -> None:
-        self._client, self._graphs, self._mode, self._whole, self._options = client, graphs, mode, whole, options
+        self._client, self._graphs, self._whole, self._options = client, graphs, whole, options
+        self._mode: Mode = mode
         self._now, self._known = builds_now(graphs), dict[str, Unchanged]()
         self._strict = mode == "strict" and client is None
 
@@ -145,7 +146,7 @@ class _Doing:
         if name not in self._known:
             self._known[name] = Unchanged(of_run(self._graphs, name, file.root.data))
         last = as_it_was(file, self._known[name], self._now, whole=self._whole) if self._strict else None
-        options = {"now": self._now, "whole": self._whole, **self._options}
+        options: dict[str, Any] = {"now": self._now, "whole": self._whole, **self._options}
         return last or await of_file(self._client, file, self._graphs, self._mode, **options)
 
 

@@ -107,9 +107,9 @@ async def replayed(
     steps = [_step(one) for one in said.get("steps") or ()]
     first = _step(said["diverged"]) if said.get("diverged") is not None else None
     used = said.get("used") or {"tokens": (0, 0), "cost": (0.0, 0.0)}
-    diff = Diff(
-        first is None, first, steps or ([first] if first is not None else []), tuple(used["tokens"]), tuple(used["cost"])
-    )
+    (tokens, later_tokens), (cost, later_cost) = used["tokens"], used["cost"]
+    found_steps = steps or ([first] if first is not None else [])
+    diff = Diff(first is None, first, found_steps, (int(tokens), int(later_tokens)), (cost, later_cost))
     found = (said["same"], said["runs"], said["served"], said["live"], said["tokens"], first, diff, said.get("without", ""))
     lacking = {
         next(str(one[name]) for name in ("run", "place", "file") if name in one): RecordingIncomplete(
