@@ -67,7 +67,7 @@ export function changing(draw) {
   };
 }
 
-export function choice(label, options, value, chosen) {
+export function choice(label, options, value, chosen = () => {}) {
   const made = h("select", { "aria-label": label, onchange: () => chosen(made.value) },
     options.map(([given, name]) => h("option", { value: given, selected: given === value }, name)));
   return made;

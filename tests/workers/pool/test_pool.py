@@ -268,7 +268,9 @@ async def test_a_full_stream_stops_the_pool_from_taking_more_and_loses_nothing(m
     bus = MemoryServer().connect()
     await bus.ensure_stream(StreamConfig(subjects.stream(APP), subjects.own_subjects(APP), max_messages=42))
     async with running(light(model.url, slots=2), bus) as bench:
-        await bench.put(*[native(f"t{i}") for i in range(40)])
+        model.gate.clear()
+        await bench.put(*[native(f"standin:gate {i}") for i in range(40)])  # before a record takes their room
+        model.gate.set()
         await until(lambda: bench.pool.records.pending > 2 and bench.pool.children.slots.busy == 0)
         assert len(await bench.records(2)) == 2
         assert model.requests < 12, "it does not call models for records that it cannot store"

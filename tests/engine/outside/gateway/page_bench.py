@@ -43,7 +43,7 @@ def opened(browser: Any, project: Project, tmp_path: Path, who: str) -> Iterator
     yield page
     page.screenshot(path=tmp_path / "last.png", full_page=True)
     page.close()
-    assert wrong == []
+    assert wrong == [], wrong
 
 
 @pytest.fixture
