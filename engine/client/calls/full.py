@@ -32,8 +32,8 @@ class FullPool:
 
     A call that ends lets the next one go, because a slot is free now. As others' calls end too, and pools grow, the first of
     the line asks again now and then; where it is taken two do, then four. If each call asked again by itself, refusing them
-    would be most of what a full pool does, and its slots would wait for the next one that asks: of 1,500 calls at once, which
-    took 2.3 s, each asked four times.
+    would be most of what a full pool does, and its slots would wait for the next one that asks: of 1,500 calls at once over 16
+    slots, 230 were answered a second so, and 2,000 in a line.
 
     Attributes:
         seen: what the pool said of itself when no worker took a call.
