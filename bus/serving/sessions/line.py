@@ -52,10 +52,10 @@ async def turn_of(
         out(first)
     with store.waiting(id) as passed_on:
         while not (state.line and state.line[0].call == place.call) and not (place.turn and state.turn(place.turn)):
-            passed_on.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await passed_on.wait()
+            passed_on.clear()  # before it looks: a call that ends meanwhile is not missed
             pause = min(pause * 1.5, MOST_PAUSE)
             state = await _looked(store, id, place, use)
     return state

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import orjson
 
 from dspex.bus import subjects
-from dspex.bus.errors import Saturated
+from dspex.bus.errors import DspexError, Saturated
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRequest
 from dspex.engine.client.status.pools import pool_row, pool_rows
@@ -70,20 +70,7 @@ class FullPool:
     async def refused(self, place: int) -> None:
         """Wait until a call that was refused may ask again. Raises Saturated where there is no worker to wait for."""
         self._several = 1
-        turn = self._wait(place)  # before anything else: who ends meanwhile lets it go
-        now = asyncio.get_running_loop().time()
-        if now - self._looked >= SHORTEST:
-            self._looked = now
-            try:
-                self.seen = await _someone_there(self._bus, self._app, self._pool)
-            except Saturated as error:
-                self._looked = -inf
-                self._fail(error)
-            except BaseException:
-                self._looked = -inf
-                self._leave(turn)
-                raise
-        await self._turn(turn)
+        await self._turn(self._wait(place), look=True)
 
     def took(self) -> None:
         """A worker has taken a call: there may be room for more."""
@@ -106,12 +93,24 @@ class FullPool:
             self._timer = loop.call_later(self._pause, self._again)
         return turn
 
-    async def _turn(self, turn: asyncio.Future[None]) -> None:
+    async def _turn(self, turn: asyncio.Future[None], *, look: bool = False) -> None:
+        """Wait for a turn. `look`: and see whether there is a worker at all; once for all that were refused together."""
         try:
+            now = asyncio.get_running_loop().time()
+            if look and now - self._looked >= SHORTEST:
+                self._looked = now
+                await self._look()
             await turn
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DspexError):
             self._leave(turn)
             raise
+
+    async def _look(self) -> None:
+        try:
+            self.seen = await _someone_there(self._bus, self._app, self._pool)
+        except Saturated as error:
+            self._looked = -inf
+            self._fail(error)
 
     def _leave(self, turn: asyncio.Future[None]) -> None:
         """A call waits no more. If it was its turn, it is that of the next one."""
