@@ -6,6 +6,7 @@
     an outage: LMUnavailable, RateLimited,      the next execution after a growing pause, until the call's deadline: it does
     Saturated, CircuitOpen                      not count as an attempt
     NoBatchAnswer                               the next execution, asked live; it does not count as an attempt
+    WorkerLost of a pool that refuses           as an outage: no worker had the call, so none died of it
     WorkerLost                                  the next execution; the third and later ones alone in a process. Only a
                                                 death alone counts as an attempt: a neighbour may have ended the process
     InvalidOutput, for the first time           one more attempt, if one is left
@@ -167,7 +168,7 @@ def _again(error: DspexError, row: OpenCall, call: Call) -> Verdict | None:
     row = row._replace(try_number=row.try_number + 1)
     if isinstance(error, RetryLater):
         return Verdict("retry", error.retry_after or 1.0, row)
-    if isinstance(error, OUTAGES):
+    if isinstance(error, OUTAGES) or (isinstance(error, WorkerLost) and error.retry_after):  # a pool refuses for a while
         return Verdict("retry", _pause(error, row.try_number - 1, call, row.id), row)
     if isinstance(error, NoBatchAnswer) and not row.live:
         return Verdict("retry", 0.0, row._replace(live=True))

@@ -140,7 +140,8 @@ class Slots:
                 child.busy += call.slots
                 call.begin(child)
             else:
-                call.refuse(WorkerLost(f"worker {child.pid}, which the call waited for, takes no more calls"))
+                said = f"worker {child.pid}, which the call waited for, takes no more calls"
+                call.refuse(WorkerLost(said, retry_after=0.1))  # another one takes its part at once
         if not waiting:
             self._for_one.pop(child, None)
 

@@ -100,6 +100,18 @@ def test_only_a_death_alone_counts_as_an_attempt() -> None:
     assert decide(lost, asked, call(), FOREVER).what == "dead"
 
 
+def test_a_call_that_a_failed_pool_refuses_waits_as_for_an_outage_since_no_worker_died_of_it() -> None:
+    asked, refusal = row(), e.WorkerLost("pool lightweight failed", retry_after=10.0)
+    for _ in range(50):
+        verdict = decide(refusal, asked, call(), FOREVER)
+        assert verdict.what == "retry"
+        assert verdict.row is not None
+        assert verdict.after >= 10.0
+        asked = verdict.row
+    assert (asked.attempts, asked.deaths, asked.alone, asked.try_number) == (1, 0, False, 51)
+    assert decide(refusal, asked, call(fallback=True), 5.0).what == "fallback"
+
+
 def test_an_answer_that_does_not_fit_is_asked_for_once_more_whatever_else_failed_before() -> None:
     assert decide(e.InvalidOutput("x"), row(2), call(), FOREVER).what == "retry"  # the first one: something else failed before
     assert decide(e.InvalidOutput("x"), row(2, invalid=1), call(), FOREVER).what == "dead"
