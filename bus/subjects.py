@@ -102,6 +102,11 @@ def is_pattern(pattern: str) -> bool:
     return bool(_PATTERN.fullmatch(pattern)) and not pattern.startswith(("$", INBOX)) and pattern.isprintable()
 
 
+def is_own(pattern: str) -> bool:
+    """Whether a subject, or all that a wildcard takes, is of some application of dspex: nobody else publishes there."""
+    return pattern.startswith("dspex.")
+
+
 @lru_cache(1 << 14)
 def matches(pattern: str, subject: str) -> bool:
     """Whether the NATS pattern (`*` one token, `>` the rest) takes the subject."""

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dspex.bus.errors import ConfigError, Problem
-from dspex.bus.serving.call_spec import without_price
 from dspex.bus.settings import files, layers, not_built
+from dspex.bus.settings.called import together
 from dspex.bus.settings.layers import Layer, SettingPath
 from dspex.bus.settings.model import Settings
 
@@ -63,7 +63,7 @@ def checked(values: Any, build: Callable[[Any], S], origins: Mapping[SettingPath
         settings = build(values)
     except ValidationError as e:
         raise _all_of([_problem(error, values, origins) for error in e.errors(include_url=False)]) from None
-    if wrong := [*_unknown_names(settings, origins), *_without_prices(settings, origins), *_contradictions(settings, origins)]:
+    if wrong := list(together.problems(settings, origins)):
         raise _all_of(wrong)
     return settings
 
@@ -139,7 +139,7 @@ def _problem(error: ErrorDetails, merged: Mapping[str, Any], origins: Mapping[Se
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         code, message = "DX105", f"{shown} will not do: {said[:1].lower()}{said[1:]}"
         fix = "correct the value; dspex config show says where each one came from"
-    return _problem_at(code, ".".join(key), origin, message, fix)
+    return together.problem_at(code, ".".join(key), origin, message, fix)
 
 
 def _unknown(key: SettingPath, origin: str) -> tuple[str, str, str]:
@@ -188,62 +188,6 @@ def _suggestion(key: SettingPath) -> str:
     if close := difflib.get_close_matches(key[-1], names, n=1):
         return f"did you mean {'.'.join((*key[:-1], close[0]))}?"
     return f"one of: {', '.join(names)}"
-
-
-def _unknown_names(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
-    """Language models and pools that are named and not there."""
-    default = settings.defaults.call.pool
-    if default is not None and default not in settings.pools:
-        fix = f"add it to dspex.toml: pools.{default} = {{}}"
-        place = layers.origin_of(("defaults", "call", "pool"), origins)
-        yield _problem_at("DX133", "defaults.call.pool", place, f"there is no pool {default!r}", fix)
-    named = [(("pools", name, "lm"), pool.lm) for name, pool in settings.pools.items() if pool.lm]
-    named += [(("pools", name, "lms"), lm) for name, pool in settings.pools.items() for lm in pool.lms]
-    named += [(("defaults", "call", "lm"), lm) for lm in settings.defaults.call.lm or ()]
-    named += [(("budgets", name, "profile"), budget.profile) for name, budget in settings.budgets.items() if budget.profile]
-    for key, lm in named:
-        if lm not in settings.lm:
-            close = difflib.get_close_matches(lm, settings.lm, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.lm)}"
-            origin = layers.origin_of(key, origins)
-            yield _problem_at("DX111", ".".join(key), origin, f"there is no language model {lm!r}", fix)
-
-
-def _without_prices(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
-    """Budgets of money for profiles of which nobody knows what they cost, and a choice by that."""
-    for name, budget in settings.budgets.items():
-        profiles = [budget.profile] if budget.profile in settings.lm else [lm for lm in settings.lm if budget.profile is None]
-        priceless = settings.priceless(profiles)
-        if budget.cost is not None and priceless:
-            key = ("budgets", name, "cost")
-            said = f"counts no call of lm.{priceless[0]}, which has no price"
-            fix = f"say what its tokens cost: lm.{priceless[0]}.price = {{ input = …, output = … }}"
-            yield _problem_at("DX105", ".".join(key), layers.origin_of(key, origins), said, fix)
-    call = settings.defaults.call
-    for lm in settings.priceless(call.lm or ()) if call.choose == "cheapest" else ():
-        place = layers.origin_of(("defaults", "call", "choose"), origins)
-        yield _problem_at("DX105", "defaults.call.choose", place, *without_price(lm))
-
-
-def _contradictions(settings: Settings, origins: Mapping[SettingPath, str]) -> Iterator[Problem]:
-    """Between pools and what calls are by default."""
-    call = settings.defaults.call
-    most = max(pool.slots for pool in settings.pools.values())
-    if call.cost is not None and call.cost > most:
-        place = layers.origin_of(("defaults", "call", "cost"), origins)
-        said = f"a call would take {call.cost} slots, and no worker has more than {most}"
-        yield _problem_at("DX105", "defaults.call.cost", place, said, "lower it, or raise pools.*.slots")
-    for name, pool in settings.pools.items():
-        if pool.timeout is not None and call.deadline is not None and pool.timeout > call.deadline:
-            place = layers.origin_of(("pools", name, "timeout"), origins)
-            said = f"{pool.timeout:g} s is longer than defaults.call.deadline, {call.deadline:g} s, which ends all attempts"
-            yield _problem_at("DX105", f"pools.{name}.timeout", place, said, "lower it, or raise defaults.call.deadline")
-
-
-def _problem_at(code: str, key: str, origin: str, message: str, fix: str) -> Problem:
-    at_line = re.fullmatch(r"(.+):(\d+)", origin)
-    file, line = (at_line[1], int(at_line[2])) if at_line else (origin, None)
-    return Problem(code, "error", "", key, file, line, message, fix)
 
 
 def _all_of(problems: list[Problem]) -> ConfigError:

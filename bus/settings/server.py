@@ -25,11 +25,13 @@ from dspex.bus.settings.values import (
     Variables,
     custom_error,
     interval,
+    listed,
     number,
     without_effect,
 )
 
 SCHEMES = ("nats", "tls")
+_NODE = re.compile(r"[^\s/]+/[^\s/]+")
 _NAME = "^[a-z][a-z0-9_-]{0,47}$"  # of what stands in a path
 LOGIN = ("creds", "nkey", "user", "password_env", "token_env", "tls", "context")
 """The settings that say how to log in."""
@@ -51,7 +53,42 @@ def _inbox_prefix(text: str) -> str:
     return text
 
 
+def need_events(pattern: str) -> None:
+    """Raise ConfigError (DX105) for what is no subject, nor a wildcard over some, to which others may publish events."""
+    fix = 'write tokens joined by dots: "orders.new", "orders.*" or "orders.>"'
+    if not subjects.is_pattern(pattern):
+        raise ConfigError(f"{pattern!r} is no subject", code="DX105", fix=fix)
+    if subjects.is_own(pattern):
+        raise ConfigError(
+            f"{pattern!r} is a subject of dspex's own, and no event may come from elsewhere", code="DX105", fix=fix
+        )
+
+
+def _offered(pattern: str) -> str:
+    try:
+        need_events(pattern)
+    except ConfigError as e:
+        raise custom_error(e) from None
+    return pattern
+
+
+def _one_subject(text: str) -> str:
+    if not subjects.is_subject(text):
+        fix = 'write tokens joined by dots, without wildcards: "orders.new"'
+        raise custom_error(ConfigError(f"{text!r} is no subject", code="DX105", fix=fix))
+    return _offered(text)
+
+
+def _target(text: str) -> str:
+    if "->" not in text and not _NODE.fullmatch(text):
+        raise ValueError('it is neither a signature nor a node; write "text -> lang", or "topology/node"')
+    return text
+
+
 ServerURLs: TypeAlias = Annotated[str, AfterValidator(_server_urls)]
+
+
+_Patterns: TypeAlias = Annotated[tuple[Annotated[NotEmpty, AfterValidator(_offered)], ...], BeforeValidator(listed)]
 
 
 class TLSSettings(SettingsTable):
@@ -135,7 +172,7 @@ class HookSettings(SettingsTable):
 
     scheme: Literal["github", "slack", "stripe"]
     secret_env: Variables
-    subject: NotEmpty
+    subject: Annotated[NotEmpty, AfterValidator(_one_subject)]
 
 
 class HttpSettings(SettingsTable):
@@ -150,8 +187,10 @@ class HttpSettings(SettingsTable):
     """
 
     bind: HostPort = "127.0.0.1:8080"
-    subjects: Texts = ()
-    calls: dict[Annotated[str, Field(pattern=_NAME)], NotEmpty] = Field(default_factory=dict[str, str])
+    subjects: _Patterns = ()
+    calls: dict[Annotated[str, Field(pattern=_NAME)], Annotated[NotEmpty, AfterValidator(_target)]] = Field(
+        default_factory=dict[str, str]
+    )
     hooks: dict[Annotated[str, Field(pattern=_NAME)], HookSettings] = Field(default_factory=dict[str, HookSettings])
     max_body: PositiveSize = 1 << 20
 
@@ -168,7 +207,7 @@ class TokenSettings(SettingsTable):
 
     token_env: Variables
     calls: Texts = ()
-    subjects: Texts = ()
+    subjects: _Patterns = ()
     read: bool = False
     operate: bool = False
     requests: Rate | None = None

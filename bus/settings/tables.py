@@ -5,7 +5,7 @@ Only what has an effect is here; `bus/settings/not_built.py` names what the desi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -41,6 +41,9 @@ from dspex.bus.settings.values import (
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 LEAST_MEMORY: Final = 32 << 20
 MOST_HEARTBEAT: Final = 30.0  # seconds; more is not believed of an engine, since anybody may have written its heartbeat
+
+
+_Device: TypeAlias = Annotated[int, Field(ge=0), most(255, "it is the number of a GPU of one machine, from 0")]
 
 
 class CommitSettings(SettingsTable):
@@ -198,7 +201,7 @@ class PoolSettings(SettingsTable):
     python: NotEmpty | None = None
     gpus: Annotated[int, Field(ge=0)] = 0
     hmac_key_env: Variables | None = None
-    devices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
+    devices: Annotated[tuple[_Device, ...], BeforeValidator(listed)] = ()
     zygote: bool | None = None
     timeout: PositiveSeconds | None = None
     cpu: Annotated[float, Field(ge=0.01), most(1024, "no machine has so many cores")] | None = None

@@ -14,7 +14,7 @@ from dspex.bus import codecs
 from dspex.bus.errors import ConfigError, DecodeError
 from dspex.bus.settings.duration import seconds
 from dspex.bus.settings.model import Settings
-from dspex.bus.settings.server import HookSettings
+from dspex.bus.settings.server import HookSettings, need_events
 from dspex.bus.settings.similar import did_you_mean
 from dspex.bus.tasks import first
 from dspex.engine.client.client import Client
@@ -51,7 +51,9 @@ class Entrance:
         self._one = asyncio.Lock()
 
     def _check(self) -> None:
-        """Raise ConfigError (DX105) for a token that is good for what is not offered: a spelling mistake, most of the time."""
+        """Raise ConfigError (DX105) for what is no subject of events, and for a token that is good for what is not offered."""
+        for one in self.subjects:
+            need_events(one)
         for name, token in self.settings.calls.items():
             for kind, offered in (("calls", list(self.calls)), ("subjects", list(self.subjects))):
                 if unknown := [one for one in getattr(token, kind) if one not in ("*", *offered)]:

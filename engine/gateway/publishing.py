@@ -39,8 +39,8 @@ class Publishing:
         """Store an event; 202 with its run once it is stored."""
         subject = request.path_params["subject"]
         caller = self._entrance.access.to_use(request, "subjects", subject)
-        if not subjects.is_subject(subject):
-            raise HTTPException(404, f"{subject!r} is no subject: tokens joined by dots, without wildcards")
+        if not subjects.is_subject(subject) or subjects.is_own(subject):  # which ">" would take, too
+            raise HTTPException(404, f"{subject!r} is no subject of events: tokens joined by dots, without wildcards")
         media = request.headers.get("content-type", codecs.JSON).partition(";")[0].strip().lower()
         if media not in (codecs.JSON, codecs.MSGPACK, codecs.ARROW, cloud_events.STRUCTURED):
             raise HTTPException(415, f"{media or 'nothing'} is no kind of event: send {codecs.JSON}, or a CloudEvent")

@@ -22,6 +22,8 @@ from dspex.bus.settings.model import Settings
 from dspex.engine.cli.server.diagnosis import Diagnosis, fault
 from dspex.engine.cli.server.interpreters import installed_for
 from dspex.engine.cli.server.models import models
+from dspex.engine.cli.server.named import missing_here, no_topology
+from dspex.engine.cli.topology.targets import search
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.limits import limit_rows
 from dspex.engine.client.status.status import status
@@ -54,6 +56,8 @@ async def checks(
             found += _server_to_start(settings)
     found += await models(settings, ask=ask)
     found += await _pools(settings)
+    search(settings)
+    found += [Diagnosis(str(p.node), False, p.message, p.fix) for p in missing_here(settings)]
     return found
 
 
@@ -201,6 +205,9 @@ async def _application(settings: Settings, bus: Bus) -> list[Diagnosis]:
     found = faults(await status(bus, settings.app, applied))
     wrong = [Diagnosis(f.check, False, f.message, f.fix) for f in found if f.check in ("stream", "stage", "clock")]
     wrong += [d for m in applied.values() for d in await _copies(bus, settings.app, m)]
+    if applied:  # before a start nobody knows what there will be
+        unknown = no_topology(settings, {name: list(m.calls) for name, m in applied.items()})
+        wrong += [Diagnosis(str(p.node), False, p.message, p.fix) for p in unknown]
     count = len(applied)
     good = f"{count} {'topology is' if count == 1 else 'topologies are'} applied" if count else "nothing is applied yet"
     return wrong or [Diagnosis("application", True, good)]

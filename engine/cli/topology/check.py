@@ -13,6 +13,7 @@ from dspex.bus.serving.call_spec import without_price
 from dspex.bus.serving.keys.secret_fields import in_clear_text
 from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.engine.cli.figures import GIVE_A_KEY
+from dspex.engine.cli.server.named import missing_here, no_topology
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.cli.topology.targets import Targets, load, load_one, named
@@ -38,7 +39,10 @@ def check(
     checked = [problems_of(t, target) for target in named(t, targets)]
     said = t.run(_live(t, checked)) if live else ""
     valid = [_valid(t, topology, found, strict, said) for topology, found in checked]
-    if not all(valid):
+    of_settings = [] if targets else list(_of_settings(t, checked))  # there may be others than those that are named
+    for problem in of_settings:
+        t.problem(problem)
+    if not all(valid) or any(strict or problem.level == "error" for problem in of_settings):
         raise typer.Exit(3)
 
 
@@ -76,6 +80,15 @@ def problems_of(t: Terminal, target: str) -> tuple[Topology | None, list[Problem
     if not any(p.level == "error" for p in found):
         found += _with_settings(t, topology.graph)
     return topology, found
+
+
+def _of_settings(t: Terminal, checked: Sequence[tuple[Topology | None, list[Problem]]]) -> Iterator[Problem]:
+    """What the settings name that is not there. `checked`: all topologies that there are."""
+    settings = t.settings()
+    yield from missing_here(settings)
+    graphs = [topology.graph for topology, found in checked if topology and not any(p.level == "error" for p in found)]
+    if len(graphs) == len(checked):  # of one with errors nobody knows what it has
+        yield from no_topology(settings, {graph.name: [node.name for node in graph.calls] for graph in graphs})
 
 
 def _with_settings(t: Terminal, graph: Graph) -> Iterator[Problem]:

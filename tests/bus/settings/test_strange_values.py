@@ -40,6 +40,17 @@ POOL = "[pools.a]\ngpus = 1\ndevices = [0]\n"
         (POOL + 'env = {CUDA_VISIBLE_DEVICES = "1"}', "has no effect here"),
         (POOL + "cpu = inf", "finite"),
         ('[lm.a]\nmodel = "openai/x"\nprice = { input = inf }', "finite"),
+        *((f"[http]\nsubjects = ['{one}']", "is no subject") for one in ("a b", "a..b", ".a", "$JS.API.INFO", "_INBOX.a")),
+        ("[http]\nsubjects = ['dspex.bank.log.>']", "of dspex's own"),
+        ("[http.hooks.a]\nscheme = 'slack'\nsecret_env = 'S'\nsubject = 'a.*'", "is no subject"),
+        ("[calls.a]\ntoken_env = 'T'\nsubjects = ['a b']", "is no subject"),
+        *((f"[http]\ncalls.a = '{one}'", "neither a signature nor a node") for one in ("a", "a/", "a b/c", "m:f")),
+        ("[calls.a]\ntoken_env = 'T'\n[calls.b]\ntoken_env = 'NEW,T'", "is that of calls.a, too"),
+        ("[pools.a]\ngpus = 1\ndevices = [1000000000]", "number of a GPU of one machine"),
+        ("[http]\nbind = '127.0.0.1:9464'\n[telemetry]\nmetrics = ':9464'", "is the address of http.bind, too"),
+        ("[server.local]\nport = 9464\n[telemetry]\nmetrics = ':9464'", "is the address of telemetry.metrics, too"),
+        ("[engine]\nheartbeat = '10s'\nstall_after = '5s'", "shorter than engine.heartbeat"),
+        ("[defaults.call]\ntimeout = '5s'\nfirst_token_timeout = '6s'", "longer than defaults.call.timeout"),
         ("[defaults.call.retry]\nfactor = inf", "finite"),
         ("[defaults.call.retry]\nfactor = 1e300", "too much"),
         *((f"[pools.a]\n{name} = {10**9}", "too much") for name in ("size", "slots", "threads", "cpu", "scale.max")),
@@ -81,6 +92,20 @@ def test_what_cannot_work_is_refused_before_a_pool_starts_and_the_error_says_wha
         Settings.load(tmp_path)
     assert e.value.fix
     assert "dspex.toml" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[http]\nbind = '127.0.0.1:9464'\n[telemetry]\nmetrics = '127.0.0.2:9464'",
+        "[telemetry]\nmetrics = ':8080'",  # the default of http.bind, which need not be served
+        "[http]\nsubjects = ['orders.new', 'a.*.b', '>']\ncalls = { a = 'text -> lang', b = 'shop/draft' }",
+        "[calls.a]\ntoken_env = 'T'\nsubjects = ['*']",
+    ],
+)
+def test_what_goes_together_is_taken(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dspex.toml").write_text(text)
+    assert Settings.load(tmp_path).root == tmp_path
 
 
 @pytest.mark.parametrize("text", [b'app = "\xed\xa0\x80"', b'app = "\xe4"', 'app = "a"'.encode("utf-16"), b'app = "\\ud800"'])

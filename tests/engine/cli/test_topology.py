@@ -107,6 +107,35 @@ def test_check_knows_the_pools_and_models_of_the_settings(dspex: Dspex, tmp_path
     assert "error[DX111] ask (t.yaml:7): there is no language model 'huge'" in found.out
 
 
+def test_check_names_what_the_settings_name_and_what_is_not_there(dspex: Dspex, tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(GOOD)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/there.py").touch()
+    (tmp_path / "dspex.toml").write_text(
+        'topologies = ["t.yaml"]\npath = ["mine", "nosuchfolder"]\n'
+        'http.calls = { one = "good/ask", two = "good/nosuch", three = "text -> lang" }\n'
+        'pools.lightweight.programs = ["nosuch:*", "there.below:f", "there:*", "json.decoder:*", "shop_*:f"]\n'
+        'budgets.a = { topology = "god", requests = 1, per = "day" }\n'
+        'budgets.b = { topology = "good", requests = 1, per = "day" }\n'
+    )
+    found = dspex("--json", "check")
+    problems = [json.loads(line) for line in found.out.splitlines() if '"code"' in line]
+    assert found.code == 3
+    assert [(p["node"], p["line"], p["level"]) for p in problems] == [
+        ("path", 2, "error"),
+        ("pools.lightweight.programs", 4, "warning"),  # where the pool runs it may be there
+        ("pools.lightweight.programs", 4, "warning"),
+        ("budgets.a.topology", 5, "error"),
+        ("http.calls.two", 3, "error"),
+    ]
+    said = [p["message"] + p["fix"] for p in problems]
+    for message, words in zip(
+        said, ["'nosuchfolder'", "'nosuch'", "'there.below'", "did you mean good?", "good/ask"], strict=True
+    ):
+        assert words in message
+    assert "god" not in dspex("check", "t.yaml").out  # there may be other topologies
+
+
 def test_check_names_a_model_that_the_pool_of_a_call_may_not_use(dspex: Dspex, tmp_path: Path) -> None:
     (tmp_path / "dspex.toml").write_text(
         'lm.main.model = "openai/a"\nlm.huge.model = "openai/b"\n'

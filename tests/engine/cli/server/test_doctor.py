@@ -74,6 +74,25 @@ async def test_a_server_of_our_own_is_checked_with_what_the_settings_say_of_it(f
 
 
 @pytest.mark.asyncio
+async def test_what_settings_name_that_is_not_there_is_a_fault_topologies_once_something_is_applied(folder: Path) -> None:
+    (folder / "dspex.toml").write_text(
+        'app = "shop"\npath = ["nosuchfolder"]\npools.lightweight.programs = ["nosuch:*"]\nhttp.calls.ask = "nosuch/ask"\n'
+        'budgets.a = { topology = "nosuch", requests = 1, per = "day" }\n'
+    )
+    settings = Settings.load()
+    here, there = {"path", "pools.lightweight.programs"}, {"budgets.a.topology", "http.calls.ask"}
+    async with local_server(settings, -1):
+        before = await found(settings)
+        assert {name for name, check in before.items() if name in here | there and not check.ok} == here
+        topology = Topology("t")
+        topology.source("t.in").sink("t.out")
+        async with open_bus(settings, name="test") as bus:
+            await apply(bus, "shop", [topology.graph])
+        after = await found(settings)
+    assert {name for name, check in after.items() if name in here | there and not check.ok and check.fix} == here | there
+
+
+@pytest.mark.asyncio
 async def test_a_wrong_password_is_a_fault_with_a_fix(
     folder: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,11 @@ import pytest
 from cli_bench import Project
 from gateway_bench import as_
 from starlette.datastructures import Headers
+from starlette.testclient import TestClient
 
+from dspex.asgi import app
+from dspex.bus.errors import ConfigError
+from dspex.bus.settings.model import Settings
 from dspex.bus.settings.server import HookSettings
 from dspex.engine.gateway.publishing import SIGNED_WITHIN, is_signed
 
@@ -150,3 +154,12 @@ def test_a_signature_of_long_ago_is_a_copy_and_refused() -> None:
     assert not is_signed(hook("stripe"), header, body, [b"whsec"], now + SIGNED_WITHIN + 1)
     assert not is_signed(hook("stripe"), Headers({"stripe-signature": f"t=x,v1={signed}"}), body, [b"whsec"], now)
     assert not is_signed(hook("stripe"), Headers({}), body, [b"whsec"], now)
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_no_wildcard_offers_to_publish_to_the_logs_and_requests_of_an_application() -> None:
+    http = TestClient(app(Settings(), subjects=[">"]))
+    for subject in ("dspex.bank.log.t.s.0", "dspex.bank.submit.lightweight.call.site.1", "dspex.other.edge.t.s.0"):
+        assert http.post(f"/v1/publish/{subject}", json={}).status_code == 404
+    with pytest.raises(ConfigError, match=r"'a b' is no subject"):
+        app(Settings(), subjects=["a b"])
