@@ -100,6 +100,10 @@ class Access:
         """Whether anybody may look at runs."""
         return self.open or any(one.may("read") for one in self._bearers)
 
+    def free(self, request: HTTPConnection) -> bool:
+        """Whether who asks may look at runs without a token."""
+        return self.open and _from_here(request)
+
     def caller(self, request: HTTPConnection) -> Bearer | None:
         """Who asks, whose request is counted; None where no token is asked for. Raises HTTPException (401, 403, 429)."""
         _same_site(request)
@@ -129,7 +133,7 @@ class Access:
         """Who asks about runs, or decides. Raises HTTPException as `caller`."""
         caller = self.caller(request)
         if caller is None:
-            if not _from_here(request):
+            if not self.free(request):
                 raise HTTPException(403, f"without tokens ([calls] in dspex.toml) only this machine may {right}")
         elif not caller.may(right):
             raise HTTPException(403, f"this token may not {right}")

@@ -75,7 +75,7 @@ def app(
     )
     routes: list[BaseRoute] = [Route(path, do, methods=[method.upper()]) for path, method, do in told]
     routes += [Route("/openapi.json", described.openapi), Route("/asyncapi.json", described.asyncapi)]
-    routes += [WebSocketRoute("/v1/call/{name}", Calling(entrance).socket), *page.routes()]
+    routes += [WebSocketRoute("/v1/call/{name}", Calling(entrance).socket), *page.routes(looking.first)]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:

@@ -39,9 +39,14 @@ class RunList:
 
         self._since, self._runs = chosen["since"], ReadOnWrite(read)
 
+    @property
+    def last(self) -> list[RunInfo] | None:
+        """What it was when it was read last, which may be old; None: it never was."""
+        return self._recent(self._runs.last) if self._runs.last is not None else None
+
     async def soon(self, client: Client) -> list[RunInfo]:
-        """What it was when it was read last, which may be old; where it never was, what it is now. Raises as `now`."""
-        return self._recent(self._runs.last) if self._runs.last is not None else await self.now(client)
+        """What it was when it was read last; where it never was, what it is now. Raises as `now`."""
+        return last if (last := self.last) is not None else await self.now(client)
 
     async def now(self, client: Client) -> list[RunInfo]:
         """What it is now. Raises as `Client.runs`."""

@@ -44,6 +44,11 @@ class Looking:
         if self._entrance.access.looked_at:
             await self._lists.of(_asked({})).now(await self._entrance.client())
 
+    def first(self, request: Request) -> str | None:
+        """The list with which the page opens, as it was read last, for who may look without a token."""
+        last = self._lists.of(_asked({})).last if self._entrance.access.free(request) else None
+        return None if last is None else _listed({info.id: info for info in last}, {}, current=False)
+
     async def runs(self, request: Request) -> Response:
         """The latest runs first; `before=ID`: those that began before that one."""
         client, chosen = await self._chosen(request, "before")
@@ -70,13 +75,13 @@ class Looking:
 
     async def _changing(self, client: Client, shown: RunList, soon: list[RunInfo]) -> AsyncGenerator[ServerSentEvent]:
         sent = {info.id: info for info in soon}
-        yield _listed(sent, {}, current=False)
+        yield ServerSentEvent(_listed(sent, {}, current=False), event="runs")
         try:
             first = True
             while True:
                 now = {info.id: info for info in await shown.now(client)}
                 if first or now != sent:
-                    yield _listed(now, sent, current=True)
+                    yield ServerSentEvent(_listed(now, sent, current=True), event="runs")
                 sent, first = now, False
                 await asyncio.sleep(LOOK)
         except DspexError as error:
@@ -156,10 +161,10 @@ def _asked(query: Mapping[str, str]) -> Mapping[str, Any]:
     return {**chosen, "limit": number_of(query.get("limit"), 100, MOST)}
 
 
-def _listed(now: Mapping[str, RunInfo], sent: Mapping[str, RunInfo], *, current: bool) -> ServerSentEvent:
+def _listed(now: Mapping[str, RunInfo], sent: Mapping[str, RunInfo], *, current: bool) -> str:
     """What of a list is new or other than what was sent of it."""
     rows = [as_object(info) for id, info in now.items() if sent.get(id) != info]
-    return ServerSentEvent(dumped({"order": list(now), "runs": rows, "current": current}), event="runs")
+    return dumped({"order": list(now), "runs": rows, "current": current})
 
 
 async def _numbered(run: Run) -> AsyncGenerator[tuple[int, Step]]:

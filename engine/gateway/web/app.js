@@ -1,16 +1,14 @@
 // Moving between the views, looking again at what changes, and the keyboard. What each view shows is in a file of its own.
 import { Problem, entered, go, h, live, show, trouble } from "./base.js";
+import { letters } from "./letters.js";
+import { approvals, sessions } from "./people.js";
+import { run } from "./run.js";
 import { runs } from "./runs.js";
+import { pools, topology, windows } from "./state.js";
 
 // Each is a function of the place (id and query of the address) that makes its frame, so that what somebody types or has opened
-// stays, and gives what is done at every look; that gives whether to look again. In the order of their keys. People wait for the
-// list of runs first: the files of the other views are asked for once something is shown.
-const FILES = { run: () => import("./run.js"), letters: () => import("./letters.js"), people: () => import("./people.js"), state: () => import("./state.js") };
-const of = (file, name) => async (at) => (await FILES[file]())[name](at);
-const VIEWS = { runs: (at) => (at.id ? of("run", "run")(at) : runs(at)), letters: of("letters", "letters"), approvals: of("people", "approvals"),
-  topology: of("state", "topology"), sessions: of("people", "sessions"), windows: of("state", "windows"), pools: of("state", "pools") };
-const LATER = ["again", "charts", "graph", "letters", "people", "run", "state"];
-document.addEventListener("shown", () => document.head.append(...LATER.map((name) => h("link", { rel: "modulepreload", href: `${name}.js` }))), { once: true });
+// stays, and gives what is done at every look; that gives whether to look again. In the order of their keys.
+const VIEWS = { runs: (at) => (at.id ? run(at) : runs(at)), letters, approvals, topology, sessions, windows, pools };
 
 const main = document.getElementById("main");
 const ask = document.getElementById("ask");

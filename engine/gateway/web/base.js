@@ -100,11 +100,8 @@ export function fill(element, ...children) {
   if (id !== undefined) [...element.querySelectorAll("[data-row]")].find((one) => one.dataset.row === id)?.focus({ preventScroll: true });
 }
 
-// How current the view is, in the head; what else the page needs may be asked for from now on.
-export function live(said) {
-  document.getElementById("live").textContent = said;
-  document.dispatchEvent(new Event("shown"));
-}
+// How current the view is, in the head.
+export function live(said) { document.getElementById("live").textContent = said; }
 
 export const show = (...children) => fill(main, ...children);
 

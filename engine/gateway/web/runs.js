@@ -10,6 +10,10 @@ const row = (run) => opening([h("code", { title: run.id }, short(run.id)), h("sp
   run.parent ? [run.topology, h("span", { class: "quiet", title: run.parent }, " fork")] : run.topology,
   when(run.started), took(run), run.calls, tokens(run.usage), money(run.usage.cost)], run.id, () => go("runs", run.id));
 
+// The list that came with the page is shown until the one that is asked for is here; once another view is opened it is too old.
+let came = JSON.parse(document.getElementById("first").textContent);
+window.addEventListener("hashchange", () => { came = null; }, { once: true });
+
 export function runs({ query }) {
   const said = Object.fromEntries(query);
   const ask = () => events(`runs/events?${new URLSearchParams({ limit: PAGE, ...said })}`);
@@ -45,7 +49,17 @@ export function runs({ query }) {
   const around = async () => {  // after the runs, which people wait for
     topologies.append(...(await applied()).map(({ name }) => h("option", { value: name, selected: name === said.topology }, name)));
   };
-  when(new Date().toISOString());  // while the runs are on their way: the first time that a browser writes a time takes it 15 ms
+  let drawn = false;
+  const take = (list) => {  // what is told twice, as the list that came with the page is, is drawn once
+    const other = list.runs.filter((run) => JSON.stringify(run) !== JSON.stringify(byId.get(run.id)));
+    const same = drawn && !other.length && list.order.join() === order.join();
+    for (const run of other) byId.set(run.id, run);
+    order = list.order;
+    drawn = true;
+    if (!same) draw();
+  };
+  if (came && !query.size) take(came);
+  came = null;
   let known = false;
   return async (signal) => {
     const now = asked ?? ask();
@@ -53,9 +67,7 @@ export function runs({ query }) {
     for await (const { event, data } of now) {
       if (signal.aborted) return false;
       if (event !== "runs") continue;
-      for (const run of data.runs) byId.set(run.id, run);
-      order = data.order;
-      draw();
+      take(data);
       live(data.current ? "live" : "…");
       if (!known && data.current) {
         known = true;

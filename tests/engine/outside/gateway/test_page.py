@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from gateway_bench import TOKENS, as_
 from page_bench import is_there, published
+from starlette.applications import Starlette
 from waiting import eventually
 
 import dspex
@@ -21,7 +25,8 @@ from dspex.bus.local.launch import free_port
 from dspex.engine.gateway.web import page as served
 
 MARKUP = "<img src=x onerror=document.title='broken'>"
-FILES = sorted(f.name for f in Path(served.__file__).parent.iterdir() if f.suffix in (".html", ".css", ".js"))
+SCRIPTS = sorted(f.stem for f in Path(served.__file__).parent.glob("*.js"))
+INLINE = re.compile("<(?P<kind>style|script)(?P<said>[^>]*)>(?P<text>.*?)</(?P=kind)>", re.DOTALL)
 
 
 def test_a_run_is_found_and_read_without_a_mouse(shown: Any, http: httpx.Client, project: Project, tmp_path: Path) -> None:
@@ -115,10 +120,9 @@ def test_the_page_works_below_a_path_and_asks_nobody_else(
     outer.mount("/ai", inner)
     with TestClient(outer, base_url="http://localhost") as client:
         assert client.get("/ai/ui").url.path == "/ai/ui/"
-        for name in ("", *FILES):
-            said = client.get(f"/ai/ui/{name}")
-            assert said.status_code == 200, name
-            assert not re.search(r"""(src|href|from|import|fetch\()\s*[=(]?\s*["'`](/|https?:)""", said.text), name
+        said = client.get("/ai/ui/")
+        assert said.status_code == 200
+        assert not re.search(r"""(src|href|from|import|fetch\()\s*[=(]?\s*["'`](/|https?:)""", said.text)
         assert client.get("/ai/ui/page.py").status_code == 404
         assert client.get("/ai/ui/..%2fapp.py").status_code == 404
 
@@ -126,13 +130,76 @@ def test_the_page_works_below_a_path_and_asks_nobody_else(
 def test_no_script_but_that_of_the_page_may_run_and_no_other_page_may_frame_it(http: httpx.Client) -> None:
     said = http.get("/ui/")
     policy = dict(part.strip().split(" ", 1) for part in said.headers["content-security-policy"].split(";"))
-    assert (policy["default-src"], policy["script-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    sums = {
+        kind: f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+        for kind, _, text in INLINE.findall(said.text)[:2]
+    }
+    assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
+    assert (policy["script-src"], policy["style-src"]) == (sums["script"], sums["style"]), "what is in it, and nothing else"
     assert "unsafe" not in said.headers["content-security-policy"]
     assert said.headers["x-content-type-options"] == "nosniff"
     assert said.headers["referrer-policy"] == "no-referrer"
-    for name in FILES:
-        assert http.get(f"/ui/{name}").headers["content-security-policy"] == said.headers["content-security-policy"]
-    assert not re.search(r"<script(?![^>]*\ssrc=)|\son[a-z]+=|\sstyle=", said.text), "nothing inline, which would not run"
+    assert [kept for _, kept, _ in INLINE.findall(said.text)] == ["", ' type="module"', ' type="application/json" id="first"']
+    assert not re.search(r"\son[a-z]+=|\sstyle=|\s(src|href)=(?!\"(#|data:,))", INLINE.sub("", said.text)), (
+        "it asks for nothing more"
+    )
+
+
+def test_each_script_of_the_page_is_in_it_once_and_behind_those_that_it_stands_on() -> None:
+    text = served.bundle("app")
+    order = re.findall(r"^const of_(\w+) = ", text, re.MULTILINE)
+    assert sorted(order) == SCRIPTS
+    assert order.index("base") < order.index("values") < order.index("runs") < order.index("app")
+    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+
+
+def first(text: str) -> Any:
+    """The list that is in the page."""
+    return json.loads(INLINE.findall(text)[-1][-1])
+
+
+def test_the_page_has_the_list_of_runs_in_it_for_who_may_see_it_without_a_token(
+    project: Project, monkeypatch: pytest.MonkeyPatch, http: httpx.Client
+) -> None:
+    run = published(http, project, "in the page")
+    assert first(http.get("/ui/").text) is None, "with tokens it is the same for everybody"
+    assert first(http.get("/ui/", headers=as_("looker")).text) is None
+    for name, value in {"HOOK_SECRET": "of the hook", "NATS_URL": project.env["NATS_URL"]}.items():
+        monkeypatch.setenv(name, value)
+    settings = dspex.Settings.load(project.folder).model_copy(update={"calls": {}})
+    with TestClient(app(settings), base_url="http://localhost") as client:
+        listed = client.get("/v1/runs").json()["runs"]
+        said = client.get("/ui/")
+        assert said.headers["cache-control"] == "no-store"
+        assert run in first(said.text)["order"]
+        assert [one["id"] for one in first(said.text)["runs"]] == [one["id"] for one in listed]
+        assert first(client.get("/ui/", headers={"X-Forwarded-For": "10.0.0.1"}).text) is None, "asked through a proxy"
+        assert first(client.get("/ui/", headers={"Host": "elsewhere.example"}).text) is None
+
+
+def test_no_text_of_a_run_ends_the_element_that_its_list_lies_in() -> None:
+    listed = json.dumps({"order": [f"</script>{MARKUP}<!--"]})
+    with TestClient(Starlette(routes=served.routes(lambda _: listed))) as client:
+        text = client.get("/ui/").text
+    assert (first(text), MARKUP in text) == (json.loads(listed), False)
+
+
+def test_without_tokens_runs_are_shown_before_anything_more_is_answered(
+    browser: Any, project: Project, http: httpx.Client, tmp_path: Path
+) -> None:
+    run, port = published(http, project, "at once"), free_port(None)
+    open_to_all = Project(tmp_path, project.u, "", NATS_URL=project.env["NATS_URL"])
+    with open_to_all.start("ui", "--port", str(port)) as ui:
+        address = ui.until("/ui/").split()[1]
+        assert run in [one["id"] for one in httpx.get(f"http://127.0.0.1:{port}/v1/runs").json()["runs"]]
+        page = browser.new_page()
+        page.route("**/v1/**", lambda route: None)  # asked for, and never answered
+        page.goto(address)
+        page.locator(f"[data-row='{run}']").wait_for()
+        assert page.evaluate("performance.getEntriesByType('resource').filter((one) => !one.name.includes('/v1/')).length") == 0
+        page.unroute_all(behavior="ignoreErrors")
+        page.close()
+        assert ui.end() == 0
 
 
 def test_dead_letters_and_topologies_are_seen_by_who_may_read(http: httpx.Client) -> None:
