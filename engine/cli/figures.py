@@ -93,6 +93,9 @@ def _gates(s: StageRow) -> Iterator[str]:
         yield f"{name}: {gate['stream']}"
     for source, why in (gate["sources"] if gate is not None else {}).items():
         yield f"{name}: {s['source']} waits for {source}, {WAITS.get(why, why)}"
+    for node, waiting in s["approvals"].items():
+        wait = "waits" if waiting == 1 else "wait"
+        yield f"{name}: {count(waiting, 'event')} at {node} {wait} for a person: dspex approvals ls"
     for node, behind in s["holds"].items():
         if behind >= LONG:
             yield f"{name}: {node} holds the watermark {human(behind)} behind: open calls, or events that wait"

@@ -114,4 +114,7 @@ def _of_partition(r: StageRunner, p: Partition) -> dict[str, object]:
         found["calls"] = Counter(call.pool for call in calls.values())
         found |= {"put_off": put_off, "full": p.full}
         found["waits_since"] = oldest_of(call.id for call in calls.values()) if calls else 0.0
+    approves = [name for name in r.stage.states if r.stage.graph.nodes[name].op == "approve"]
+    if waiting := {name: n for name in approves if (n := len(p.tables.keyed.subs(name, "")))}:
+        found["approvals"] = waiting
     return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -227,7 +227,7 @@ class Keyed(Table[tuple[str, str, str], bytes]):
     def apply(self, changes: Iterable[tuple[Any, Any]]) -> None:
         super().apply(changes if not self._names else (((self._names.get(k[0], k[0]), *k[1:]), row) for k, row in changes))
 
-    def subs(self, node: str, key: str) -> Iterable[str]:
+    def subs(self, node: str, key: str) -> Collection[str]:
         """The sub-keys of a key, in no order."""
         return self._subs.get((node, key), ())
 

@@ -189,6 +189,8 @@ class _Interposing:
         if value.error:
             return "failed"
         if not value.given:
+            if node.op == "approve":
+                return "until a person decides"
             return "keeps it" if node.role == "state" else "dropped" if node.outlets == 1 else ""
         if node.outlets > 1:
             outlet, tests = value.given[0][0], node.options.get(node.op)

@@ -125,6 +125,7 @@ class PartitionReport(TypedDict):
     record that it has taken. `open_calls`: all of them; `calls`: by pool. `put_off`: events that wait for their time.
     `full`: with the open calls these are too many (engine.max_open_calls), so it admits no other event. `waits_since`: when the
     oldest event with an open call was stored; 0 for none. These four are there only where something is open or put off.
+    `approvals`: events that wait for a person, by operator; there only where some do.
     """
 
     index: int
@@ -136,6 +137,7 @@ class PartitionReport(TypedDict):
     put_off: NotRequired[int]
     full: NotRequired[bool]
     waits_since: NotRequired[float]
+    approvals: NotRequired[dict[str, int]]
 
 
 class GateRow(TypedDict):
@@ -164,6 +166,7 @@ class StageRow(TypedDict):
             where that cannot be told, as `lag` is.
         calls: those that are open, by pool. open_calls: all of them.
         put_off: events that wait for their time (publish at= and after=, RetryLater).
+        approvals: events that wait for a person's decision, by operator.
         full: partitions that admit no event because too many calls are open and events put off (engine.max_open_calls).
         gate: who keeps it from admitting events; None where it admits them in all partitions.
         holds: operators (or its source) that hold the watermark with what is still to come out of them, such as open calls and
@@ -192,6 +195,7 @@ class StageRow(TypedDict):
     open_calls: int
     calls: dict[str, int]
     put_off: int
+    approvals: dict[str, int]
     full: int
     gate: GateRow | None
     holds: dict[str, float]

@@ -23,8 +23,8 @@ from dspex.engine.graph.pauses import Pauses
 from dspex.engine.log.latest import look_at_many
 from dspex.engine.log.tables import Tables
 
-_StageInput: TypeAlias = tuple[str, str, str]
-"""Topology, stage, and what the stage begins at: "source" or "events"."""
+_StageInput: TypeAlias = tuple[str, str, str, frozenset[str]]
+"""Topology, stage, what the stage begins at ("source" or "events"), and the operators at which people decide."""
 _Owned: TypeAlias = Mapping[int, tuple[str, PartitionReport]]
 """Index → owner of a partition, and what it says."""
 
@@ -32,11 +32,12 @@ _Owned: TypeAlias = Mapping[int, tuple[str, PartitionReport]]
 class _Reached(NamedTuple):
     """How far a stage is. `read`: all of its partitions have taken what is theirs up to here. `calls`: open ones, by pool.
 
-    `since`: when the oldest event with an open call was stored; 0 for none.
+    `since`: when the oldest event with an open call was stored; 0 for none. `approvals`: what waits for a person, by operator.
     """
 
     read: int
     calls: Counter[str]
+    approvals: Counter[str]
     since: float = 0.0
     put_off: int = 0
 
@@ -49,7 +50,7 @@ class UnownedLogs:
 
     async def look(self, bus: Bus, log: StreamInfo, app: str, stage: _StageInput, missing: Sequence[int]) -> list[_Reached]:
         """How far the partitions of a stage are that are `missing`. `log`: the application's stream. Raises BusError."""
-        topology, id, input = stage
+        topology, id, input, approves = stage
         subject_of = {index: subjects.log(app, topology, id, index) for index in missing}
         ends = await bus.multi_last(log.name, list(subject_of.values()))
         last = {
@@ -58,18 +59,25 @@ class UnownedLogs:
         known = {index: self._read.get((topology, id, index, input)) for index in last}
         new = [index for index, at in last.items() if (before := known[index]) is None or before[0] != at]
         tables = dict(zip(new, await look_at_many(bus, app, topology, id, new), strict=True)) if new else {}
-        self._read |= {(topology, id, index, input): (last[index], _in_tables(its, input)) for index, its in tables.items()}
-        return [self._read[topology, id, index, input][1] if index in last else _Reached(0, Counter()) for index in missing]
+        self._read |= {
+            (topology, id, index, input): (last[index], _in_tables(its, input, approves)) for index, its in tables.items()
+        }
+        return [
+            self._read[topology, id, index, input][1] if index in last else _Reached(0, Counter(), Counter())
+            for index in missing
+        ]
 
 
 def _reported(p: PartitionReport) -> _Reached:
-    return _Reached(p["source"], Counter(p.get("calls", {})), p.get("waits_since", 0.0), p.get("put_off", 0))
+    calls, waiting = Counter(p.get("calls", {})), Counter(p.get("approvals", {}))
+    return _Reached(p["source"], calls, waiting, p.get("waits_since", 0.0), p.get("put_off", 0))
 
 
-def _in_tables(tables: Tables, input: str) -> _Reached:
+def _in_tables(tables: Tables, input: str, approves: frozenset[str]) -> _Reached:
     calls = tables.calls.rows.values()
     since, pools = oldest_of(call.id for call in calls), Counter(call.pool for call in calls)
-    return _Reached(tables.position(input).sequence, pools, since, tables.timers.put_off)
+    waiting = Counter({node: n for node in approves if (n := len(tables.keyed.subs(node, "")))})
+    return _Reached(tables.position(input).sequence, pools, waiting, since, tables.timers.put_off)
 
 
 class _Unread(NamedTuple):
@@ -83,6 +91,7 @@ class _Unread(NamedTuple):
 class _Paused(TypedDict):
     paused: bool
     paused_until: str | None
+    admits: bool | None
 
 
 class _Rest(TypedDict):
@@ -120,7 +129,7 @@ class Look:
         letters = dict(zip(manifests, await asyncio.gather(*map(self._letters, manifests))))
         rows = [self._stage(t, m, name, letters[t]) for t, m in manifests.items() for name in _begins(m)]
         found = await asyncio.gather(*rows)
-        return [row for row in found if row["open_calls"] or row["put_off"] or not row["dropped"]]
+        return [row for row in found if row["open_calls"] or row["put_off"] or row["approvals"] or not row["dropped"]]
 
     async def _letters(self, topology: str) -> int:
         """The dead letters of a topology that are stored now."""
@@ -138,12 +147,12 @@ class Look:
         stream = applied.streams.get(source) or (subjects.stream(self.app) if hop and id in applied.live else None)
         subject = subjects.edge(self.app, topology, id, "*") if hop else applied.subject(source)
         try:
-            reached = await self._reached((topology, id, "events" if hop else "source"), missing, owned)
+            reached = await self._reached((topology, id, "events" if hop else "source", _approves(applied)), missing, owned)
             unread = (
                 await self._unread(stream, subject, max(reached.read, applied.starts.get(source, 0))) if stream else _Unread()
             )
         except BusError as e:  # such as a log that another version of dspex has written
-            reached, unread = _Reached(0, Counter()), _Unread(why=e.message)
+            reached, unread = _Reached(0, Counter(), Counter()), _Unread(why=e.message)
         rest = self._rest(topology, applied, mine)
         return {
             "topology": topology,
@@ -155,6 +164,7 @@ class Look:
             "open_calls": sum(reached.calls.values()),
             "calls": dict(reached.calls),
             "put_off": reached.put_off,
+            "approvals": dict(sorted(reached.approvals.items())),
             "full": sum(p.get("full", False) for _, p in owned.values()),
             "gate": _gate(mine, [p for _, p in owned.values()]),
             "holds": _holds(mine),
@@ -169,19 +179,22 @@ class Look:
             "dead_letters": letters,
             "stopped": next((s["stopped"] for _, s in mine if s["stopped"]), None) or rest["stopped"] or unread.why,
             "rests_until": rest["rests_until"],
-            **self._paused(topology, applied, id),
-            "admits": any(not s.get("paused", False) for _, s in mine) if mine else None,
+            **self._paused(topology, applied, id, mine),
             "dropped": stream is None,
             "rate": round(sum(rates), 2) if (rates := [s["rate"] for _, s in mine if "rate" in s]) else None,
         }
 
-    def _paused(self, topology: str, applied: Manifest, stage: str) -> _Paused:
+    def _paused(
+        self, topology: str, applied: Manifest, stage: str, mine: Sequence[tuple[EngineReport, StageReport]]
+    ) -> _Paused:
         """Whether somebody has paused it, whatever engines know of that already."""
         names = {name for name, (id, _) in {**applied.stages, **applied.hops}.items() if id == stage}
         names |= {old for old, new in applied.renamed.items() if new in names}
         now = self.stream.now if self.stream is not None else 0.0
         end = self.pauses.get(topology, Pauses()).until(names, now)
-        return {"paused": end is not None, "paused_until": datetime.fromtimestamp(end, UTC).isoformat() if end else None}
+        admits = any(not s.get("paused", False) for _, s in mine) if mine else None
+        until = datetime.fromtimestamp(end, UTC).isoformat() if end else None
+        return {"paused": end is not None, "paused_until": until, "admits": admits}
 
     def _rest(self, topology: str, applied: Manifest, mine: Sequence[tuple[EngineReport, StageReport]]) -> _Rest:
         """Why its engines bring nothing more: a version goes on where they stand, or is about to be applied there."""
@@ -200,7 +213,8 @@ class Look:
             parts += await self.unowned.look(self.bus, self.stream, self.app, stage, missing)
         since = min((part.since for part in parts if part.since > 0), default=0.0)
         calls, put_off = sum((part.calls for part in parts), Counter[str]()), sum(part.put_off for part in parts)
-        return _Reached(min((part.read for part in parts), default=0), calls, since, put_off)
+        waiting = sum((part.approvals for part in parts), Counter[str]())
+        return _Reached(min((part.read for part in parts), default=0), calls, waiting, since, put_off)
 
     def _age(self, at: float) -> float:
         return round(max(0.0, self.stream.now - at), 1) if self.stream is not None else 0.0
@@ -212,6 +226,10 @@ class Look:
         lag = await self.bus.count(stream, [source], after=after)
         first = await self.bus.next(stream, source, after + 1) if lag else None
         return _Unread(lag, round(max(0.0, info.now - first.time), 1) if first is not None else None)
+
+
+def _approves(applied: Manifest) -> frozenset[str]:
+    return frozenset(node for node, op in applied.states.items() if op == "approve")
 
 
 def _gate(mine: Sequence[tuple[EngineReport, StageReport]], owned: Sequence[PartitionReport]) -> GateRow | None:

@@ -13,6 +13,7 @@ from dspex.bus.errors import ProgramError, RetryLater, Unsettled
 from dspex.bus.memory.server import MemoryBus
 from dspex.bus.port import BusEvents, NewMessage, StreamConfig
 from dspex.engine.cli.figures import blocks
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.client.status.health import faults
 from dspex.engine.client.status.rows import Status
 from dspex.operators.topology import Topology
@@ -191,6 +192,27 @@ def test_who_holds_the_watermark_of_a_stage_is_named_once_it_is_held_for_a_minut
     assert said.startswith("asking/s1: ask holds the watermark 1 m ")
     one.advance(60)  # behind its deadline
     assert [s["holds"] for s in status(one)["stages"]] == [{}, {}]
+
+
+def test_events_that_wait_for_a_person_are_counted_also_once_no_engine_runs(lab: MakeLab) -> None:
+    topology = Topology("asking")
+    topology.source("in").approve(name="ok", timeout="1h").sink("out")
+    one = lab(topology)
+    one.start()
+    assert status(one)["stages"][0]["approvals"] == {}
+    for n in range(3):
+        one.publish("in", {"n": n})
+    first, *_ = one.run(_all(one))
+    one.run(one.client.decide(first, "accept"))
+    assert status(one)["stages"][0]["approvals"] == {"ok": 2}
+    one.kill()
+    found = status(one)
+    assert found["stages"][0]["approvals"] == {"ok": 2}
+    assert "asking/s1: 2 events at ok wait for a person: dspex approvals ls" in [r for b in blocks(found) for r in b.remarks]
+
+
+async def _all(one: Lab) -> list[Approval]:
+    return [approval async for approval in one.client.approvals()]
 
 
 # -- health ------------------------------------------------------------------------------------------------------------

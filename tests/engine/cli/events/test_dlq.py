@@ -262,6 +262,7 @@ def test_status_shows_which_engine_runs_what_and_forgets_dead_engines(native: Pr
             "open_calls",
             "calls",
             "put_off",
+            "approvals",
             "full",
             "gate",
             "holds",
