@@ -38,6 +38,7 @@ from dspex.engine.client.runs.export import RunFile
 from dspex.engine.client.runs.then.masking import secrets_of
 from dspex.engine.client.runs.then.recorded import RecordedCalls
 from dspex.engine.client.runs.tree import changed
+from dspex.engine.client.status.approvals import Approval
 from dspex.engine.graph.graph import Graph
 from dspex.engine.testing.engines import Engines
 from dspex.engine.testing.places import InMemory
@@ -190,6 +191,8 @@ class _Again:
         self._recorded = recorded
         self._stopped = False
         self._decisions = {one.approval: one for one in reversed(file.state.decisions)}  # the first one of each counts
+        self._waits: list[Approval] = []
+        self._looked = -1  # the latest entry of a log when it was last looked at what is open
         self._answering = Answering(
             self._place, loop, app, pools, self._run, recorded, mode, make, alter, hidden=bool(file.hidden)
         )
@@ -246,7 +249,7 @@ class _Again:
                 raise run(self._diverged(answering.failure))
             if self._told is not None:
                 self._told(answering.spent)
-            if self._stopped or clock() > most + answering.ran or self._done():
+            if self._stopped or clock() > most + answering.ran or run(self._done()):
                 return
             self._loop.advance(run(self._decide()))
 
@@ -255,10 +258,8 @@ class _Again:
 
         For a decision that came late nobody waits: the clock would have to go on for days.
         """
-        if not self._decisions:
-            return _STEP
         now, bus = self._place.now, self._client.bus
-        for one in [one async for one in self._client.approvals()]:
+        for one in self._waits:
             then = self._decisions.get(one.id)
             if then is not None and (then.time <= now or then.time > one.since.timestamp() + _LATE):
                 del self._decisions[one.id]
@@ -268,8 +269,16 @@ class _Again:
         ahead = [one.time - now for one in self._decisions.values() if one.time > now]
         return min(_STEP, *ahead) if ahead else _STEP
 
-    def _done(self) -> bool:
-        return self._loop.run(self._client.run(self._run).info(), advance=True).status != "running"
+    async def _done(self) -> bool:
+        """Whether it is over. It is looked at anew once a log went on: of many partitions that takes long, and a run may wait
+        for minutes."""
+        last = await self._client.bus.last(subjects.stream(self._app), subjects.log(self._app, "*", "*", "*"))
+        if last is not None and last.sequence > self._looked:
+            self._looked = last.sequence
+            if (await self._client.run(self._run).info()).status != "running":
+                return True
+            self._waits = [one async for one in self._client.approvals()] if self._decisions else []
+        return False
 
     async def _diverged(self, failure: BaseException) -> BaseException:
         if not isinstance(failure, NotRecorded):
