@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus import subjects
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def ls(
     context: typer.Context,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
+    since: Annotated[str | None, duration("--since", help="Only of the last 1h, 7d, …")] = None,
     who: Annotated[str | None, typer.Option("--who", help="Only of this user, or user@host.")] = None,
 ) -> None:
     """List who changed what, oldest first: publish and call by this command line, redrive, drop, apply, pause, delete, …"""

@@ -27,6 +27,7 @@ from dspex.engine.cli.server.logged import log_what_runs, profile_file, show_pro
 from dspex.engine.cli.server.words import server_words
 from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.live import Draw
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.progress import Bar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
@@ -46,7 +47,7 @@ def run(
     pools: Annotated[str, typer.Option("--pools", metavar="all|none|A,B", help="Worker pools to start beside it.")] = "all",
     processes: Annotated[int, typer.Option("--processes", min=1, max=64, help="Engine processes; pools run once.")] = 1,
     no_server: Annotated[bool, typer.Option("--no-server", help="Do not start a nats-server where none is running.")] = False,
-    grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after ^C.")] = "30s",
+    grace: Annotated[str, duration("--grace", help="What running calls have to finish after ^C.")] = "30s",
     http: Annotated[str | None, typer.Option("--http", metavar=":PORT", help="Serve the gateway there.")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", metavar=":PORT", help="Serve Prometheus' metrics there.")] = None,
     profile: Annotated[

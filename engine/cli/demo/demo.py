@@ -33,6 +33,7 @@ from dspex.engine.cli.demo.engine import EngineProcess
 from dspex.engine.cli.demo.printed import Printed
 from dspex.engine.cli.demo.rows import DemoRow, figures, readable
 from dspex.engine.cli.terminal import log
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import terminal
 from dspex.engine.client import letters
 from dspex.engine.client.client import Client
@@ -54,7 +55,7 @@ GRACE = 5.0  # seconds that engine and pool have to finish what they do
 def demo(
     context: typer.Context,
     each: Annotated[int, typer.Option("--each", metavar="N", min=1, max=8, help="The first N messages of each intent.")] = 3,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Give up after this long.")] = "10m",
+    timeout: Annotated[str, duration("--timeout", help="Give up after this long.")] = "10m",
 ) -> None:
     """Triage messages with a language model of this machine, kill the engine meanwhile, and count: no key, no network."""
     t, limit = terminal(context), seconds(timeout)

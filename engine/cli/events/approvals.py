@@ -9,6 +9,7 @@ import typer
 
 from dspex.bus.errors import ConfigError, RunError
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.client.following import hidden
 
@@ -23,7 +24,7 @@ NoteOption = Annotated[str, typer.Option("--note", help="Why: for the audit, and
 def ls(
     context: typer.Context,
     topology: Annotated[str | None, typer.Option("--topology", help="Only of this topology.")] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only what came in the last 1h, 7d, …")] = None,
+    since: Annotated[str | None, duration("--since", help="Only what came in the last 1h, 7d, …")] = None,
 ) -> None:
     """List what waits for a decision, the oldest first."""
     t = terminal(context)

@@ -12,6 +12,7 @@ import typer
 from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
 from dspex.engine.cli.events.answers import print_result, print_stream, print_submitted
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import terminal
 from dspex.engine.cli.topology.targets import importing, search
 
@@ -28,7 +29,7 @@ def call(
     lm: Annotated[str | None, typer.Option("--lm", metavar="A,B", help="Profiles, in the order they are tried.")] = None,
     pool: Annotated[str | None, typer.Option("--pool", help="Pool that answers.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="The call is the next turn of this session.")] = None,
-    timeout: Annotated[str | None, typer.Option("--timeout", metavar="DUR", help="Of the whole call; default 60s.")] = None,
+    timeout: Annotated[str | None, duration("--timeout", help="Of the whole call; default 60s.")] = None,
     signature: Annotated[str | None, typer.Option("--signature", metavar="SIG|REF", help="Of a program.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state: draft@4, draft@prod.")] = None,
     route: Annotated[str | None, typer.Option("--route", metavar="ROUTE", help="auto, worker (DSPy) or native.")] = None,

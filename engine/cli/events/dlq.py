@@ -20,6 +20,7 @@ from dspex.bus.codecs.times import moment
 from dspex.bus.errors import ConfigError, DecodeError, DspexError, InvalidInput
 from dspex.engine.cli.events.selection import Selection
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import MOST_SEQUENCE, duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.client.following import hidden
 
@@ -31,11 +32,11 @@ T = TypeVar("T")
 
 EDITOR = "vi"  # where neither VISUAL nor EDITOR is set, as POSIX has it
 
-Sequences = Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="As dlq ls shows them.")]
+Sequences = Annotated[list[int] | None, typer.Argument(metavar="SEQ", min=1, max=MOST_SEQUENCE, help="As dlq ls shows them.")]
 TopologyOption = Annotated[str | None, typer.Option("--topology", help="Only of this topology.")]
 NodeOption = Annotated[str | None, typer.Option("--node", help="Only those of this operator: draft, support/draft.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only with this error: InvalidInput, DX502.")]
-SinceOption = Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")]
+SinceOption = Annotated[str | None, duration("--since", help="Only of the last 1h, 7d, …")]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")]
 
@@ -88,7 +89,7 @@ def _row(d: DeadLetter) -> dict[str, object]:
     }
 
 
-def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar="SEQ")]) -> None:
+def show(context: typer.Context, sequence: Annotated[int, typer.Argument(metavar="SEQ", min=1, max=MOST_SEQUENCE)]) -> None:
     """Print one dead letter: the event, what was wrong, where, and what to do."""
     t = terminal(context)
     d = _with_client(t, "dlq", lambda c: _only(t, c, sequence))

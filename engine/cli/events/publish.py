@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from dspex.bus.errors import ConfigError, DspexError
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def publish(
     key: Annotated[str | None, typer.Option("--key", help="Keeps order, spreads over partitions. Of rows: a field.")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Id of the session it belongs to.")] = None,
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="RFC 3339; stored now, and taken then.")] = None,
-    after: Annotated[str | None, typer.Option("--after", metavar="DUR", help="Stored now, and taken so long after.")] = None,
+    after: Annotated[str | None, duration("--after", help="Stored now, and taken so long after.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="K=V", help="May be repeated.")] = None,
-    wait: Annotated[str | None, typer.Option("--wait", metavar="[DUR]", help="Until the runs are done.")] = None,
+    wait: Annotated[str | None, duration("--wait", help="Until the runs are done.", alone=True)] = None,
 ) -> None:
     """Publish events to SUBJECT: one from DATA, or many from a file or stdin.
 

@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration, how_many
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 _WIDEST = 200  # characters of a value
 _COLUMNS = ("id", "turns", "age", "ttl", "revision", "state")
 SessionArgument = Annotated[str, typer.Argument(metavar="ID", help="Of the session.")]
-LimitOption = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")]
+LimitOption = Annotated[int, how_many("--limit", help="At most so many.")]
 
 
 def ls(
     context: typer.Context,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only those used in the last 1h, 7d, …")] = None,
+    since: Annotated[str | None, duration("--since", help="Only those used in the last 1h, 7d, …")] = None,
     limit: LimitOption = 100,
 ) -> None:
     """List the sessions, those included that have ended and are remembered as that; those used last come first."""

@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration, how_many
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 from dspex.engine.client.following import hidden
 
@@ -47,8 +48,8 @@ def ls(
     context: typer.Context,
     node: NodeArgument,
     topology: Annotated[str | None, typer.Option("--topology", help="Whose operator it is.")] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only what changed in the last 1h, 7d, …")] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many keys.")] = 100,
+    since: Annotated[str | None, duration("--since", help="Only what changed in the last 1h, 7d, …")] = None,
+    limit: Annotated[int, how_many("--limit", help="At most so many keys.")] = 100,
     at: AtOption = None,
 ) -> None:
     """List the keys of an operator with what it keeps of them, sorted by key."""

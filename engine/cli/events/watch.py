@@ -14,6 +14,7 @@ import typer
 from dspex.bus.errors import ConfigError, ExpressionError, NotAllowed
 from dspex.bus.tasks import Tasks
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import how_many
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def watch(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A subject (wildcards too), or topology/node.")],
     start: Annotated[str, typer.Option("--start", metavar="new|all|1h|SEQ", help="Where to begin.")] = "new",
-    number: Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="End after N events.")] = None,
+    number: Annotated[int | None, how_many("--count", help="End after N events.")] = None,
     where: Annotated[str | None, typer.Option("--where", metavar="EXPR", help='Only these: "urgency >= 4".')] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Only these fields of the data.")] = None,
     progress: Annotated[bool, typer.Option("--progress", help="With --json: what programs of a node say, too.")] = False,
@@ -60,7 +61,7 @@ def _start(text: str) -> _Start:
     names: dict[str, Literal["new", "all"]] = {"new": "new", "all": "all"}  # a test alone does not narrow for every checker
     if text in names:
         return names[text]
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
     try:
         return datetime.now(UTC) - timedelta(seconds=seconds(text))

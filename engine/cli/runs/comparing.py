@@ -10,6 +10,7 @@ import typer
 from dspex.bus.errors import ConfigError, RecordingIncomplete
 from dspex.engine.cli.runs.verbs import RUN, as_dict
 from dspex.engine.cli.terminal.client import client, count, shown, spent
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def export(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, the end of it, or @last; none: several.")] = None,
     topology: Annotated[str | None, typer.Option("--topology", metavar="NAME", help="All runs of it that are over.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only those with dead letters.")] = False,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
+    since: Annotated[str | None, duration("--since", help="Only of the last 1h, 7d, …")] = None,
 ) -> None:
     """Write a run to a file, with its calls and what they were answered: for a test (`Driver.replay`), and for a colleague. Or
     several, each to a file of a folder.

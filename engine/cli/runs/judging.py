@@ -13,6 +13,7 @@ from dspex.bus.local.whole_file import write
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.built import CANDIDATE, entered
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration, how_many
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ WITH = Annotated[
 def evaluate(
     context: typer.Context,
     metric: Annotated[str, typer.Option("--metric", metavar="NAME|REF", help="Of dspex.metrics, or pkg.module:function.")],
-    since: Annotated[str, typer.Option("--since", metavar="DUR", help="The runs of the last 1h, 7d, …")] = "7d",
+    since: Annotated[str, duration("--since", help="The runs of the last 1h, 7d, …")] = "7d",
     target: WITH = None,
     folder: CANDIDATE = None,
     topology: Annotated[
@@ -48,9 +49,9 @@ def evaluate(
     policy: Annotated[
         str | None, typer.Option("--policy", metavar="P", help='"no worse than 0.02", or "at least 0.8"; else exit 1.')
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="So many runs at most, the latest.")] = 1000,
+    limit: Annotated[int, how_many("--limit", help="So many runs at most, the latest.")] = 1000,
     budget: Annotated[
-        int | None, typer.Option("--budget", min=0, metavar="TOKENS", help="Then no call is made any more.")
+        int | None, typer.Option("--budget", min=0, max=10**15, metavar="TOKENS", help="Then no call is made any more.")
     ] = None,
     at_once: Annotated[int, typer.Option("-c", min=1, max=64, help="So many runs together.")] = 4,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write it as JUnit, too.")] = None,

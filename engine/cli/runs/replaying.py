@@ -16,6 +16,7 @@ from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
 from dspex.engine.cli.runs.again.repeated import JOBS, PrintedAs, check_jobs, incomplete, other_builds, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.progress import NoBar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -67,7 +68,7 @@ def replay(
     target: WITH = None,
     folder: BUILD = None,
     any_build: ANY_BUILD = False,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only the last 1h, 7d, …")] = None,
+    since: Annotated[str | None, duration("--since", help="Only the last 1h, 7d, …")] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was before, RFC 3339.")] = None,
     session: Annotated[str | None, typer.Option("--session", metavar="ID", help="The runs of a session.")] = None,
     span: RANGE = None,

@@ -9,6 +9,7 @@ import typer
 from dspex.engine.cli.runs.scored import credits_of, said
 from dspex.engine.cli.runs.verbs import RUN, TOPOLOGY
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import duration, finite
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ def score(
     context: typer.Context,
     run: RUN,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What is said: helpful, correct, …")],
-    value: Annotated[float, typer.Argument(metavar="VALUE", help="A number; more is better. Below 0 behind --.")],
+    value: Annotated[
+        float, typer.Argument(metavar="VALUE", callback=finite, help="A number; more is better. Below 0 behind --.")
+    ],
     node: Annotated[str | None, typer.Option("--node", metavar="N", help="Only of this operator, or step.")] = None,
     note: Annotated[str, typer.Option("--note", metavar="T", help="Why.")] = "",
 ) -> None:
@@ -38,9 +41,7 @@ def scores(
     context: typer.Context,
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only of this run, one by one.")] = None,
     topology: TOPOLOGY = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="DUR", help="Only what was said in the last 1h, 7d, …")
-    ] = None,
+    since: Annotated[str | None, duration("--since", help="Only what was said in the last 1h, 7d, …")] = None,
 ) -> None:
     """Print what was said of each program, by version and model: how often, and the mean. Of a run: each score."""
     t = terminal(context)

@@ -32,7 +32,7 @@ def shadow(
         str | None, typer.Option("--topology", metavar="NAME", help="Whose runs, where there are several.")
     ] = None,
     fields: Annotated[str | None, typer.Option("--fields", metavar="A,B", help="Only these fields count.")] = None,
-    budget: Annotated[int | None, typer.Option("--budget", min=0, metavar="TOKENS", help="Then it ends.")] = None,
+    budget: Annotated[int | None, typer.Option("--budget", min=0, max=10**15, metavar="TOKENS", help="Then it ends.")] = None,
     at_once: Annotated[int, typer.Option("-c", min=1, max=16, help="So many runs together.")] = 1,
 ) -> None:
     """Do a sample of the runs that end now again with a candidate, and compare. No sink is written; nothing waits for it."""

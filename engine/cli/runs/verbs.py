@@ -14,6 +14,7 @@ from dspex.engine.cli.runs.choice import ReplayChoice
 from dspex.engine.cli.runs.drawing import drawn, said
 from dspex.engine.cli.runs.scored import plain, score_lines, scores_in, scores_of
 from dspex.engine.cli.terminal.client import client, count, spent
+from dspex.engine.cli.terminal.options import duration, how_many
 from dspex.engine.cli.terminal.printable import width_of
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
@@ -102,8 +103,8 @@ def ls(
     topology: TOPOLOGY = None,
     failed: Annotated[bool, typer.Option("--failed", help="Those with dead letters: --status failed.")] = False,
     status: STATUS = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="DUR", help="Only of the last 1h, 7d, …")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="So many at most.")] = 20,
+    since: Annotated[str | None, duration("--since", help="Only of the last 1h, 7d, …")] = None,
+    limit: Annotated[int, how_many("--limit", help="So many at most.")] = 20,
 ) -> None:
     """List runs, the latest first."""
     t = terminal(context)
@@ -247,7 +248,7 @@ async def _chain(t: Terminal, run: str, step: str, target: str | None) -> list[H
 def wait(
     context: typer.Context,
     run: RUN,
-    timeout: Annotated[str | None, typer.Option("--timeout", metavar="DUR", help="So long at most.")] = None,
+    timeout: Annotated[str | None, duration("--timeout", help="So long at most.")] = None,
 ) -> None:
     """Wait until nothing that a run caused is outstanding. Exit 1 if it has dead letters, 5 when the time is over."""
     t = terminal(context)

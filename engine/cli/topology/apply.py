@@ -10,6 +10,7 @@ import typer
 
 from dspex.bus.errors import ConfigError
 from dspex.engine.cli.terminal.client import client
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import Targets, load
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 BackfillOption = Annotated[
     str | None,
-    typer.Option("--backfill", metavar="DUR", help="Build what is new and keeps state from so much history: 12h, 30d."),
+    duration("--backfill", help="Build what is new and keeps state from so much history: 12h, 30d."),
 ]
 
 

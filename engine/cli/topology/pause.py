@@ -12,6 +12,7 @@ import typer
 from dspex.bus.errors import ConfigError, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PauseTarget = Annotated[
 def pause(
     context: typer.Context,
     what: PauseTarget,
-    until: Annotated[str | None, typer.Option("--until", metavar="DUR", help="It goes on by itself after 30m, 2h, …")] = None,
+    until: Annotated[str | None, duration("--until", help="It goes on by itself after 30m, 2h, …")] = None,
 ) -> None:
     """Admit no more events to a topology: what is open comes to its end, the rest waits where it is stored."""
     from dspex.bus.settings.duration import seconds

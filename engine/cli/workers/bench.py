@@ -30,7 +30,7 @@ _COLUMNS = {
 
 def native(
     context: typer.Context,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="For each operation.")] = 1.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.001, max=3600, help="For each operation.")] = 1.0,
     only: Annotated[str | None, typer.Option("--only", metavar="GROUP,...", help="signature, format, parse, …")] = None,
     against: Annotated[str | None, typer.Option("--against", metavar="dspy", help="Measure DSPy too, in turns.")] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from dspex.bus.errors import ConfigError, Saturated
 from dspex.bus.local.whole_file import write
 from dspex.engine.cli.events.call import spec_of
 from dspex.engine.cli.terminal.client import client, count, spent
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import search
 
@@ -51,7 +52,9 @@ def optimize(
     metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="Of dspex.metrics, or pkg.module:function.")],
     data: Annotated[str | None, typer.Option("--data", metavar="FILE", help="Rows, as for publish -f.")] = None,
     test: Annotated[str | None, typer.Option("--test", metavar="FILE", help="Rows to score with alone.")] = None,
-    held_back: Annotated[float, typer.Option("--held-back", metavar="PART", help="Of --data, to score with alone.")] = 0.3,
+    held_back: Annotated[
+        float, typer.Option("--held-back", metavar="PART", min=0.001, max=0.999, help="Of --data, to score with alone.")
+    ] = 0.3,
     types: Annotated[list[str] | None, typer.Option("--types", metavar="COLUMN=TYPE", help="Of a CSV file's column.")] = None,
     using: Annotated[str, typer.Option("--with", metavar="OPTIMIZER", help="BootstrapFewShot, MIPROv2.")] = "BootstrapFewShot",
     option: Annotated[list[str] | None, typer.Option("--option", metavar="K=V", help="Of the optimizer; k:=json.")] = None,
@@ -65,8 +68,8 @@ def optimize(
     lm: Annotated[str | None, typer.Option("--lm", metavar="NAME", help="Profile; default: the program's first.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="NAME", help="A saved state to begin with.")] = None,
     pool: Annotated[str, typer.Option("--pool", help="Pool that runs the job.")] = "optimizer",
-    threads: Annotated[int, typer.Option("--threads", help="Programs side by side.")] = 8,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="Of an attempt.")] = "6h",
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1000, help="Programs side by side.")] = 8,
+    timeout: Annotated[str, duration("--timeout", help="Of an attempt.")] = "6h",
     id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Name of the job: the same is one job.")] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job with this --id.")] = False,
 ) -> None:
@@ -105,9 +108,7 @@ def optimize(
 def budget_of(text: str | None) -> tuple[int, int]:
     """Requests and tokens; 0 for any number. Raises ConfigError (DX105)."""
     found = {"requests": 0, "tokens": 0}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
+    for part in text.split(",") if text is not None else ():
         if (match := _BUDGET.fullmatch(part.strip())) is None:
             fix = '--budget "500 requests", --budget "200k tokens", or both with a comma between'
             raise ConfigError(f"{part.strip()!r} is no budget of requests or tokens", code="DX105", fix=fix)

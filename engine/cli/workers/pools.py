@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dspex.bus.records import MOST_PROCESSES
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def drain(
     context: typer.Context,
     pool: PoolArgument,
     process: ProcessOption = None,
-    grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish; the rest is handed back.")] = "30s",
+    grace: Annotated[str, duration("--grace", help="What running calls have to finish; the rest is handed back.")] = "30s",
 ) -> None:
     """Have the processes of a pool take no more calls, until pools restart. The processes stay; their workers end."""
     from dspex.bus.settings.duration import seconds
@@ -82,6 +84,8 @@ def _size(text: str) -> tuple[str, int | None]:
         return pool, None
     if not pool or not size.isascii() or not size.isdecimal():
         raise typer.BadParameter(f"{text!r} is not POOL=N, such as lightweight=8 or gpu=default")
+    if int(size[:9]) > MOST_PROCESSES or len(size) > 9:
+        raise typer.BadParameter(f"a pool has at most {MOST_PROCESSES:,} workers, on all machines together")
     return pool, int(size)
 
 

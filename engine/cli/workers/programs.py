@@ -14,6 +14,7 @@ from dspex.bus.errors import ConfigError, Fenced
 from dspex.bus.serving.keys.secret_fields import Secrets
 from dspex.engine.cli.runs.scored import credit_lines, credits_of
 from dspex.engine.cli.terminal.client import client, count
+from dspex.engine.cli.terminal.options import MOST
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.client.following import hidden
 
@@ -88,7 +89,9 @@ def put(
 def promote(
     context: typer.Context,
     name: NameArgument,
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version that the alias is to point to.")],
+    version: Annotated[
+        int, typer.Argument(metavar="VERSION", min=1, max=MOST, help="The version that the alias is to point to.")
+    ],
     alias: AliasArgument,
 ) -> None:
     """Have an alias point to a version: the next calls of `NAME@ALIAS` use it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspex.bus.settings.imports import lean_nats
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import search
 from dspex.engine.telemetry.exporting import exporting
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 def worker(
     context: typer.Context,
     pools: Annotated[list[str], typer.Argument(metavar="POOL...", help="Pools of the settings.")],
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Processes, instead of the pool's size.")] = None,
-    slots: Annotated[int | None, typer.Option("--slots", min=1, help="Calls at once in each process.")] = None,
-    grace: Annotated[str, typer.Option("--grace", help="What running calls have to finish after a SIGTERM.")] = "30s",
+    size: Annotated[int | None, typer.Option("--size", min=1, max=1000, help="Processes, instead of the pool's size.")] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, max=10_000, help="Calls at once in each process.")] = None,
+    grace: Annotated[str, duration("--grace", help="What running calls have to finish after a SIGTERM.")] = "30s",
     alive: Annotated[
         Path | None, typer.Option("--alive", metavar="FILE", help="Touch FILE while they make progress, for a probe.")
     ] = None,

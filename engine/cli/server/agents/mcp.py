@@ -18,6 +18,7 @@ from dspex import __version__
 from dspex.bus.errors import ConfigError, DspexError
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.engine.cli.server.agents import tools
+from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.terminal import Terminal, terminal, to_json
 
 AT_ONCE: Final = 2  # commands; what comes meanwhile waits
@@ -32,7 +33,7 @@ _ABOUT: Final = (
 
 def mcp(
     context: typer.Context,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="DUR", help="What takes longer is ended.")] = "2m",
+    timeout: Annotated[str, duration("--timeout", help="What takes longer is ended.")] = "2m",
 ) -> None:
     """Let an MCP client read runs, replay them strictly and compare them, over stdin and stdout."""
     t = terminal(context)
