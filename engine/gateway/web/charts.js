@@ -13,7 +13,7 @@ export function remember(name, value) {
   return series.get(name);
 }
 
-export function line(values, label, width = 120, height = 24) {
+export function line(values, label, width = 120, height = 18) {
   const most = Math.max(...values, 0) || 1, step = width / (KEPT - 1), from = KEPT - values.length;
   const points = values.map((value, at) => `${((from + at) * step).toFixed(1)},${(height - 2 - ((height - 4) * value) / most).toFixed(1)}`);
   const made = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "line", role: "img", "aria-label": label });

@@ -1,6 +1,6 @@
-// A topology as a drawing: operators in columns, each right of all that it reads.
+// A topology as a drawing: operators in columns, each right of all that it reads; or in rows, each below, where there is no room.
 const SVG = "http://www.w3.org/2000/svg";
-const WIDE = 150, HIGH = 58, GAP = 92, BETWEEN = 24, EDGE = 12;
+const WIDE = 150, HIGH = 58, GAP = 92, FALL = 40, BESIDE = 40, BETWEEN = 24, EDGE = 12;
 
 export function s(tag, attributes, ...children) {
   const made = document.createElementNS(SVG, tag);
@@ -11,7 +11,7 @@ export function s(tag, attributes, ...children) {
 
 // nodes: name → {op, from: [names], lines: [texts], calls, failing}. ways: what is written on edges, {behind: of what leaves a
 // node, into: of what goes into one}.
-export function drawing(nodes, ways) {
+export function drawing(nodes, ways, down = false) {
   const column = new Map();
   const depth = (name, above = new Set()) => {
     if (column.has(name)) return column.get(name);
@@ -24,20 +24,25 @@ export function drawing(nodes, ways) {
   const columns = [];
   for (const name of Object.keys(nodes)) (columns[depth(name)] ??= []).push(name);
   const at = {};
+  const along = columns.length, across = Math.max(...columns.map((names) => names.length));
+  const right = WIDE + (down ? BETWEEN : GAP), below = HIGH + (down ? FALL : BETWEEN);
   columns.forEach((names, x) => names.forEach((name, y) => {
-    at[name] = { x: EDGE + x * (WIDE + GAP), y: EDGE + y * (HIGH + BETWEEN) };
+    at[name] = { x: EDGE + (down ? y : x) * right, y: EDGE + (down ? x : y) * below };
   }));
-  const width = 2 * EDGE + columns.length * (WIDE + GAP) - GAP;
-  const height = 2 * EDGE + Math.max(...columns.map((names) => names.length)) * (HIGH + BETWEEN) - BETWEEN;
+  const width = EDGE + (down ? across : along) * right - (right - WIDE) + (down ? BESIDE : 0) + EDGE;
+  const height = EDGE + (down ? along : across) * below - (below - HIGH) + EDGE;
   const made = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "graph", role: "img", "aria-label": "The topology" });
   for (const [name, node] of Object.entries(nodes)) {
     for (const from of node.from.filter((one) => one in at)) {
       const [a, b] = [at[from], at[name]];
-      const [x1, y1, x2, y2] = [a.x + WIDE, a.y + HIGH / 2, b.x, b.y + HIGH / 2];
-      made.append(s("path", { d: `M${x1} ${y1} C${x1 + GAP / 2} ${y1} ${x2 - GAP / 2} ${y2} ${x2} ${y2}` }));
+      const [x1, y1, x2, y2] = down ? [a.x + WIDE / 2, a.y + HIGH, b.x + WIDE / 2, b.y] : [a.x + WIDE, a.y + HIGH / 2, b.x, b.y + HIGH / 2];
+      const [dx, dy] = down ? [0, FALL / 2] : [GAP / 2, 0];
+      made.append(s("path", { d: `M${x1} ${y1} C${x1 + dx} ${y1 + dy} ${x2 - dx} ${y2 - dy} ${x2} ${y2}` }));
       const said = [...(ways.behind[from] ?? []), ways.into[name]].filter(Boolean), rows = said.length > 1 ? Math.ceil(said.length / 2) : 1;
-      said.forEach((text, row) => made.append(s("text", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 - 5 + 13 * (row - rows + 1) + (row >= rows ? 4 : 0),
-        class: "way" }, text)));
+      const words = (x, y, text, kind) => made.append(s("text", { x, y, class: kind }, text));
+      if (down) [said.slice(0, 2), said.slice(2)].forEach((some, row) => words((x1 + x2) / 2 + 6, (y1 + y2) / 2 + 4 + 13 * row - (said.length > 2 ? 6 : 0),
+        some.join(", "), "way beside"));
+      else said.forEach((text, row) => words((x1 + x2) / 2, (y1 + y2) / 2 - 5 + 13 * (row - rows + 1) + (row >= rows ? 4 : 0), text, "way"));
     }
   }
   for (const [name, node] of Object.entries(nodes)) {

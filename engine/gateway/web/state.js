@@ -4,6 +4,7 @@ import { line, remember, share } from "./charts.js";
 import { drawing } from "./graph.js";
 import { applied, changing, data, many, money, named, quiet, seconds, short, table, when } from "./values.js";
 
+const narrow = matchMedia("(max-width: 700px)");
 const rate = (value) => (value === null || value === undefined ? "" : `${value && value < 10 ? value.toFixed(1) : Math.round(value)}/s`);
 
 // -- topologies
@@ -13,15 +14,15 @@ export function topology() {
   const update = changing(({ topologies, status: now }) => fill(body, topologies.length ? topologies.map((one) => {
     const rows = now.stages.filter((row) => row.topology === one.name);
     return [h("h2", {}, one.name, h("span", { class: "quiet" }, ` version ${one.version}`)),
-      h("div", { class: "wide" }, drawing(boxes(one, now), edges(one, now))), h("h3", {}, "Stages"),
-      table(["source", ">rate", "~", ">lag", ">oldest", "~>open calls", "~>put off", "~>dead letters", "state"], rows.map((row) => [row.source, rate(row.rate),
-        line(remember(`rate/${one.name}/${row.source}`, row.rate), "events a second, of late"), row.lag, seconds(row.oldest), row.open_calls, row.put_off,
+      h("div", { class: "wide" }, drawing(boxes(one, now), edges(one, now), narrow.matches)), h("h3", {}, "Stages"),
+      table(["source", ">rate", ">lag", ">oldest", "~>open calls", "~>put off", "~>dead letters", "state"], rows.map((row) => [row.source,
+        h("span", { class: "chip" }, line(remember(`rate/${one.name}/${row.source}`, row.rate), "events a second, of late"), rate(row.rate)), row.lag, seconds(row.oldest), row.open_calls, row.put_off,
         row.dead_letters, row.stopped ? h("span", { class: "bad" }, row.stopped) : row.paused ? h("span", { class: "running" }, "paused")
           : row.unowned ? h("span", { class: "bad" }, "no owner") : row.gate ? h("span", { class: "running", title: JSON.stringify(row.gate) }, "waits") : "runs"]))];
   }) : quiet("nothing is applied")));
   return async () => {
     const [topologies, now] = await Promise.all([applied(), get("status")]);
-    update({ topologies, status: now });
+    update({ topologies, status: now, narrow: narrow.matches });
     return true;
   };
 }
@@ -78,16 +79,17 @@ export function pools() {
   const update = changing((now) => fill(body,
     h("h2", {}, "Engines"), table(["engine", "~host", "topologies", "health", "~>reported"], now.engines.map((row) => [row.engine, row.host,
       row.topologies.filter((name) => name !== "_submit").join(", "), health(row), `${seconds(row.age)} ago`])),
-    h("h2", {}, "Pools"), table(["pool", "~process", "~host", ">workers", ">slots", "busy", "~", ">waiting", "~>restarts"], now.pools.map((row) => [
+    h("h2", {}, "Pools"), table(["pool", "~process", "~host", ">workers", ">slots", "busy", ">waiting", "~>restarts"], now.pools.map((row) => [
       row.pool, row.id ? h("code", {}, short(row.id)) : h("span", { class: "bad" }, "none runs"), row.host, `${row.ready} of ${row.size}`, row.slots,
-      h("span", { class: "chip" }, many(row.busy), share(row.busy, 0, row.slots, `${row.busy} of ${row.slots} slots are busy`)), row.id ? line(remember(`busy/${row.id}`, row.busy), "busy slots, of late") : "",
+      h("span", { class: "chip" }, many(row.busy), share(row.busy, 0, row.slots, `${row.busy} of ${row.slots} slots are busy`),
+        row.id ? line(remember(`busy/${row.id}`, row.busy), "busy slots, of late") : ""),
       row.waiting ?? 0, row.restarts])),
     h("h2", {}, "Models"), table(["model", "breaker", ">calls", ">errors", ">p50", "~>p95"], now.lms.map((row) => [row.lm ?? row.program,
       h("span", { class: row.breaker === "closed" ? "done" : "bad" }, row.breaker), row.calls, row.errors, seconds(row.p50), seconds(row.p95)])),
-    h("h2", {}, "Limits and budgets"), table(["of", "what", "", ">used", "~>reserved", ">most", "~>window ends in"], now.limits.map((row) => [
+    h("h2", {}, "Limits and budgets"), table(["of", "what", ">used", "~>reserved", ">most", "~>window ends in"], now.limits.map((row) => [
       [row.budget ?? row.lm, row.tenant, row.run].filter(Boolean).join(" "), row.what,
-      share(row.used, row.reserved, row.most, `${much(row, "used")} of ${much(row, "most")}, ${much(row, "reserved")} reserved`),
-      much(row, "used"), much(row, "reserved"), much(row, "most") || "no limit", seconds(row.ends)])),
+      h("span", { class: "chip" }, share(row.used, row.reserved, row.most, `${much(row, "used")} of ${much(row, "most")}, ${much(row, "reserved")} reserved`),
+        much(row, "used")), much(row, "reserved"), much(row, "most") || "no limit", seconds(row.ends)])),
     h("h2", {}, "Ways of calls"), table(["operator", "route", "~model", "reason", ">calls"], now.routes.map((row) => [
       row.topology ? `${row.topology}/${row.node}` : h("span", { class: "quiet" }, "of no topology"), row.route, row.lm, row.reason, row.calls]))));
   return async () => {

@@ -36,13 +36,14 @@ export function data(value) {
 }
 
 // heads: ">took" stands right, as numbers do; "~cost" is left out where the window is narrow. Cells: texts, elements, numbers.
+// A column of which no row has anything is left out.
 export function table(heads, rows) {
   if (!rows.length) return quiet("none");
   const of = heads.map((head) => [/^~?>/.test(head) && "number", head.includes("~") && "extra"].filter(Boolean).join(" ") || null);
-  const cell = (tag, value, at) => h(tag, { class: of[at] }, typeof value === "number" ? many(value) : value ?? "");
-  return h("div", { class: "wide" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((head, at) => cell("th", head.replace(/^[~>]+/, ""), at)))),
-    h("tbody", {}, rows.map((row) => h("tr", row.open ? { "data-row": row.key, tabindex: 0, onclick: row.open, "aria-current": row.here } : {},
-      row.map((value, at) => cell("td", value, at)))))));
+  const said = heads.map((_, at) => rows.some((row) => (row[at] ?? "") !== ""));
+  const cells = (tag, values) => values.map((value, at) => said[at] && h(tag, { class: of[at] }, typeof value === "number" ? many(value) : value ?? ""));
+  return h("div", { class: "wide" }, h("table", {}, h("thead", {}, h("tr", {}, cells("th", heads.map((head) => head.replace(/^[~>]+/, ""))))),
+    h("tbody", {}, rows.map((row) => h("tr", row.open ? { "data-row": row.key, tabindex: 0, onclick: row.open, "aria-current": row.here } : {}, cells("td", row))))));
 }
 export const opening = (row, key, open, here = false) => Object.assign(row, { key, open, here });
 

@@ -124,11 +124,16 @@ def test_each_view_fits_and_shows_where_the_focus_is(browser: Any, filled: Shown
     assert wrong == []
 
 
-# What nobody has to look at a picture for: something is wider than the window, or where one is cannot be seen.
+# What nobody has to look at a picture for: something is wider than its place, a column is empty, or no focus is seen.
 FAULTS = """() => {
   const found = [];
-  for (const one of [document.scrollingElement, ...document.querySelectorAll(".wide:has(> table)")]) {
+  for (const one of [document.scrollingElement, ...document.querySelectorAll(".wide")]) {
     if (one.scrollWidth > one.clientWidth) found.push(`wider than its place: ${one.textContent.slice(0, 80)}`);
+  }
+  for (const table of document.querySelectorAll("table:not(.diff)")) {
+    const rows = [...table.tBodies[0].rows], heads = [...table.tHead.rows[0].cells];
+    heads.filter((_, at) => rows.every((row) => !row.cells[at].textContent && !row.cells[at].childElementCount))
+      .forEach((head) => found.push(`nothing is below ${head.textContent}`));
   }
   const at = document.activeElement, here = document.querySelector("nav a[aria-current]").getBoundingClientRect();
   const unseen = at.matches("[data-row]") && getComputedStyle(at).outlineStyle === "none";
