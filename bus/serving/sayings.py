@@ -63,6 +63,8 @@ class Saying:
             raise DecodeError(f"not what a worker says: {e}") from None
 
 
+LATER: Final = 0.05  # seconds that an answer may wait for others before it is stored, once who waits for it is told
+HURRY: Final = 1.0
 AGAIN: Final = 0.1  # seconds before an answer is stored again that was not; then twice as long, up to 5
 _PASSING: Final = (Unreachable, Unsettled)  # errors after which it is
 
@@ -79,12 +81,14 @@ class AnswerStore:
         self._waiting: list[tuple[NewMessage, asyncio.Future[None]]] = []
         self._tasks = Tasks(f"answers of {pool}", lambda name, error: log.error("answers were not stored", exc_info=error))
         self._storing = False
+        self._hurry = asyncio.Event()
         self._seldom = Seldom(log)
 
     async def give(self, record: CallRecord, request: CallRequest) -> None:
         """Tell who submitted the call, if somebody did, and store the answer.
 
-        Returns once it is stored, or cannot be: the record is stored in any case.
+        Returns once it is stored, or cannot be: the record is stored in any case. Who waits has been told, so it waits for
+        others: to store one answer after the other, and ack its work, takes the processor from the next calls.
         """
         if (to := request.answer) is None:
             return
@@ -114,6 +118,9 @@ class AnswerStore:
         """Store what waits, and what has come meanwhile, until nothing is left: together, as the records are."""
         try:
             while self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LATER):
+                        await self._hurry.wait()
                 batch, size = list[tuple[NewMessage, asyncio.Future[None]]](), 0
                 while self._waiting and len(batch) < WINDOW and (not batch or size < WINDOW_BYTES):
                     batch.append(self._waiting.pop(0))
@@ -148,6 +155,12 @@ class AnswerStore:
             if len(messages) == 1 or isinstance(error, _PASSING):
                 return [error] * len(messages)
         return [outcome for message in messages for outcome in await self._tried([message])]
+
+    async def hurry(self) -> None:
+        """Store what waits for others now, because the process ends; until it is stored, for `HURRY` seconds."""
+        self._hurry.set()
+        await self._tasks.finish(HURRY)
+        self._hurry.clear()
 
     async def stop(self) -> None:
         """Store nothing more."""

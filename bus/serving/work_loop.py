@@ -96,9 +96,8 @@ class WorkLoop:
         self._loops.start(self._ask_time(), "time")
 
     async def drain(self, grace: float, closed: Callable[[], None] = lambda: None) -> None:
-        """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus.
-
-        `closed`: called when nothing more is taken.
+        """Take nothing more, let the calls end within `grace` seconds, and hand the rest back to the bus. `closed`: called when
+        nothing more is taken.
         """
         await tasks.cancel(self._taking)
         for queue in list(self._queues.values()):
@@ -108,6 +107,7 @@ class WorkLoop:
         if self.calls:
             log.info("pool drains", pool=self.pool, calls=len(self.calls), grace=grace)
             await self.calls.finish(grace)
+            await self.answers.hurry()
         await self.calls.stop()
         await self.answers.stop()
         await self._loops.stop()

@@ -30,7 +30,7 @@ from dspex.engine.runtime.walk.compile import Stage
 from dspex.engine.runtime.walk.request import DIGEST, SALT
 
 _log = logger("dspex.engine")
-LATER: Final = 0.02  # seconds that a record may wait for others which nothing follows
+LATER: Final = 0.05  # seconds that a record may wait for others which nothing follows
 
 
 class RecordsInput(Input):
@@ -105,7 +105,8 @@ class RecordsInput(Input):
 
 class _Later:
     """Reads records that nobody waits for, some together: who submitted the call has been told by its worker, and an engine
-    that closes each at once takes the processor from whoever is still to be told.
+    that closes each at once takes the processor from whoever is still to be told. Not those of a session: its next call is
+    asked for when the one before is closed.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -113,7 +114,8 @@ class _Later:
 
     async def read(self, limit: int) -> list[Message]:
         messages = await self._reader.read(limit)
-        await asyncio.sleep(LATER)
+        if not any(subjects.SESSION in message.headers for message in messages):
+            await asyncio.sleep(LATER)
         return messages
 
 

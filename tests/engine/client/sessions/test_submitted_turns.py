@@ -20,6 +20,7 @@ from dspex.engine.again.files import of_files, replayed
 from dspex.engine.client.client import Client
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.submitted import NODE, submitted
+from dspex.engine.runtime.inputs.records import LATER
 
 MakeLab = Callable[..., Lab]
 CHAT = dspex.predict("history: dspy.History, text -> reply", deadline="5m")
@@ -98,6 +99,15 @@ def test_submitted_calls_of_a_session_are_its_turns_in_their_order_and_each_sees
     said = one.asked[-1].inputs["history"]["messages"] if one.asked[-1].session else None
     assert said is None or said[0] == {"text": "0", "reply": "0 after 0"}
     assert one.differences() == []
+
+
+def test_the_next_call_of_a_session_is_asked_for_as_soon_as_the_one_before_is_answered(talk: Talk) -> None:
+    one = talk.one
+    one.work()
+    runs = [talk.submit(str(n)) for n in range(8)]
+    began = one.loop.time()
+    assert talk.result(runs[-1]) == "7 after 7"
+    assert one.loop.time() - began < 2 * LATER  # records of no session wait so long for others, each
 
 
 def test_files_of_submitted_turns_are_replayed_as_they_were_and_not_made_anew_where_the_session_has_ended(
