@@ -84,27 +84,16 @@ class Answer:
 
     def record(self, work: CallRequest, worker: str, state: str = "") -> CallRecord:
         """The record of the attempt. `worker`: name of the pool's process; `state`: the saved state that it was given."""
-        return CallRecord.at_once(
-            call=work.call,
-            try_number=work.try_number,
-            attempt=work.attempt,
-            topology=work.topology,
-            node=work.node,
-            outputs=self.outputs,
-            error=self.error,
-            route=self.route,
-            lm=self.lm,
-            worker=worker,
-            program=self.program,
-            dspy_version=self.dspy_version,
-            started=self.started,
-            elapsed=self.elapsed,
-            usage=dict(vars(self.usage)) if self.usage else {},
-            routing=self.routing,
-            state=state,
-            warning=self.warning,
-            cached_from=self.cached_from,
-            requests=self.requests,
-            exchanges=self.exchanges,
-            saved=self.saved if work.kept is not None and self.outputs is not None else None,
-        )
+        about: dict[str, Any] = {
+            **vars(self),  # they have the names of the record's
+            "call": work.call,
+            "try_number": work.try_number,
+            "attempt": work.attempt,
+            "topology": work.topology,
+            "node": work.node,
+            "worker": worker,
+            "usage": dict(vars(self.usage)) if self.usage else {},
+            "state": state,
+            "saved": self.saved if work.kept is not None and self.outputs is not None else None,
+        }
+        return made(CallRecord, about)

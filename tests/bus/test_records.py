@@ -293,3 +293,10 @@ def test_a_request_of_another_version_is_read_by_a_child_as_far_as_it_goes() -> 
 def test_an_interactive_request_says_nothing_that_is_so_in_any_case() -> None:
     said = msgpack.unpackb(dataclasses.replace(REQUEST, record=None).pack())
     assert set(said) == {"call", "try_number", "attempt", "topology", "node", "spec", "inputs", "run"}
+
+
+def test_a_record_says_nothing_that_is_so_in_any_case_and_each_answer_that_is_empty() -> None:
+    made = CallRecord("c", 1, 1, "", "", number=0, outputs={}, route="", usage={"requests": 0})
+    said = msgpack.unpackb(made.pack())
+    assert said.keys() == {"call", "try_number", "attempt", "topology", "node", "number", "outputs", "route", "usage"}
+    assert CallRecord.unpack(made.pack()) == made

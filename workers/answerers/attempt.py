@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -220,13 +219,12 @@ def kept(cache: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
 def enter_context(attempt: Attempt, status: Callable[[str], None]) -> None:
     """Make this attempt what `dspex.workers.context()` gives a program."""
     work = attempt.work
-    limit = attempt.started + work.timeout
     said: dict[str, Any] = {
         "call": work.call,
         "run": work.run,
         "session": work.session,
         "attempt": work.attempt,
-        "deadline": datetime.fromtimestamp(min(limit, attempt.started + work.left), tz=UTC),
+        "until": attempt.started + min(work.timeout, work.left),
         "node": work.node,
         "report": status,
         "opened": work.opened or attempt.started,

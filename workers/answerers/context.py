@@ -31,7 +31,6 @@ class CallContext:
         run: id of the run that caused it; "" where there is none.
         session: id of its session; None where it has none.
         attempt: from 1.
-        deadline: when this attempt is stopped (UTC).
         node: the operator; "" for a call of no topology.
     """
 
@@ -39,13 +38,18 @@ class CallContext:
     run: str
     session: str | None
     attempt: int
-    deadline: datetime
+    until: float
     node: str
     report: Callable[[str], None]
     opened: float
     requests: Requests
     kept: SessionData | None = None
     work: CallRequest | None = None
+
+    @property
+    def deadline(self) -> datetime:
+        """When this attempt is stopped (UTC)."""
+        return datetime.fromtimestamp(self.until, tz=UTC)
 
     @property
     def now(self) -> datetime:

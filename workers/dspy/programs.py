@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import dspy
 from pydantic import BaseModel
 
 from dspex.bus.codecs.media import unmarked
 from dspex.bus.errors import InvalidInput, InvalidOutput, ProgramError
-from dspex.bus.records import Outputs, Usage
+from dspex.bus.records import NO_USAGE, Outputs
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.modules import is_own
 from dspex.bus.serving.programs.optimizers import OPTIMIZE
@@ -38,15 +38,17 @@ from dspex.workers.dspy.versions import installed
 
 _OF_JOBS: Mapping[str, Any] = {"trace": None, "max_trace_size": 10_000}  # an optimizer looks at the traces that it asks for
 _REASONED = ("chain_of_thought", "react")
+_Way: TypeAlias = Literal["acall", "await", "thread"]
 _KINDS = {"predict": dspy.Predict, "chain_of_thought": dspy.ChainOfThought}
 
 
 class _Program(NamedTuple):
-    """A program, its name, and whether each call gets a copy of its own: it counts what fails in it."""
+    """A program, its name, and whether each call gets a copy of its own: it counts what fails in it. `runs`: see `_way`."""
 
     program: Any
     name: str
     counts: bool
+    runs: _Way
 
 
 class _Prepared:
@@ -105,17 +107,18 @@ class Programs:
         profile = self._models.profile(name) if name else None
         of = spec.optimized if spec.kind == OPTIMIZE else spec
         prepared = self._prepare(of, adapter_of(profile, spec.adapter), attempt.state)
-        program, attempt.program, counts = prepared.made
+        program, attempt.program, counts, way = prepared.made
         attempt.warning = prepared.warning
         program = program.deepcopy() if counts else program
         if of is spec:
             inputs, threads = prepared.inputs(work.inputs), Threads()
         else:
             program, inputs, threads = self._job(attempt, of, program, prepared)
+            way = _way(program)
         lm = self._models.lm(name, attempt.local, work.timeout, spec.config) if name else None
         if name:
             await self._models.ready(name)
-        asked = replies.asking() | threads.settings() | requests.asking(attempt.requests)
+        asked = {**replies.asking(), **threads.settings(), **requests.asking(attempt.requests)}
         attempt.requests.priced = partial(attempt.priced, profile=profile)
         if attempt.chunk is not None:
             asked |= Writing(attempt, prepared.outputs).settings()
@@ -131,10 +134,10 @@ class Programs:
                 ),
             ):
                 try:
-                    result = await self._call(program, inputs, threads)
+                    result = await self._call(program, way, inputs, threads)
                 finally:
                     threads.end()
-                    used = Usage()
+                    used = NO_USAGE
                     if tracker.requests:
                         used = replace(requests.tokens(tracker.get_total_tokens()), requests=tracker.requests)
                     attempt.spend(replace(used, finish=finish) if (finish := replies.last(asked)) else used, profile)
@@ -161,11 +164,11 @@ class Programs:
         attempt.program, attempt.warning = prepared.made.name, prepared.warning
         return described(prepared.made.program)
 
-    async def _call(self, program: Any, inputs: dict[str, Any], threads: Threads) -> Any:
+    async def _call(self, program: Any, way: _Way, inputs: dict[str, Any], threads: Threads) -> Any:
         """`acall` where there is an asynchronous path, else a thread of ours."""
-        if _is_module(program) and modules.is_asynchronous(program):
+        if way == "acall":
             return await program.acall(**inputs)
-        if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
+        if way == "await":
             return await program(**inputs)
         run = partial(contextvars.copy_context().run, partial(program, **inputs))
         future = asyncio.get_running_loop().run_in_executor(self._threads, run)
@@ -209,7 +212,7 @@ class Programs:
         program, name = self._build(spec, signature)
         if state is not None:
             program, name = with_state(program, state, spec.target), f"{name}@{state.digest[:12]}"
-        return _Program(program, name, modules.counts_failures(program))
+        return _Program(program, name, modules.counts_failures(program), _way(program))
 
     def _build(self, spec: CallSpec, signature: type[dspy.Signature]) -> tuple[Any, str]:
         """The program and its name with a digest of what it was made from."""
@@ -231,6 +234,15 @@ class Programs:
 
 def _is_module(program: object) -> bool:
     return isinstance(program, dspy.Module)
+
+
+def _way(program: Any) -> _Way:
+    """How a program is run: by its asynchronous path, as a coroutine, or in a thread. To find out takes as long as a call."""
+    if _is_module(program) and modules.is_asynchronous(program):
+        return "acall"
+    if inspect.iscoroutinefunction(program) or inspect.iscoroutinefunction(type(program).__call__):
+        return "await"
+    return "thread"
 
 
 def _instance(target: Any, ref: str) -> Any:

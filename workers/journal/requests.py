@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -108,7 +107,7 @@ class Requests:
         self._opening = asyncio.Lock()
         self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
         self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
-        self._occurrences: Counter[tuple[str, str]] = Counter()
+        self._occurrences: dict[tuple[str, str], int] = {}
         self.made = self._answered = 0
         self.lm = ""
         self.priced: Callable[[Usage], Usage] = lambda used: used
@@ -221,8 +220,7 @@ class Requests:
             raise StopCall(self.ending)
         scope = _inside.get()
         digest = _digest([asking.kind, asking.name, asking.about, scope])
-        self._occurrences[asking.kind, digest] += 1
-        occurrence = self._occurrences[asking.kind, digest]
+        occurrence = self._occurrences[asking.kind, digest] = self._occurrences.get((asking.kind, digest), 0) + 1
         self.made += 1
         return OpenRequest(asking, (asking.kind, digest, occurrence), _digest([self.call, digest, occurrence]))
 

@@ -171,13 +171,8 @@ class Account:
 
     def _roll(self, now: float | None = None) -> None:
         """Begin the window that it is. One far ahead was begun by this machine's clock, before the server's was known."""
-        now = self._now() if now is None else now
-        for measure, mine in self._own.of.items():
-            window = int(now // per) if (per := self.limits[measure].per) else mine.window
-            if window < mine.window - 1:
-                self._known = None
-            if not mine.window - 1 <= window <= mine.window:
-                self._own.of[measure] = Mine(window)
+        if self._own.roll(self._now() if now is None else now):
+            self._known = None
 
     def _tell(self) -> None:
         """Have written what was used: now where that is more than this process may use, else soon."""

@@ -61,6 +61,11 @@ class Cooling:
         return RateLimited(why, node=f"lm.{lm}", retry_after=left)
 
     @property
+    def pauses_any(self) -> bool:
+        """Whether a profile may be paused."""
+        return bool(self._until)
+
+    @property
     def pauses(self) -> dict[str, float]:
         """Seconds that are left, by profile."""
         now = asyncio.get_running_loop().time()

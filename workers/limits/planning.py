@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from operator import add
 from typing import Final, NamedTuple
 
 from dspex.bus.serving.limits import GONE, Amounts, Ledger, Limit, Measure, Metered, Share
@@ -52,6 +54,22 @@ class Own:
     about: dict[str, str]
     limits: Mapping[Measure, Limit]
     of: dict[Measure, Mine]
+    _same: tuple[float, float] = 0.0, 0.0  # from when to when no window ends: it is asked for at each call
+
+    def roll(self, now: float) -> bool:
+        """Begin the windows that it is; whether one had been begun that is far ahead."""
+        if self._same[0] <= now < self._same[1]:
+            return False
+        far = False
+        for measure, mine in self.of.items():
+            window = int(now // per) if (per := self.limits[measure].per) else mine.window
+            far = far or window < mine.window - 1
+            if not mine.window - 1 <= window <= mine.window:
+                self.of[measure] = Mine(window)
+        pers = [limit.per for limit in self.limits.values() if limit.per]
+        begun = [now // per * per for per in pers]
+        self._same = max(begun, default=now), min(map(add, begun, pers), default=inf)
+        return far
 
 
 @dataclass

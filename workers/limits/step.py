@@ -54,9 +54,12 @@ class Limits:
 
     def __init__(self, bus: Bus, config: PoolConfig, id: str, clock: ServerClock) -> None:
         self._bus, self._config, self._id, self._clock = bus, config, id, clock
+        default = config.default_profile()
+        self._default = (default.name,) if default else ()
         self._accounts: dict[str, Account] = {}
         self._of_profile: dict[str, Account] = {}
         self._granted: dict[Execution, Granted] = {}
+        self._unlimited: dict[str, Granted] = {}  # of profiles that are only counted, where there are no budgets
         self._opened: Bucket | None = None
         self._estimates = Estimates()
         self._tasks = Tasks("limits", lambda name, error: log.error("limits: a bug of dspex", exc_info=error))
@@ -77,6 +80,9 @@ class Limits:
         """See CallStep."""
         work, names = execution.work, self._profiles(execution)
         if not names:
+            return None
+        if (unlimited := self._unlimited.get(names[0])) is not None and not self.cooling.pauses_any and not execution.batch:
+            self._granted[execution] = unlimited
             return None
         refused: CallError | None = None
         for name in names:
@@ -196,8 +202,7 @@ class Limits:
         spec = execution.work.spec
         if not spec.asks_a_model:
             return ()
-        default = self._config.default_profile()
-        names = execution.lms or spec.lm or ((default.name,) if default else ())
+        names = execution.lms or spec.lm or self._default
         return [name for name in names if name in self._config.profiles]
 
     def _take_now(self, work: CallRequest, profile: Profile, *, batch: bool) -> Granted | CallError | None:
@@ -266,6 +271,8 @@ class Limits:
     def _account_of(self, profile: Profile) -> Account:
         limits: dict[Measure, Limit] = {**COUNTED, **{measure: Limit(*limit) for measure, limit in profile.limits.items()}}
         account = self._of_profile[profile.name] = self._account({"lm": profile.name}, limits)
+        if not (account.limited or self._config.budgets):
+            self._unlimited[profile.name] = Granted(profile, NOTHING, [(account, Lease(NOTHING, {}))])
         return account
 
     def _account(self, about: Mapping[str, str], limits: Mapping[Measure, Limit]) -> Account:

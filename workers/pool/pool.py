@@ -227,7 +227,8 @@ class Pool:
         return self.work.served + self.service.requests
 
     def _freed(self) -> None:
-        self.interactive.group.look()
+        if self.draining or not self.interactive.group.joined:  # else it has nothing to do for one more that is free
+            self.interactive.group.look()
         self.work.freed()
 
     def _accept(self, work: CallRequest, delivery: Delivery) -> Job:

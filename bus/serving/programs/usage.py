@@ -32,7 +32,7 @@ class Usage:
     def read(cls, raw: object) -> Self:
         """What a record says was used. Raises DecodeError for what is no usage."""
         if raw == _NOTHING:  # of a call that no model answered
-            return made(cls, {})
+            return cast("Self", NO_USAGE)
         plain = dict(cast("Mapping[str, Any]", raw)) if isinstance(raw, Mapping) else raw
         found = made(cls, checked(cls, "the usage of a call", plain))
         counts = found.input_tokens, found.output_tokens, found.cached_tokens, found.requests
@@ -75,5 +75,6 @@ class Tried(NamedTuple):
     wait: float = 0.0
 
 
-_NOTHING = vars(Usage())
+NO_USAGE = Usage()
+_NOTHING = vars(NO_USAGE)
 _MOST_COUNTED = 1e18  # of tokens, requests or USD
