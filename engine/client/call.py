@@ -19,7 +19,7 @@ from dspex.bus import telemetry
 from dspex.bus.codecs import tracing
 from dspex.bus.codecs.checking import made
 from dspex.bus.codecs.plain import check_writable
-from dspex.bus.errors import ConfigError, InvalidInput, from_dict
+from dspex.bus.errors import ConfigError, DspexError, InvalidInput, from_dict
 from dspex.bus.message import new_id
 from dspex.bus.port import Bus
 from dspex.bus.records import CallRecord, CallRequest, KeptInSession, Usage
@@ -187,7 +187,7 @@ async def ask(
     """One call, sent until a worker takes it. Returns its record, and the seconds that it took. `told`: of what comes before;
     `describe`: see CallRequest.
 
-    Raises the call's error; Saturated when no worker takes it in time; CallTimeout; PayloadTooLarge.
+    Raises the call's error; Saturated when no worker takes it in time; WorkerLost; CallTimeout; PayloadTooLarge.
     """
     id, began = new_id() if speaking is None else speaking.call, time.monotonic()
     request = CallRequest.at_once(
@@ -216,14 +216,16 @@ async def ask(
         async with asyncio.timeout(timeout):
             record = await asking.record()
         failed = str((record.error or {}).get("type", ""))
-    except TimeoutError:
-        failed = "CallTimeout"
-        raise asking.gave_up(timeout) from None
+    except (TimeoutError, DspexError) as e:
+        error = asking.gave_up(timeout) if isinstance(e, TimeoutError) else e
+        failed = type(error).__name__
+        raise error from None
     finally:
         asking.close()
         if telemetry.listeners:
-            took = time.monotonic() - began
-            telemetry.emit("asked", pool=what.pool, request=request, above=above, seconds=took, error=failed)
+            telemetry.emit(
+                "asked", pool=what.pool, request=request, above=above, seconds=time.monotonic() - began, error=failed
+            )
     if record.error is not None:
         raise from_dict(record.error).of_call()
     return record, time.monotonic() - began

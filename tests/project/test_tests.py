@@ -62,6 +62,7 @@ SLEEPS = {
     "support/broken/wire_cutter.py": "the round trip of a slow wire",
     "support/engine_lab.py": "virtual time",
     "engine/client/calls/test_full.py": "virtual time",
+    "engine/client/calls/test_lost.py": "virtual time",
     "workers/routing/test_hedge.py": "virtual time",
     "bus/memory/test_buckets_in_doubt.py": "virtual time",
     "support/pool_bench.py": "virtual time",

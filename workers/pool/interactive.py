@@ -51,6 +51,7 @@ class Interactive:
         self._deployed = Deployed(pool.bus, pool.config.app, pool.config.name)
         self._sent_away = 0
         self._askers: dict[str, Asker] = {}  # by call, of those that run
+        self._answering: dict[str, Asker] = {}  # whose answer is large, and is being sent
         self._to_accept: list[Asker] = []  # who has not been told that a worker has the call
         self._turns = pool.work.turns
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
@@ -65,6 +66,12 @@ class Interactive:
         """Have turns stored, and what is large sent."""
         await self._large.finish(seconds)
         await self._large.stop()
+
+    def still(self, call: str, reply: str) -> None:
+        """Tell who asks that this process has a call, where it runs or its answer is being sent. Raises BusError."""
+        asker = self._askers.get(call) or self._answering.get(call)
+        if asker is not None:
+            asker.accept(self._pool.bus, self._pool.worker, max(0, self._pool.free()), self._pool.children.slots.waiting, reply)
 
     async def _on_request(self, message: Message) -> None:
         if not subjects.is_inbox(message.reply):  # nobody waits for an answer, or it would go where the caller may not publish
@@ -250,7 +257,7 @@ class Interactive:
         if payloads.must_be_stored(pool.bus, sent):
             if asker is not None and (error := refused(pool.bus, asker.work.spec, "an answer that no message holds")):
                 return self._reply(reply, refusal(error), plain=plain)
-            self._large.start(self._reply_large(draft), "large result")
+            self._large.start(self._reply_large(draft, asker), "large result")
             return draft.data
         if asker is not None:
             asker.told = True
@@ -260,13 +267,18 @@ class Interactive:
             self._not_sent(error)
         return draft.data
 
-    async def _reply_large(self, draft: NewMessage) -> None:
+    async def _reply_large(self, draft: NewMessage, asker: Asker | None) -> None:
         pool = self._pool
+        if asker is not None:
+            self._answering[asker.work.call] = asker
         try:
             draft = await payloads.sent(pool.bus, pool.config.app, draft)
             await pool.bus.send(draft.subject, draft.data, headers=draft.headers)
         except BusError as error:
             self._not_sent(error)
+        finally:
+            if asker is not None:
+                self._answering.pop(asker.work.call, None)
 
     def _not_sent(self, error: BusError) -> None:
         log.warning("a result was not sent; it is recorded", pool=self._pool.config.name, why=error.message)

@@ -55,6 +55,8 @@ class PoolStatus:
             return
         if kind == "cancel" and isinstance(call := asked.get("call"), str):
             self._pool.executions.cancel(call)
+        if kind == "still" and isinstance(call := asked.get("call"), str) and subjects.is_inbox(message.reply):
+            self._pool.interactive.still(call, message.reply)
         if kind == "programs":
             self._pool.saved.forget()
         if kind == "watch" and isinstance(node := asked.get("node"), str) and subjects.is_inbox(message.reply):

@@ -49,10 +49,12 @@ class Asker:
     told: bool = False
     plain: bool = False
 
-    def accept(self, bus: Bus, worker: str, free: int, waiting: int) -> None:
-        """Tell that a worker has the call. `free`: slots; `waiting`: calls for one. Raises BusError."""
+    def accept(self, bus: Bus, worker: str, free: int, waiting: int, reply: str = "") -> None:
+        """Tell that a worker has the call. `free`: slots; `waiting`: calls for one. `reply`: who asks whether it has. Raises
+        BusError.
+        """
         said = {"kind": ACCEPTED, "call": self.work.call, "worker": worker, "free": free, "waiting": waiting}
-        bus.tell(self.reply, codecs.msgpack_bytes(said), headers={subjects.KIND: ACCEPTED})
+        bus.tell(reply or self.reply, codecs.msgpack_bytes(said), headers={subjects.KIND: ACCEPTED})
 
     def asks_again(self, message: Message) -> bool:
         """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""

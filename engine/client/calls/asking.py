@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import orjson
 
 from dspex.bus import codecs, subjects
-from dspex.bus.errors import BusError, CallError, CallTimeout, DecodeError, PayloadTooLarge, Saturated
+from dspex.bus.errors import BusError, CallError, CallTimeout, DecodeError, PayloadTooLarge, Saturated, WorkerLost
 from dspex.bus.message import Message, in_session
 from dspex.bus.port import Bus, NewMessage
 from dspex.bus.records import CallRecord, CallRequest
@@ -21,6 +21,9 @@ from dspex.bus.serving.sayings import ACCEPTED, BUSY, RESULT, SAID, Said, Saying
 from dspex.engine.client.calls.full import FullPool
 
 ACCEPT_WITHIN = 2.0  # seconds for the accepted frame: a worker that is alive sends it before it runs anything
+STILL_EVERY = 3.0  # seconds until a pool is asked whether it still has a call
+STILL_ASKED = 3  # questions without an answer, one after the other, behind which nobody has it
+_LOST = "call again; dspex pools ls shows which processes there are"
 
 
 class Meanwhile(Protocol):
@@ -56,6 +59,8 @@ class Asking:
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Future[Message | None] = self._loop.create_future()  # the result; None: no worker took it
         self._late: asyncio.TimerHandle | None = None
+        self._still: asyncio.TimerHandle | None = None
+        self._unanswered = 0  # questions whether it is still run
         self._full = FullPool.of(bus, app, pool, request)
 
     async def record(self) -> CallRecord:
@@ -104,9 +109,13 @@ class Asking:
                 self._heard = self._loop.create_future()  # of a worker that was taken for frozen
             if kind == ACCEPTED and not self.taken and self.told is not None:
                 self.told.accepted(self.request.call, _worker(frame))
+            if kind == RESULT or not self.taken:
+                self._full.took()
             self.taken = True
-            self._full.took()
             self._answered = self._answered or kind == RESULT
+            self._unanswered = 0
+            if self._still is None and not self._answered:
+                self._still = self._loop.call_later(STILL_EVERY, self._ask_whether_still)
             if kind == RESULT and not self._heard.done():
                 self._heard.set_result(frame)
         elif kind == SAID and self.told is not None:
@@ -114,6 +123,20 @@ class Asking:
                 self.told.said(Saying.unpack(frame.data).said)
         elif kind == BUSY or frame.headers.get("Status") == "503":
             self._not_taken()
+
+    def _ask_whether_still(self) -> None:
+        """A pool that is killed says nothing, and an answer can be lost. Who has the call says so as it did at first."""
+        if self._heard.done():
+            return
+        if self._unanswered == STILL_ASKED:
+            why = f"pool {self.pool} has the call no more: the process that ran it has died, or its answer was lost on its way"
+            self._heard.set_exception(WorkerLost(why, node=self.pool, run=self.request.call, fix=_LOST).of_call())
+            return
+        self._still = self._loop.call_later(STILL_EVERY, self._ask_whether_still)
+        said = orjson.dumps({"kind": "still", "call": self.request.call})
+        with suppress(BusError):  # nobody was asked: the connection is cut
+            self.bus.tell(subjects.control(self.app, self.pool), said, reply=self.inbox.subject)
+            self._unanswered += 1
 
     def _silent(self) -> None:
         self._unheard = self._unheard or not self.taken
@@ -129,8 +152,9 @@ class Asking:
         Also where no worker has said that it has it: one may have it and not have said so yet.
         """
         self.inbox.close()
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._still):
+            if timer is not None:
+                timer.cancel()
         if self.taken:
             self._full.freed()
         if self._sent and not self._answered:
