@@ -22,7 +22,7 @@ class NativeValue:
 
     Attributes:
         origin: of what came; of a timer, the operator's own. data: what came, as plain data. timer: it was woken by a timer.
-        given: what it handed on, each with the outlet. began: ids of events that came out of a timer.
+        given: what it handed on, each with the outlet. began: ids of events that came out of a timer; cause: of the first one.
         inside: in order: ids of outputs, calls and events over hops that it led to, and operators behind it with theirs.
         error: what it raised; "" where it did not, though an operator behind it may have.
     """
@@ -33,6 +33,7 @@ class NativeValue:
     timer: bool = False
     given: list[tuple[int, Any]] = field(default_factory=list)
     began: list[str] = field(default_factory=list)
+    cause: str = ""
     inside: list[str | NativeValue] = field(default_factory=list)
     error: str = ""
 
@@ -47,6 +48,7 @@ class NativeValues(Watcher):
         self._stack: list[NativeValue | None] = []  # None: of another run
         self._claimed = 0  # outputs of the walk that have their operator
         self._failing: BaseException | None = None
+        self._woken: tuple[NativeValue, Sequence[Emitted]] | None = None
 
     def arrives(self, where: ReplayPlace, arrival: Arrival, *, again: bool) -> Arrival:
         at = (where.stage, where.partition, arrival.place)
@@ -81,13 +83,22 @@ class NativeValues(Watcher):
         self._failing, self._claimed = error, len(walk.outputs)
 
     def woken(self, node: str, given: Sequence[Emitted], walk: Any) -> Sequence[Emitted]:
-        self._claimed = len(walk.outputs)
+        self._claimed, self._woken = len(walk.outputs), None
         if walk.origin.run == self._run or any(one.origin.run == self._run for one in given):
             value = NativeValue(node, walk.origin, None, timer=True)
             value.given = [(0, _plain(one.data)) for one in given]
             value.began = [one.origin.id for one in given]
+            value.cause = next((one.origin.cause or "" for one in given), "")
             self._begin(value)
+            self._woken = value, given
         return given
+
+    def finished(self, node: str, before: Any, data: Any) -> None:
+        value, given = self._woken or (None, ())
+        if value is not None:
+            value.given = [
+                (0, _plain(data)) if one.data is before else old for one, old in zip(given, value.given, strict=True)
+            ]
 
     def _begin(self, value: NativeValue | None) -> None:
         if value is None:

@@ -62,6 +62,9 @@ class Watcher:
         """A timer has woken an operator; what comes out of it."""
         return given
 
+    def finished(self, node: str, before: Any, data: Any) -> None:
+        """Of what came out so, it was only now made what goes on. `before`: what it was."""
+
 
 def watched(graph: Graph, watcher: Watcher) -> Graph:
     """The graph, watched."""
@@ -114,4 +117,11 @@ def _state(name: str, state: State, watcher: Watcher) -> State:
         assert state.woken is not None
         return watcher.woken(name, state.woken(rows, timer), rows)
 
-    return replace(state, step=step, woken=woken if state.woken is not None else None)
+    def finish(data: Any) -> Any:
+        assert state.finish is not None
+        made = state.finish(data)
+        watcher.finished(name, data, made)
+        return made
+
+    made = replace(state, step=step, woken=woken if state.woken is not None else None)
+    return replace(made, finish=finish) if state.finish is not None else made

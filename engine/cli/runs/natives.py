@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dspex.bus.errors import BusError, DspexError
 from dspex.engine.client.runs.info import info_of
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from dspex.engine.client.client import Client
     from dspex.engine.client.following.progress import RunInfo
     from dspex.engine.client.runs.history import History
+    from dspex.engine.client.runs.then.decisions import DecisionThen
     from dspex.engine.client.runs.then.later import Later
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest
     from dspex.engine.replay.natives import NativeValue
     from dspex.engine.replay.topology import Replayed
     from dspex.engine.replay.watched import ReplayPlace
+
+_NOTHING: Final[Mapping[str, DecisionThen]] = {}
 
 
 class ShownRun(NamedTuple):
@@ -61,6 +64,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
 
     `target`: the code; None: that of dspex.toml. Then there are no values where it is not there, or gives something else.
     """
+    from dspex.engine.client.runs.then.decisions import decisions_of
     from dspex.engine.client.runs.then.recorded import taken_by
 
     named = c.run(run)
@@ -70,6 +74,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
     root, builds, missing = Tree(past, applied).root, dict[str, tuple[str, str]](), ""
     if root.changed:
         missing = changed(root).message
+    decided = {one.approval: one for one in reversed(await decisions_of(c.bus, c.app, past, applied))}
     for topology, entries in taken_by([past]).items() if not root.changed else ():
         try:
             graph, values, found = await _values(t, c, past, applied, topology, entries, target)
@@ -84,7 +89,7 @@ async def with_natives(t: Terminal, c: Client, run: str, target: str | None) -> 
             why = f"the code that is here gives something else at {first.stage}.{first.partition}@{first.entry}"
             missing = missing or f"values between are not shown: {why}; --build FOLDER with the code of then, or --with TARGET"
             continue
-        interpose(root, graph, applied[topology], past, values)
+        interpose(root, graph, applied[topology], past, values, decided)
     return ShownRun.of(root, info_of(past, c.app, applied), builds, missing)
 
 
@@ -108,25 +113,39 @@ async def _values(
 
 
 def interpose(
-    root: Happening, graph: Graph, applied: Manifest, past: History, values: Mapping[ReplayPlace, Sequence[NativeValue]]
+    root: Happening,
+    graph: Graph,
+    applied: Manifest,
+    past: History,
+    values: Mapping[ReplayPlace, Sequence[NativeValue]],
+    decided: Mapping[str, DecisionThen] = _NOTHING,
 ) -> None:
-    """Put the values of a topology into the tree of a run, each below what it came of, and above what came of it."""
+    """Put the values of a topology into the tree of a run, each below what it came of, and above what came of it.
+
+    `decided`: what people decided in it, by what they decided about.
+    """
     times = {(one.partition, one.sequence): one.time for one in past.taken}
-    _Interposing(root, graph, applied, times).put(values)
+    _Interposing(root, graph, applied, times, decided).put(values)
 
 
 class _Interposing:
     """Puts the values of one topology into the tree of a run. `times`: of entries, by partition and sequence."""
 
     def __init__(
-        self, root: Happening, graph: Graph, applied: Manifest, times: Mapping[tuple[tuple[str, str, int], int], float]
+        self,
+        root: Happening,
+        graph: Graph,
+        applied: Manifest,
+        times: Mapping[tuple[tuple[str, str, int], int], float],
+        decided: Mapping[str, DecisionThen],
     ) -> None:
-        self._root, self._graph, self._times = root, graph, times
+        self._root, self._graph, self._times, self._decided = root, graph, times, decided
         self._labels = StepLabels({graph.name: applied})
         self._known = {one.id: one for one in root}
         self._above = {id(below): one for one in root for below in one.below}
         self._began: dict[str, Happening] = {}  # by the ids of events that came out of an operator later
         self._latest: dict[tuple[str, str | None], Happening] = {}  # by operator and key: what a timer of it may have come of
+        self._kept: dict[tuple[str, str], Happening] = {}  # by operator and event: what of it a timer has come of
 
     def put(self, values: Mapping[ReplayPlace, Sequence[NativeValue]]) -> None:
         """Put all where it belongs, in the order in which it came about."""
@@ -145,7 +164,7 @@ class _Interposing:
         origin = value.origin
         known = self._began.get(origin.id) or self._known.get(origin.id)
         if known is None and value.timer:
-            known = self._latest.get((value.node, origin.key))
+            known = self._kept.get((value.node, value.cause)) or self._latest.get((value.node, origin.key))
         return known or self._known.get(origin.cause or "", self._root)
 
     def _place(self, value: NativeValue, under: Happening, where: ReplayPlace) -> None:
@@ -158,7 +177,7 @@ class _Interposing:
             told.error = {"message": value.error}
         under.below.append(told)
         self._above[id(told)] = under
-        self._latest[value.node, value.origin.key] = told
+        self._latest[value.node, value.origin.key] = self._kept[value.node, value.origin.id] = told
         self._began |= dict.fromkeys(value.began, told)
         for inside in value.inside:
             if not isinstance(inside, str):
@@ -185,7 +204,7 @@ class _Interposing:
         """What it did, where the data alone do not say it."""
         node = self._graph.nodes[value.node]
         if value.timer:
-            return "woken by a timer"
+            return next((_decision(self._decided[id]) for id in value.began if id in self._decided), "woken by a timer")
         if value.error:
             return "failed"
         if not value.given:
@@ -197,3 +216,9 @@ class _Interposing:
             said = tests[outlet] if isinstance(tests, Sequence) and outlet < len(tests) else "none of the tests"
             return f"outlet {outlet}: {said}"
         return "passes" if [data for _, data in value.given] == [value.data] else ""
+
+
+def _decision(one: DecisionThen) -> str:
+    """What somebody decided, in words."""
+    said = {"accept": "accepted", "reject": "rejected", "cancel": "cancelled"}[one.decision]
+    return f"{said}{f' by {one.who}' if one.who else ''}{f': {one.note}' if one.note else ''}"

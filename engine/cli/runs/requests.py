@@ -64,8 +64,8 @@ async def _journal(c: Client, pool: str, call: str) -> list[JournalEntry]:
     return [*found.values()]
 
 
-def lines(attempt: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
-    """One attempt, for people. `everything`: texts in full."""
+def lines(attempt: Mapping[str, Any], *, everything: bool, before: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """One attempt, for people. `everything`: texts in full. `before`: the attempt before it, whose prompt is not said again."""
     there = ("dspy_version", "worker", "program", "state", "cached_from")
     words = [f"{name.replace('_', ' ')} {attempt[name]}" for name in there if attempt.get(name)]
     words += [f"{number} {name}" for name, number in (attempt.get("requests") or {}).items() if number]
@@ -74,7 +74,11 @@ def lines(attempt: Mapping[str, Any], *, everything: bool) -> Iterator[str]:
         yield f"  {profile}: {what}"
     if attempt.get("warning"):
         yield f"  warning: {attempt['warning']}"
-    for message in attempt["prompt"] or ():
+    prompt = attempt["prompt"] or ()
+    if before is not None and prompt and prompt == before["prompt"]:
+        yield f"  ~ prompt as in attempt {before['attempt']}"
+        prompt = ()
+    for message in prompt:
         yield from _text(f"  ~ {message['role']}", message["content"], everything=everything)
     for one in attempt.get("exchanges", ()):
         yield from _exchange(one, everything=everything)

@@ -198,7 +198,14 @@ async def _shown(t: Terminal, run: str, everything: bool, target: str | None, re
         t.line(f"~ is made again with {shown.code}; all else is recorded")
     for line in other_builds(shown.builds):
         t.line(line)
-    more = {call: [line for one in tries for line in lines(one, everything=everything)] for call, tries in asked.items()}
+    more = {
+        call: [
+            line
+            for one, last in zip(tries, [None, *tries], strict=False)
+            for line in lines(one, everything=everything, before=last)
+        ]
+        for call, tries in asked.items()
+    }
     width = None if everything else width_of(sys.stdout)
     for line in (
         *drawn(shown.root, info.started, everything, more, width),

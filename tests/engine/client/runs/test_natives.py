@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine_lab import APP, Lab
 
@@ -17,6 +17,7 @@ from dspex.engine.cli.runs.natives import interpose
 from dspex.engine.cli.runs.requests import lines as lines_of
 from dspex.engine.cli.runs.requests import requests_of
 from dspex.engine.client.runs.export import load
+from dspex.engine.client.runs.then.decisions import decisions_of
 from dspex.engine.client.runs.then.recorded import taken_by
 from dspex.engine.client.runs.tree import Happening, Tree
 from dspex.engine.replay.altered import GoingOn
@@ -62,11 +63,12 @@ def shown(one: Lab, topology: Topology, run: str) -> Happening:
     async def found() -> Happening:
         past, applied = await one.client.run(run).history()
         root = Tree(past, applied).root
+        decided = {told.approval: told for told in await decisions_of(one.client.bus, APP, past, applied)}
         for name, entries in taken_by([past]).items():
             values = NativeValues(run)
             again = await replayed_run(one.client.bus, APP, topology.graph, applied[name], {}, entries, run, values)
             assert all(differs.excused for differs in again.diverged)
-            interpose(root, topology.graph, applied[name], past, values.found)
+            interpose(root, topology.graph, applied[name], past, values.found, decided)
         return root
 
     root: Happening = one.run(found())
@@ -118,6 +120,37 @@ def test_where_an_event_was_dropped_or_failed_is_said(lab: MakeLab) -> None:
     assert any("~ urgent#0  outlet 1: none of the tests" in line for line in lines(one, triage(), other))
 
 
+def test_what_a_person_decided_and_what_a_window_gave_stand_below_what_they_came_of(lab: MakeLab) -> None:
+    topology = Topology("waiting")
+    keyed = topology.source("in").key_by("intent", name="by_intent")
+    keyed.approve(name="sign").sink("signed")
+    keyed.window("5s").count(name="counted").sink("counts")
+    one = lab(topology)
+    one.start()
+    run, left = (one.publish("in", {"intent": intent}) for intent in ("card", "rate"))
+    one.advance(2)
+
+    async def decide(run: str, decision: Literal["accept", "reject"], note: str) -> None:
+        (waiting,) = [each async for each in one.client.approvals() if each.event.run == run]
+        await one.client.decide(waiting, decision, note=note)
+
+    one.run(decide(run, "accept", "fine"))
+    one.run(decide(left, "reject", ""))
+    one.advance(60)
+    said = lines(one, topology, run)
+    at = next(index for index, line in enumerate(said) if "accepted by" in line)
+    assert re.search(r"~ sign/card#0  ", said[at - 1]), said
+    assert re.search(r"~ sign#0  accepted by \S+: fine  ", said[at]), said
+    assert '→ signed  {"intent":"card"}' in said[at + 1]
+    assert any(
+        re.search(r'~ counted/card#1  woken by a timer  \{"key":"card","start":"[-0-9T:+]+","end":"\S+","value":1\}', s)
+        for s in said
+    )
+    said = lines(one, topology, left)
+    at = next(index for index, line in enumerate(said) if "dead letter" in line)
+    assert re.search(r"~ sign#0  rejected by ", said[at - 1]), said
+
+
 def test_of_calls_it_is_said_who_answered_and_what_a_model_was_asked(lab: MakeLab) -> None:
     one = made(lab, triage())
     run = one.publish("in", {"text": "card arrived"})
@@ -135,6 +168,10 @@ def test_of_calls_it_is_said_who_answered_and_what_a_model_was_asked(lab: MakeLa
     assert brief[1].startswith("  ~ system  ")
     assert all(len(line) < 200 for line in brief)
     assert len(full) > len(brief)
+    assert [*lines_of({**attempt, "attempt": 2}, everything=True, before=attempt)] == [
+        "attempt 2  worker lab",
+        "  ~ prompt as in attempt 1",
+    ]
 
 
 def test_what_a_model_said_and_was_asked_is_told_once_its_call_has_ended(lab: MakeLab, tmp_path: Path) -> None:
