@@ -3,10 +3,12 @@
     python benchmarks/history/replay.py --runs 1000 [--rounds 3] [--json]
 
 The runs are messages of banking77, live with an engine, a pool of 16 slots and the stand-in for a model, which takes 300 ms
-for an answer. Then the stand-in, the engine and the pool end. Replayed is in three ways:
+for an answer. Then the stand-in, the engine and the pool end. Replayed is in four ways:
 
-* server: the logs, by a process of its own that has no connection but that to nats-server: its sockets are read meanwhile. The
-  outputs are compared with those in the sink, byte by byte. Counted is from the first question to the last comparison.
+* server: the logs, as users get it: several processes, one for each processor, that have no connection but that to nats-server:
+  their sockets are read meanwhile. The outputs are compared with those in the sink, byte by byte. Counted is from when the
+  first process is made to the last comparison.
+* alone: the same by one process.
 * files: the runs as exported files (`dspex runs export --topology`), by `Driver.replay`, in a process without a network
   (`unshare -n`, where this user may). Counted is from the first file that is read.
 * processes: these files, as users get it: several processes, one for each processor.
@@ -21,6 +23,7 @@ import argparse
 import asyncio
 import json
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -29,9 +32,10 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts of that folder import each other by name
 
@@ -41,16 +45,19 @@ from calling.processes import FOLDER, module, running
 
 import dspex
 from dspex.bus import subjects
+from dspex.bus.local.crew import Crew, processes
 from dspex.bus.local.server import LocalServer
 from dspex.bus.nats import connect
 from dspex.bus.port import NewMessage
 from dspex.bus.settings.model import Settings
 from dspex.engine.graph import manifest
-from dspex.engine.replay.partition import PartitionReplay
-from dspex.engine.runtime.walk.compile import compile_graph
+from dspex.engine.graph.graph import Graph
+from dspex.engine.replay.pieces import PartitionPieces, PieceCrew, PieceReplayed, PieceShare
+from dspex.engine.replay.topology import replayed
+from dspex.engine.replay.watched import ReplayPlace, Watcher
 from history import banking
 
-WAYS = ("server", "files", "processes")
+WAYS = ("server", "alone", "files", "processes")
 APP, LATENCY, GOAL = "banking", 0.3, 50
 STANDIN = Path(__file__).parents[2] / "tests" / "support" / "standin.py"
 HERE = Path(__file__)
@@ -109,37 +116,56 @@ async def _happened(url: str, runs: int) -> float:
 
 
 # -- again ---------------------------------------------------------------------------------------------------------------
-class Collecting(PartitionReplay):
-    """A replay that keeps what it would store. `made`: of the sink, id and body."""
+class Sinks(Watcher):
+    """Writes down what would be stored in the sink, of all processes: id and body. `file`: into which, appended."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.made = list[tuple[str, bytes]]()
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
 
-    async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
-        async for what in super()._entry(sequence, entry, changed):
-            yield what
-        found = [m for m in self._batch.messages if m.subject == banking.SINK]
-        self.made += [((m.headers or {})[subjects.EVENT_ID], m.data) for m in found]
+    async def gave(self, where: ReplayPlace, messages: Sequence[NewMessage]) -> None:
+        found = [((m.headers or {})[subjects.EVENT_ID], m.data) for m in messages if m.subject == banking.SINK]
+        os.write(self._file.fileno(), pickle.dumps(found))
+
+    def written(self) -> Counter[tuple[str, bytes]]:
+        """What all have written."""
+        self._file.seek(0)
+        found, end = Counter[tuple[str, bytes]](), self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        while self._file.tell() < end:
+            found.update(pickle.load(self._file))
+        return found
 
 
-async def by_server(url: str) -> dict[str, Any]:
-    """Replay what the topology did, and compare what comes out with what lies in the sink."""
+def by_server(url: str, jobs: int | None) -> dict[str, Any]:
+    """Replay what the topology did, and compare what comes out with what lies in the sink. `jobs`: see `by_files`."""
     assert banking.topology is not None
+    graph, began = banking.topology.graph, time.perf_counter()
+    with tempfile.NamedTemporaryFile("ab+", buffering=0) as file:
+        sinks = Sinks(file)
+
+        async def work(share: PieceShare) -> list[PieceReplayed | None]:
+            bus = await connect(url)
+            pieces = PartitionPieces(bus, APP, graph, share.applied)
+            found = [await pieces.replayed(piece, sinks) for piece in share.pieces]
+            await bus.close()
+            return [*found]
+
+        count = processes(jobs)
+        with Crew(work, count) if count > 1 else nullcontext() as crew:
+            return asyncio.run(_compared(url, graph, sinks, crew, began))
+
+
+async def _compared(url: str, graph: Graph, sinks: Sinks, crew: PieceCrew | None, began: float) -> dict[str, Any]:
     bus = await connect(url)
-    began = time.perf_counter()
     applied = (await manifest.of_application(bus, APP))[banking.NAME]
-    graph, made, differ = banking.topology.graph, Counter[tuple[str, bytes]](), list[Any]()
-    for stage, count in compile_graph(graph, applied.stages, applied.hops, applied.renamed):
-        for index in range(count):
-            replay = Collecting(bus, APP, stage, applied.streams[stage.name], index, count, bus.max_payload)
-            differ += [found async for found in replay.differences()]
-            made.update(replay.made)
+    found = await replayed(bus, APP, graph, applied, {}, watcher=sinks if crew is None else None, crew=crew)
     info = await bus.stream(subjects.stream(APP))
     stored = await bus.scan(subjects.stream(APP), [banking.SINK], start=1, stop=info.last if info else 0)
-    same = made == Counter((m.headers[subjects.EVENT_ID], m.data) for m in stored) and not differ
+    made = sinks.written()
+    same = made == Counter((m.headers[subjects.EVENT_ID], m.data) for m in stored) and found.same
     seconds = time.perf_counter() - began
-    sockets = sorted({c.raddr.port for c in psutil.Process().net_connections("inet") if c.raddr})
+    family = [psutil.Process(), *psutil.Process().children()]
+    sockets = sorted({c.raddr.port for one in family for c in one.net_connections("inet") if c.raddr})
     await bus.close()
     return {"seconds": seconds, "same": same, "runs": sum(made.values()), "ports": sockets}
 
@@ -188,17 +214,20 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         async with LocalServer(Path(folder) / "jetstream", port=None) as server:
             found, figures = await live(server.url, folder, args.runs)
             port = int(server.url.rpartition(":")[2])
-            again = [_said([sys.executable, str(HERE), "--again", server.url]) for _ in range(args.rounds)]
+            again_of = [sys.executable, str(HERE), "--again", server.url]
+            again = [_said(again_of) for _ in range(args.rounds)]
+            alone = [_said([*again_of, "--jobs", "1"]) for _ in range(args.rounds)]
             commands = [_replayed(found) for _ in range(args.rounds)]
             exported = _command(found, "runs", "export", "--topology", banking.NAME, "-o", str(files := Path(folder) / "files"))
         words = _alone()
-        again_of = [*words, sys.executable, str(HERE), "--files", str(files)]
-        of_files = [_said([*again_of, "--jobs", "1"]) for _ in range(args.rounds)]
-        of_processes = [_said(again_of) for _ in range(args.rounds)]
+        files_of = [*words, sys.executable, str(HERE), "--files", str(files)]
+        of_files = [_said([*files_of, "--jobs", "1"]) for _ in range(args.rounds)]
+        of_processes = [_said(files_of) for _ in range(args.rounds)]
     return {
         "live": figures,
         "server": again,
-        "only nats-server": all(one["ports"] == [port] for one in again),
+        "alone": alone,
+        "only nats-server": all(one["ports"] == [port] for one in again + alone),
         "command": commands,
         "export": exported,
         "files": of_files,
@@ -218,7 +247,7 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     live, runs = figures["live"], figures["server"][0]["runs"]
     lines = [f"{runs:,} runs, live: {live['seconds']:.2f} s, {live['requests']:,} requests to the stand-in", ""]
     for what in WAYS:
-        same = "byte by byte the same" if what == "server" else "the same"
+        same = "byte by byte the same" if what in ("server", "alone") else "the same"
         said = same if all(one["same"] for one in figures[what]) else "NOT THE SAME"
         seconds = statistics.median(one["seconds"] for one in figures[what])
         lines.append(f"{what:<10}{seconds:>8.3f} s{faster(figures, what):>8.1f}x live, {said}, 0 requests")
@@ -250,7 +279,7 @@ def main() -> int:
         print(f"skipped: there is no {banking.DATA}", file=sys.stderr)
         return 0
     if args.again or args.files:
-        print(json.dumps(asyncio.run(by_server(args.again)) if args.again else by_files(args.files, args.jobs)))
+        print(json.dumps(by_server(args.again, args.jobs) if args.again else by_files(args.files, args.jobs)))
         return 0
     figures = asyncio.run(measure(args))
     print(json.dumps(figures) if args.json else "\n".join(table(figures)))

@@ -15,7 +15,7 @@ import socket
 import sys
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
@@ -61,7 +61,7 @@ class Crew(Generic[S, R]):
         for member in self._members:
             member.wait()
 
-    async def done(self, shares: Iterable[S]) -> AsyncGenerator[R, None]:
+    async def done(self, shares: AsyncIterable[S]) -> AsyncGenerator[R, None]:
         """What comes of shares, in their order. One that a process does not bring to its end is done here: what it raised there
         it raises here, when it is its turn.
         """
@@ -83,8 +83,9 @@ class Crew(Generic[S, R]):
             return found
 
         try:
-            for share in shares:
+            async for share in shares:
                 coming.append(tasks.start(one(share), "share"))
+                await asyncio.sleep(0)  # who is free has it while the next one is made
                 if len(coming) > 2 * self.count:  # so many lie here, or are on their way
                     yield await coming.popleft()
             while coming:

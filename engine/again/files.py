@@ -69,8 +69,7 @@ async def of_files(
     found = Replay(True, 0, 0, 0, 0, None, NO_DIFFERENCE)
     if crew is not None:
         size = min(_SHARE, -(-len(given) // (2 * crew.count)))
-        shares = [given[at : at + size] for at in range(0, len(given), size)]
-        async with aclosing(crew.done(shares)) as coming:
+        async with aclosing(crew.done(_shares(given, size))) as coming:
             async for files in coming:
                 for one, last in files:
                     found = together(found, last)
@@ -80,6 +79,11 @@ async def of_files(
         found = together(found, last)
         told(found, last, one)
     return found
+
+
+async def _shares(given: Sequence[GivenFile], size: int) -> AsyncIterator[Sequence[GivenFile]]:
+    for at in range(0, len(given), size):
+        yield given[at : at + size]
 
 
 def crew_for(

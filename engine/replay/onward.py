@@ -20,6 +20,7 @@ from dspex.engine.log.rows import NONE, OpenCall, Place, Position, Timer
 from dspex.engine.log.tables import Table
 from dspex.engine.replay.added import ALARMS, Alarms, OnwardWatcher, answered_by, what_is_answered
 from dspex.engine.replay.partition import Difference, PartitionReplay
+from dspex.engine.replay.told import LogPlace
 from dspex.engine.replay.topology import snapshot_before
 from dspex.engine.replay.watched import Watcher
 from dspex.engine.runtime.arrival import Answered, Arrival, Due, Mark, Woken
@@ -60,10 +61,14 @@ class OnwardReplay(PartitionReplay):
         self._alarms = Alarms()
 
     async def differences(
-        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
+        self,
+        begin: int | LogPlace = 0,
+        until: int = NONE,
+        only: Collection[int] | None = None,
+        runs: Collection[str] | None = None,
     ) -> AsyncIterator[Difference]:
         """See PartitionReplay. Behind the log, what comes about by now."""
-        async for one in super().differences(snapshot, until, only, runs):
+        async for one in super().differences(begin, until, only, runs):
             yield one
         if not self._is_over:
             await self._end()

@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, cast
 
 from dspex.bus import subjects
-from dspex.bus.errors import RecordingIncomplete
+from dspex.bus.errors import DspexError, RecordingIncomplete
 from dspex.bus.port import Bus
 from dspex.engine.log.commit_log import CommitLog
-from dspex.engine.log.entries import LogAddress, Snapshot, packed, plain, readable, unpack
-from dspex.engine.log.latest import Latest, latest
-from dspex.engine.log.reading import follows, named_snapshot, restored
+from dspex.engine.log.entries import LogAddress, packed, plain
 from dspex.engine.log.rows import NO_MARK, NONE, WITHIN, Position, filled
 from dspex.engine.log.tables import Tables
 from dspex.engine.replay import damage
 from dspex.engine.replay.ahead import HowMany
 from dspex.engine.replay.marks import run_of
-from dspex.engine.replay.nobody import Nobody, not_committed
 from dspex.engine.replay.stored import StoredCommit, other_rows
 from dspex.engine.replay.taken import TakenAgain
-from dspex.engine.replay.told import ToldTables
+from dspex.engine.replay.told import LogPlace, LogWalk
 from dspex.engine.replay.watched import ReplayPlace, Watcher
 from dspex.engine.runtime.arrival import Arrival, digest
 from dspex.engine.runtime.batch import Batch, next_number
@@ -49,6 +47,17 @@ class Difference(NamedTuple):
     what: str
 
 
+class _Nobody:
+    """The owner of a partition that commits nothing."""
+
+    def landed(self, partition: Partition, batch: Batch, /) -> None: ...
+    def failed(self, partition: Partition, error: DspexError, /) -> None: ...
+
+
+def _not_committed(p: Partition) -> None:
+    """Nothing is written here."""
+
+
 class PartitionReplay:
     """Replays one partition of a stage.
 
@@ -65,6 +74,7 @@ class PartitionReplay:
         differing: the runs of which the last difference is.
         watcher: told of each arrival before that is handled, and what came of entries, from the entry `first` on.
         goes_on: what is damaged or missing is noted, and it goes on behind it, with what the log tells of that; else it raises.
+        lasts: by input, the last message that is taken, where that is known.
         incomplete: that, with the entry whose commit took it.
         onward: it goes on with what comes now. told: tables as the log has them. mine: what the last entry changed now.
     """
@@ -84,88 +94,68 @@ class PartitionReplay:
         self.excused, self._fails = False, set[str]()  # of what failed now, the runs; "" of what is not known
         self._runs: Collection[str] | None = None
         self.watcher, self.first, self.differing = Watcher(), 0, tuple[str, ...]()
+        self.lasts: Mapping[str, int] = {}
         self._where = ReplayPlace(stage.id, index, 0)  # the entry
         self.incomplete = list[tuple[int, RecordingIncomplete]]()
-        self.taken, self.builds, self._build = Counter[str](), list[dict[str, str]](), dict[str, str]()
+        self.taken, self.builds = Counter[str](), list[dict[str, str]]()
 
     async def differences(
-        self, snapshot: int = 0, until: int = NONE, only: Collection[int] | None = None, runs: Collection[str] | None = None
+        self,
+        begin: int | LogPlace = 0,
+        until: int = NONE,
+        only: Collection[int] | None = None,
+        runs: Collection[str] | None = None,
     ) -> AsyncIterator[Difference]:
         """Replay the log as it is now, and say where it gives something else: nothing, if the invariant holds. Raises BusError.
 
         Args:
-            snapshot: the entry that names the snapshot to begin at; 0: with nothing, at the first entry.
+            begin: the entry that names the snapshot to begin at; 0: with nothing, at the first entry; or a place.
             until: the last sequence.
             only: the entries whose arrivals are handled; of others what they changed is taken from the log. None: all.
             runs: whose messages count; what else such an entry gave is of others. None: all that an entry gave.
         """
         self._runs = runs
         reads: HowMany = "all" if only is None else "many" if len(only) > _MANY else "few"
-        await self._again.begin(self._address, reads)
-        found, told = await self._begin(snapshot)
-        begun = found is not None
-        end, start, claim, commit = await latest(self.bus, self.log), found.at + 1 if found else 1, 0, found.at if found else 0
-        stop = await self._stop(end, until)
-        for message in await self.bus.scan(self.log.stream, [self.log.subject], start=start, stop=stop):
-            entry = readable(message.data)
-            if entry is None or not follows(entry, claim or entry.get("claim", 0), commit):
-                if entry is not None and (lost := damage.before(entry, claim, commit)) is not None:
-                    self._pass_over(message.sequence, lost)
+        await self._again.begin(self._address, reads, self.lasts)
+        self._walk = self.walk(self._pass_over)
+        self._own(await self._walk.begin(begin, until), self._walk.nonce)
+        self.told = self._walk.tables
+        async with aclosing(self._walk.entries()) as entries:
+            async for message, entry, changed in entries:
+                if self._walk.nonce != self._nonce:
+                    self._own(self._p.tables, self._walk.nonce)
+                self.excused = not self._walk.begun  # what was before is not there any more
+                if only is None or message.sequence in only:
+                    async for what in self._entry_or_told(message.sequence, entry, changed):
+                        yield Difference(message.sequence, what)
+                if only is not None and (not self.onward or message.sequence not in only):
+                    self._p.tables.apply(changed, message.sequence)  # what others would change is no matter of who is looked at
+                elif self.over(message.sequence, changed):
                     return
-                continue  # what no engine wrote
-            if entry["kind"] == "claim":
-                claim, begun, self._build = message.sequence, begun or entry["epoch"] == 1, dict(entry["build"])
-                self._own(self._p.tables, entry["nonce"])
-                continue
-            try:
-                if (changed := await damage.changed_by(self.bus, self.log, message, entry)) is None:
-                    continue
-            except RecordingIncomplete as error:
-                self._pass_over(message.sequence, error)
-                return  # what the partition had behind it is not known
-            self.excused = not begun  # what was before is not there any more
-            claim, commit = entry["claim"], message.sequence
-            told.take(changed, message.sequence)
-            if only is None or message.sequence in only:
-                async for what in self._entry_or_told(message.sequence, entry, changed, told):
-                    yield Difference(message.sequence, what)
-            if only is not None and (not self.onward or message.sequence not in only):
-                self._p.tables.apply(changed, message.sequence)  # what others would change now is no matter of who is looked at
-            elif self.over(message.sequence, changed):
-                return
-        if stop >= end.at and packed(told.snapshot()) != packed(self._p.tables.snapshot()):
-            yield Difference(end.at, "the tables are not those that the log tells")
+        if self._walk.end and not self.is_as_told:
+            yield Difference(self._walk.end, "the tables are not those that the log tells")
 
-    async def _begin(self, snapshot: int) -> tuple[Snapshot | None, ToldTables]:
-        """Begin with a snapshot, if there is one: that, and what is told behind it."""
-        self.told, tables = Tables(self._ordered, self._names), Tables(self._ordered, self._names)
-        found = await named_snapshot(self.bus, self.log, snapshot) if snapshot else None
-        if found is not None:
-            await restored(self.bus, self.log, found, tables)
-            await restored(self.bus, self.log, found, self.told)
-        self._own(tables, "")
-        return found, ToldTables(self.told, fresh=found is None and not self._names and not self.onward)
+    def walk(self, lacks: Callable[[int, RecordingIncomplete], None]) -> LogWalk:
+        """Goes through the log. `lacks`: see `LogWalk`."""
+        return LogWalk(self.bus, self.log, self._new_tables, lacks, at_once=bool(self._names) or self.onward)
 
-    async def _stop(self, end: Latest, until: int) -> int:
-        """Up to where the log is read."""
-        stop = min(end.last, until)
-        try:
-            return await damage.end_of(self.bus, self.log, end.at, stop)
-        except RecordingIncomplete as error:
-            self._pass_over(end.last, error)
-            return end.at
+    @property
+    def is_as_told(self) -> bool:
+        """Whether the tables are those that the log tells."""
+        return packed(self._walk.told.snapshot()) == packed(self._p.tables.snapshot())
 
-    async def _entry_or_told(
-        self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any], told: ToldTables
-    ) -> AsyncIterator[str]:
+    def _new_tables(self) -> Tables:
+        return Tables(self._ordered, self._names)
+
+    async def _entry_or_told(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
         """Replay an entry; where something of it is damaged, the tables are what the log tells."""
         try:
             async for what in self._entry(sequence, entry, changed):
                 yield what
         except RecordingIncomplete as error:
             self._pass_over(sequence, error)
-            self._own(Tables(self._ordered, self._names), self._nonce)
-            self._p.tables.restore(told.snapshot())
+            self._own(self._new_tables(), self._nonce)
+            self._p.tables.restore(self._walk.told.snapshot())
 
     def _pass_over(self, entry: int, error: RecordingIncomplete) -> None:
         """Note what is damaged or missing, and go on; or raise it."""
@@ -187,16 +177,14 @@ class PartitionReplay:
         self._nonce, a = nonce, replace(self._address, nonce=nonce)
         process = Process(self._stage, a, self._names, self._source_stream)
         log, alarm = CommitLog(self.bus, self.log, "replay", 0), asyncio.Event()
-        self._p = Partition(a.partition, log, tables, process, Nobody(), not_committed, alarm, (1, 1))
+        self._p = Partition(a.partition, log, tables, process, _Nobody(), _not_committed, alarm, (1, 1))
 
     async def _entry(self, sequence: int, entry: Mapping[str, Any], changed: Mapping[str, Any]) -> AsyncIterator[str]:
-        if not self._nonce:  # it begins in the middle of an owner's time
-            claim = await self.bus.get(self.log.stream, entry["claim"])
-            said = unpack(claim.data) if claim is not None else {}
-            self._own(self._p.tables, said.get("nonce", ""))
-            self._build = dict(said.get("build", {}))
-        if sequence >= self.first and self._build not in self.builds:
-            self.builds.append(self._build)
+        if not self._nonce:
+            await self._walk.ask_claim()
+            self._own(self._p.tables, self._walk.nonce)
+        if sequence >= self.first and self._walk.build not in self.builds:
+            self.builds.append(self._walk.build)
         self._batch, self._fails = Batch(self.bus.sealing is not None), set()
         self._where = ReplayPlace(self._stage.id, self._p.index, sequence)
         self._mark = max([NO_MARK, *(Position(*raw).mark for input, raw in changed.get("positions", ()) if input == "source")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from dspex.bus import subjects
@@ -16,7 +16,6 @@ from dspex.engine.log.rows import Place, Position
 from dspex.engine.replay import damage
 from dspex.engine.replay.ahead import Ahead, HowMany, inputs_of
 from dspex.engine.replay.marks import marked
-from dspex.engine.replay.nobody import unchecked
 from dspex.engine.replay.stored import StoredCommit
 from dspex.engine.runtime.arrival import Arrival, Gap, Mark, Reset
 from dspex.engine.runtime.batch import mark_of
@@ -32,13 +31,18 @@ from dspex.engine.runtime.walk.request import Address
 _GONE: Final = ("payload_gone", "record_gone")  # marks of what had no body when it was taken
 
 
+async def _unchecked(partitions: Sequence[Partition], clock: float) -> float:
+    """Nothing is read from a position here."""
+    return 0.0
+
+
 class TakenAgain:
     """Reads what the partitions of a stage take. `timer`: the number that a timer has now."""
 
     def __init__(self, bus: Bus, app: str, stage: Stage, source_stream: str, count: int, timer: Callable[[int], int]) -> None:
         self._bus, self._app, self._stage, self._source_stream, self._timer = bus, app, stage, source_stream, timer
         self._source = (
-            SourceInput(bus, app, stage, stage.source, source_stream, count, unchecked, asyncio.Event())
+            SourceInput(bus, app, stage, stage.source, source_stream, count, _unchecked, asyncio.Event())
             if stage.source
             else None
         )
@@ -52,9 +56,9 @@ class TakenAgain:
         self._inputs = {one.name: one for one in inputs if one is not None}
         self._logs = dict[str, Ahead]()
 
-    async def begin(self, address: Address, reads: HowMany) -> None:
-        """Read the logs of one partition from now on. Raises BusError."""
-        self._logs = inputs_of(self._bus, address, self._stage, self._source_stream, reads)
+    async def begin(self, address: Address, reads: HowMany, lasts: Mapping[str, int]) -> None:
+        """Read the logs of one partition from now on. `lasts`: see PartitionReplay. Raises BusError."""
+        self._logs = inputs_of(self._bus, address, self._stage, self._source_stream, reads, lasts)
         if self._source is not None:
             info = await self._bus.stream(self._source_stream)
             self._source.created = info.created if info is not None else 0.0

@@ -8,16 +8,15 @@ tables are others than those that were stored, the replay differs there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from dspex.bus import subjects
 from dspex.bus.errors import DspexError, TopologyError
 from dspex.bus.port import Bus
-from dspex.bus.seldom import silent
-from dspex.bus.serving import payloads
 from dspex.engine.graph.graph import Graph
 from dspex.engine.graph.manifest import Manifest
 from dspex.engine.log.build import differing
@@ -26,20 +25,9 @@ from dspex.engine.log.latest import latest
 from dspex.engine.log.positions import sequence_before
 from dspex.engine.log.reading import is_first
 from dspex.engine.log.rows import NONE
-from dspex.engine.replay.partition import PartitionReplay
+from dspex.engine.replay.pieces import Diverged, LogPiece, PartitionPieces, PieceCrew, PieceReplayed, by_crew
 from dspex.engine.replay.watched import Watcher, watched
-from dspex.engine.runtime.walk.compile import Stage, compile_graph
-
-
-class Diverged(NamedTuple):
-    """Where a replay differs. `entry`: of the log of the partition. `excused`, `runs`: see PartitionReplay (`differing`)."""
-
-    stage: str
-    partition: int
-    entry: int
-    what: str
-    excused: bool
-    runs: tuple[str, ...] = ()
+from dspex.engine.runtime.walk.compile import Stage
 
 
 @dataclass
@@ -64,6 +52,16 @@ class Replayed:
         """Nothing differs, and nothing is incomplete."""
         return not self.diverged and not self.incomplete
 
+    def add_partition(self, of: PieceReplayed, build: Mapping[str, str]) -> None:
+        """What came of a partition. `build`: that of today."""
+        self.partitions += 1
+        self.taken += of.taken
+        self.diverged += of.diverged
+        for name, error in of.incomplete.items():
+            self.incomplete.setdefault(name, error)
+        for one in of.builds:
+            self.builds |= differing(one, build)
+
     def add(self, other: Replayed) -> None:
         """What came of another topology, too."""
         self.partitions += other.partitions
@@ -84,6 +82,7 @@ async def replayed(
     partition: tuple[str, int] | None = None,
     told: Callable[[Replayed], None] = lambda found: None,
     watcher: Watcher | None = None,
+    crew: PieceCrew | None = None,
 ) -> Replayed:
     """Replay a topology. What is damaged or missing is named, and passed over. Raises BusError; TopologyError (DX235) where it
     has no such partition.
@@ -94,17 +93,38 @@ async def replayed(
         span: only what was committed in between counts, in seconds since the epoch.
         partition: only this one: a stage by its id, or by a source or a hop that it begins at, and a number.
         told: called after each partition. watcher: told what comes of each entry.
+        crew: processes that do it, if nobody watches.
     """
     found = Replayed()
     if (info := await bus.stream(subjects.stream(app))) is None:
         return found
     first = await sequence_before(bus, info, span[0]) + 1 if span[0] else 0
     last = await sequence_before(bus, info, span[1]) if span[1] < inf else NONE
-    there = [one async for one in _partitions(bus, app, graph, applied)]
-    for stage, index, count in there if partition is None else _only(there, *partition):
-        await _one(bus, app, applied, stage, index, count, found, build, (first, last, None, None), watcher, goes_on=True)
-        told(found)
+    pieces = PartitionPieces(bus, app, graph, applied)
+    there = [one async for one in _partitions(pieces)]
+    chosen = there if partition is None else _only(there, *partition)
+
+    async def whole() -> AsyncIterator[LogPiece]:
+        for stage, index in chosen:
+            yield LogPiece(stage.id, index, await _snapshot(pieces, stage.id, index, first), first, last)
+
+    so_far = PieceReplayed()
+    several = by_crew(pieces, whole(), crew) if crew is not None and watcher is None else None
+    async with aclosing(several or _alone(pieces, whole(), watcher)) as coming:
+        async for piece, came in coming:
+            so_far.add(came)
+            if piece.ends:
+                found.add_partition(so_far, build)
+                told(found)
+                so_far = PieceReplayed()
     return found
+
+
+async def _alone(
+    pieces: PartitionPieces, whole: AsyncIterator[LogPiece], watcher: Watcher | None
+) -> AsyncGenerator[tuple[LogPiece, PieceReplayed]]:
+    async for one in whole:
+        yield one, await pieces.replayed(one, watcher)
 
 
 async def replayed_run(
@@ -127,53 +147,25 @@ async def replayed_run(
     """
     found, runs = Replayed(), {runs} if isinstance(runs, str) else runs
     graph = watched(graph, watcher) if watcher is not None else graph
-    async for stage, index, count in _partitions(bus, app, graph, applied):
+    pieces = PartitionPieces(bus, app, graph, applied)
+    async for stage, index in _partitions(pieces):
         if entries := taken.get((stage.id, index)):
-            span = (min(entries), max(entries), entries, runs)
-            await _one(bus, app, applied, stage, index, count, found, build, span, watcher, goes_on=goes_on)
+            first = min(entries)
+            piece = LogPiece(stage.id, index, await _snapshot(pieces, stage.id, index, first), first, max(entries))
+            found.add_partition(await pieces.replayed(piece, watcher, entries, runs, goes_on=goes_on), build)
     return found
 
 
-async def _one(
-    bus: Bus,
-    app: str,
-    applied: Manifest,
-    stage: Stage,
-    index: int,
-    count: int,
-    found: Replayed,
-    build: Mapping[str, str],
-    span: tuple[int, int, Collection[int] | None, Collection[str] | None],
-    watcher: Watcher | None,
-    *,
-    goes_on: bool,
-) -> None:
-    """Replay one partition. `span`: the first and the last sequence that count, the entries, and the run; None: all."""
-    stream = applied.streams[stage.name] if stage.source is not None else ""
-    replay, (first, last, only, runs) = PartitionReplay(bus, app, stage, stream, index, count, payloads.most(bus)), span
-    found.partitions += 1
-    replay.watcher, replay.first, replay.goes_on = watcher or replay.watcher, first, goes_on
-    with silent():
-        async for entry, what in replay.differences(await snapshot_before(bus, replay.log, first), last, only, runs):
-            if entry >= first:
-                found.diverged.append(Diverged(stage.id, index, entry, what, replay.excused, replay.differing))
-    for entry, error in replay.incomplete:
-        found.incomplete.setdefault(str(error.run or f"{stage.id}.{index}@{entry}"), error)
-    found.taken += replay.taken
-    for one in replay.builds:
-        found.builds |= differing(one, build)
-
-
-async def _partitions(bus: Bus, app: str, graph: Graph, applied: Manifest) -> AsyncIterator[tuple[Stage, int, int]]:
-    """The partitions that have a log, with how many their stage has."""
-    for stage, count in compile_graph(graph, applied.stages, applied.hops, applied.renamed):
-        logs = {subjects.log(app, graph.name, stage.id, index): index for index in range(count)}
-        there: Mapping[str, Any] = await bus.multi_last(subjects.stream(app), list(logs))
+async def _partitions(pieces: PartitionPieces) -> AsyncIterator[tuple[Stage, int]]:
+    """The partitions that have a log."""
+    for stage, count in pieces.stages.values():
+        logs = {subjects.log(pieces.app, stage.graph.name, stage.id, index): index for index in range(count)}
+        there: Mapping[str, Any] = await pieces.bus.multi_last(subjects.stream(pieces.app), list(logs))
         for log in sorted(there, key=lambda name: logs[name]):
-            yield stage, logs[log], count
+            yield stage, logs[log]
 
 
-def _only(there: Sequence[tuple[Stage, int, int]], stage: str, index: int) -> list[tuple[Stage, int, int]]:
+def _only(there: Sequence[tuple[Stage, int]], stage: str, index: int) -> list[tuple[Stage, int]]:
     """One partition of those that have a log. Raises TopologyError."""
     if found := [one for one in there if stage in {one[0].id, *one[0].begins} and one[1] == index]:
         return found
@@ -181,6 +173,10 @@ def _only(there: Sequence[tuple[Stage, int, int]], stage: str, index: int) -> li
     numbers = sorted(one[1] for one in there if stage in {one[0].id, *one[0].begins})
     fix = f"those that have: {', '.join(map(str, numbers))}" if numbers else f"one of the stages {', '.join(known.values())}"
     raise TopologyError(f"no partition {stage}/{index} has taken anything", code="DX235", fix=fix)
+
+
+async def _snapshot(pieces: PartitionPieces, stage: str, index: int, first: int) -> int:
+    return await snapshot_before(pieces.bus, pieces.replay(stage, index).log, first)
 
 
 async def snapshot_before(bus: Bus, log: LogAddress, first: int) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,25 +13,25 @@ from dspex.bus import subjects
 from dspex.bus.errors import ConfigError, Divergence, RecordingIncomplete, RunNotFound, TopologyError
 from dspex.bus.settings.similar import did_you_mean
 from dspex.engine.cli.runs.again.built import ANY_BUILD, BUILD, with_build
-from dspex.engine.cli.runs.again.repeated import JOBS, PrintedAs, check_jobs, incomplete, other_builds, repeated
+from dspex.engine.cli.runs.again.repeated import JOBS, PrintedAs, check_jobs, incomplete, repeated
 from dspex.engine.cli.runs.again.sending import ReplayTarget, SendAgain, checked, target_of
+from dspex.engine.cli.runs.again.told import ReplayTold, markdown, print_told
 from dspex.engine.cli.terminal.client import client, count
 from dspex.engine.cli.terminal.options import duration
 from dspex.engine.cli.terminal.progress import NoBar
 from dspex.engine.cli.terminal.terminal import Terminal, terminal
 
 if TYPE_CHECKING:
+    from dspex.bus.port import Bus
     from dspex.engine.cli.runs.choice import ReplayChoice
-    from dspex.engine.cli.runs.differing import RunDifference
     from dspex.engine.client.client import Client
     from dspex.engine.client.runs.export import RunFile
     from dspex.engine.client.runs.history import History
     from dspex.engine.graph.graph import Graph
     from dspex.engine.graph.manifest import Manifest
-    from dspex.engine.replay.topology import Diverged, Replayed
+    from dspex.engine.replay.pieces import PieceCrew
+    from dspex.engine.replay.topology import Replayed
 
-MOST = 10  # differences that are printed
-_WIDEST = 200  # characters of what differs, where it is bytes; --json has all
 SEVERAL = 16  # runs from which on it is shown how far their histories are read
 
 
@@ -94,8 +94,9 @@ def replay(
     narrows = {"--topology": topology, "--since": since, "--until": until, "--partition": partition}
     what = chosen({"RUN": run, "--file": file, "--session": session, "--range": span, **narrows})
     with_build(t, what, target, folder, any_build=any_build)
-    check_jobs(jobs, strict=mode == "strict" and what.file is not None and at is None and not debug)
     into = target_of(to, to_sinks or (), t.settings().app, yes=yes)
+    much = what.file is not None or (what.whole and into is None)
+    check_jobs(jobs, possible=mode == "strict" and much and at is None and not debug)
     if at is not None or debug:
         other = explain or into is not None or mode != "strict" or exit_code or how != "text"
         _debug(t, what, target, at if debug else None, other=other)
@@ -108,11 +109,14 @@ def replay(
         repeated(t, what, target, mode, how, jobs, exit_code=exit_code)
         return
     began = time.monotonic()
-    told = t.run(_replayed(t, what, target, into) if what.whole else _replayed_runs(t, what, target, into))
-    if how == "markdown":
-        t.document(_markdown(told))
+    if what.whole:
+        told = _of_topology(t, what, target, into, jobs)
     else:
-        _print(t, told, time.monotonic() - began, explain=explain)
+        told = t.run(_replayed_runs(t, what, target, into))
+    if how == "markdown":
+        t.document(markdown(told))
+    else:
+        print_told(t, told, time.monotonic() - began, explain=explain)
     if lacking := told.found.incomplete:
         raise incomplete(told.name, lacking, len(told.found.diverged), "run" if not what.whole else "place")
     if not told.found.same:
@@ -127,24 +131,6 @@ def _debug(t: Terminal, what: ReplayChoice, target: str | None, at: str | None, 
         fix = "dspex replay RUN --at OPERATOR --pdb, and --with TARGET for other code"
         raise ConfigError("the debugger takes a run, and an operator to stop at", code="DX105", fix=fix)
     t.run(debugged(t, what.run, target, at))
-
-
-class ReplayTold(NamedTuple):
-    """What is said of a replay. `runs`: how many it were. `differs`: of the first run that differs, where that is known."""
-
-    name: str
-    runs: int
-    found: Replayed
-    differs: RunDifference | None = None
-    sent: SendAgain | None = None
-
-    @property
-    def first(self) -> str:
-        """The first difference, in words."""
-        step = self.differs.diff.first if self.differs is not None else None
-        if self.differs is None or step is None:
-            return _said(self.found.diverged[0])
-        return f"at {step.step}{f' ({step.field})' if step.field else ''} of run …{self.differs.run[-8:]}"
 
 
 async def _told(t: Terminal, c: Client, told: ReplayTold, target: str | None, only: str | None) -> ReplayTold:
@@ -223,13 +209,31 @@ def graph_of(t: Terminal, topology: str, target: str | None) -> Graph:
     return with_defaults(graphs[topology], defaults, timeouts)
 
 
-async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None) -> ReplayTold:
-    """Replay what a topology did in a time. Source events count as runs; where there are none, those over hops."""
+def _of_topology(
+    t: Terminal, what: ReplayChoice, target: str | None, into: ReplayTarget | None, jobs: int | None
+) -> ReplayTold:
+    """Replay what a topology did in a time: in several processes, which are forked before anything else begins."""
+    from dspex.engine.replay.pieces import crew_for
+
+    graph = graph_of(t, str(what.topology), target)
+
+    @asynccontextmanager
+    async def connected() -> AsyncGenerator[Bus]:
+        async with client(t, "replay") as c:
+            yield c.bus
+
+    with crew_for(connected, t.settings().app, graph, jobs if into is None else 1) as crew:
+        return t.run(_replayed(t, what, graph, target, into, crew))
+
+
+async def _replayed(
+    t: Terminal, what: ReplayChoice, graph: Graph, target: str | None, into: ReplayTarget | None, crew: PieceCrew | None
+) -> ReplayTold:
+    """Source events count as runs; where there are none, those over hops."""
     from dspex.engine.log.build import build
     from dspex.engine.replay.topology import replayed
 
     topology = str(what.topology)
-    graph = graph_of(t, topology, target)
     async with client(t, "replay") as c:
         known = await c.manifests()
         applied = known.get(topology)
@@ -242,56 +246,7 @@ async def _replayed(t: Terminal, what: ReplayChoice, target: str | None, into: R
                 bar.advance(1, f"{so_far.taken['source']:,} events, {so_far.taken['records']:,} calls served")
 
             of, span = build(graph), (what.since, what.until)
-            narrow: dict[str, Any] = {"span": span, "partition": what.partition}
+            narrow: dict[str, Any] = {"span": span, "partition": what.partition, "crew": crew}
             found = await replayed(c.bus, c.app, graph, applied, of, told=told, watcher=sent, **narrow)
         told_of = ReplayTold(topology, found.taken["source"] or found.taken["events"], found, sent=sent)
         return await _told(t, c, told_of, target, topology)
-
-
-def _markdown(told: ReplayTold) -> str:
-    """For a review: what differs, and of the first run at which steps."""
-    from dspex.engine.client.runs.then.recorded import undone
-
-    found, served = told.found, told.found.taken["records"]
-    head = f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made"
-    rows = [f"| `{_place(one)}` | {', '.join(f'`{run}`' for run in one.runs)} |" for one in found.diverged]
-    places = ["", "| place | runs |", "|---|---|", *rows] if rows else ["", "**same**"] if found.same else []
-    places += ["", *(f"- {line}" for line in undone(found.incomplete))] if found.incomplete else []
-    steps = ["", told.differs.diff.markdown()] if told.differs is not None else [""]
-    return "\n".join([head, *places, *steps])
-
-
-def _print(t: Terminal, told: ReplayTold, seconds: float, *, explain: bool) -> None:
-    from dspex.engine.client.runs.then.recorded import undone
-
-    found, differs, served = told.found, told.differs, told.found.taken["records"]
-    first = found.diverged[0] if found.diverged else None
-    said: dict[str, Any] = {"same": found.same, "mode": "strict", "runs": told.runs, "served": served, "live": 0, "tokens": 0}
-    said |= {"cost": 0.0, "steps": list[Any]()}
-    said["diverged"] = {"step": _place(first), "field": None, "a": None, "b": first.what} if first is not None else None
-    if differs is not None:
-        said |= {"diverged": vars(differs.diff.first), **differs.as_dict(explain=explain)}
-    said |= {"what": told.name, "differences": len(found.diverged), "builds": found.builds, "seconds": round(seconds, 3)}
-    said["places"] = [{"place": _place(one), "runs": one.runs, "excused": one.excused} for one in found.diverged[:MOST]]
-    lacking = [{"run" if e.run else "place": name, "code": e.code, "error": e.message} for name, e in found.incomplete.items()]
-    said |= {"incomplete": lacking} if lacking else {}
-    said |= {"published": told.sent.as_dict()} if told.sent is not None else {}
-    lines = [f"{told.name}  {count(told.runs, 'run')}, {count(served, 'call')} read back, 0 made  {seconds:.1f} s"]
-    lines += [*other_builds(found.builds), *undone(found.incomplete)]
-    lines += differs.lines(explain=explain) if differs is not None else []
-    lines += [f"differs {_said(one, brief=differs is not None)}" for one in found.diverged[:MOST]]
-    if len(found.diverged) > MOST:
-        lines.append(f"… and {len(found.diverged) - MOST:,} more")
-    t.emit(said, *lines, *([str(told.sent)] if told.sent is not None else []), *(["same"] if found.same else []))
-
-
-def _place(one: Diverged) -> str:
-    return f"{one.stage}.{one.partition}@{one.entry}"
-
-
-def _said(one: Diverged, *, brief: bool = False) -> str:
-    """`brief`: which runs, and not the bytes."""
-    excuse = " (something failed there, or is not kept any more)" if one.excused else ""
-    runs = f"run …{', …'.join(run[-8:] for run in one.runs[:3])}{' and others' if len(one.runs) > 3 else ''}"
-    what = one.what if len(one.what) <= _WIDEST else f"{one.what[: _WIDEST - 1]}…"
-    return f"at {_place(one)}: {runs if brief and one.runs else what}{excuse}"

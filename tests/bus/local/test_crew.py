@@ -22,9 +22,13 @@ async def work(n):
         raise ValueError(n)
     return n, os.getpid() == ME, b"x" * 3_000_000
 
+async def shares():
+    for n in range(8):
+        yield n
+
 async def main():
     try:
-        async for n, here, data in crew.done(range(8)):
+        async for n, here, data in crew.done(shares()):
             print(n, here, len(data))
     except ValueError as error:
         print("raised", error)

@@ -61,8 +61,9 @@ def test_a_hold_ends_for_good_with_its_time_and_the_later_ones_stay() -> None:
     assert [tables.hold("batch", now) for now in (5.0, 10.0, 25.0, 30.0)] == [1.0, 2.0, 3.0, float("inf")]
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-def test_what_a_log_tells_is_the_same_at_its_end_as_entry_by_entry(fresh: bool) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("asked", [(), (10, 11, 12)])
+def test_what_a_log_tells_is_the_same_whenever_it_is_asked_as_entry_by_entry(at_once: bool, asked: tuple[int, ...]) -> None:
     """Rows that are gone, rows that changed, and requests that lie before or in the entry that opened them last."""
     call, timer = OpenCall("ask", "id", "run", "light", 60.0, b""), Timer(1e9, "wake", node="batch", key="k", name="n")
     position, state = Position(7, time=3.0), ("batch", "k", "")
@@ -72,10 +73,11 @@ def test_what_a_log_tells_is_the_same_at_its_end_as_entry_by_entry(fresh: bool) 
         {"calls": [(1, call._replace(work=-1, try_number=2)), (4, call)], "keyed": [(state, b"b")], "number": 5},
         {"calls": [(4, None)], "timers": [(3, timer._replace(due=2e9))], "keyed": [(("batch", "l", "x"), b"")]},
     ]
-    expected, told = Tables(), ToldTables(Tables(), fresh=fresh)
+    expected, told = Tables(), ToldTables(Tables(), at_once=at_once)
     for sequence, entry in enumerate(log, 10):
         expected.apply(entry, sequence)
         told.take(entry, sequence)
+        assert sequence not in asked or told.snapshot() == expected.snapshot()
     found = told.snapshot()
     assert found == expected.snapshot()
     assert (found["calls"], found["number"]) == ([(1, call._replace(work=11, try_number=2))], 5)

@@ -157,10 +157,11 @@ async def quietly(t: Terminal, wanted: Coroutine[Any, Any, T]) -> T:
         return await wanted
 
 
-def check_jobs(jobs: int | None, *, strict: bool) -> None:
-    """Raise ConfigError where several processes are asked for, and it is no strict replay of files."""
-    if jobs not in (None, 1) and not strict:
-        raise ConfigError("several processes do strict replays of files", code="DX105", fix="leave --jobs out")
+def check_jobs(jobs: int | None, *, possible: bool) -> None:
+    """Raise ConfigError where several processes are asked for, and one does it."""
+    if jobs not in (None, 1) and not possible:
+        why = "several processes do strict replays of files and of topologies, and publish nothing"
+        raise ConfigError(why, code="DX105", fix="leave --jobs out")
 
 
 def code_of(t: Terminal, target: str | None) -> list[Graph]:
