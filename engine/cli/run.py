@@ -201,6 +201,7 @@ class _Run:
             await first(stopped, self.others.ready(), self._failed())
             if stopped.done():
                 return
+        self._print_elsewhere()
         took = time.monotonic() - self.began
         self.t.emit({"event": "ready", "engine": self.engine.id, "seconds": round(took, 3)}, f"ready in {took:.1f} s")
 
@@ -245,6 +246,14 @@ class _Run:
         self.t.line(f"pool      {text}")
         for said in self.ready_pools:
             self._print_failed(said)
+
+    def _print_elsewhere(self) -> None:
+        """Pools that others have to start."""
+        settings = self.engine.settings
+        for name in settings.pools if settings.engine.submit and self.how.pools == "all" else ():
+            if name not in self.engine.running.pools.names:
+                why = "has GPUs, which may be elsewhere, and is not started: calls submitted to it wait"
+                self.t.note(f"note: pool {name} {why} for dspex worker {name}")
 
     def _print_pool(self, said: Mapping[str, Any]) -> None:
         self.t.emit({**said, "event": "pool ready"}, f"pool      {said['pool']} {said['size']}/{said['size']} ready again")

@@ -20,7 +20,6 @@ from dspex.bus.local.open import Found, connect, server_of
 from dspex.bus.port import Bus, BusEvents
 from dspex.bus.seldom import Seldom, logger
 from dspex.bus.serving.keys.signatures import keys_of
-from dspex.bus.serving.programs.optimizers import OPTIMIZER_POOL
 from dspex.bus.settings.called.refs import allows, not_allowed
 from dspex.bus.settings.duration import Duration, seconds
 from dspex.bus.settings.model import Settings
@@ -70,8 +69,8 @@ class Engine:
     Args:
         topologies: to run together, as one application.
         settings: loaded as every dspex process loads them when left out.
-        pools: which worker pools to start beside it: "all" that the topologies need, with that of optimizers where jobs
-            can be submitted and the settings have it; "none", or names.
+        pools: which worker pools to start beside it: "all" that the topologies need, and where calls can be submitted all of
+            the settings but those with GPUs; "none", or names.
         observer: called with what happens in this process while the engine runs (commits, dead letters, partitions that
             come and go, …), on its loop, so it must not block. Pools are processes of their own.
         on_ready: called when a pool is ready, with its description as plain data.
@@ -176,13 +175,16 @@ class Engine:
                 node=unknown[0],
                 fix=f"add it to dspex.toml: pools.{unknown[0]} = {{}}",
             )
-        jobs = [p for p in (OPTIMIZER_POOL,) if self.settings.engine.submit and p in self.settings.pools and p not in used]
-        started = [*used, *jobs] if self._wanted == "all" else wanted
+        started = sorted({*used, *self._submitted_to()}) if self._wanted == "all" else wanted
         for name, ref in [(c.pool, ref) for c in calls if c.pool in started for ref in c.spec.refs]:
             if not allows(allowed := self.settings.pools[name].programs, ref):  # each call of it would fail, or fall back
                 message, fix = not_allowed(name, allowed, ref)
                 raise ConfigError(message, code="DX138", node=ref, fix=fix)
         return started
+
+    def _submitted_to(self) -> list[str]:
+        """The pools that any client may submit calls to, without those whose GPUs may be those of another machine."""
+        return [name for name, pool in self.settings.pools.items() if not pool.gpus] if self.settings.engine.submit else []
 
     async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         await self.drain()

@@ -13,7 +13,7 @@ from dspex.bus.errors import ConfigError, InvalidInput, TopologyError
 from dspex.engine.cli.events.answers import print_result, print_stream, print_submitted
 from dspex.engine.cli.terminal.client import client
 from dspex.engine.cli.terminal.options import duration
-from dspex.engine.cli.terminal.terminal import terminal
+from dspex.engine.cli.terminal.terminal import Terminal, terminal
 from dspex.engine.cli.topology.targets import importing, search
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def call(
                             await print_stream(t, answer)
                     else:
                         print_result(t, await c.call(spec, inputs, timeout=limit, session=session))
+                if detach and calls:
+                    await _note_nobody(t, c, (await c.resolve(spec)).pool)
             finally:  # also where one failed: it may have been paid
                 if calls:
                     await audit.leave(c.bus, c.app, "call", called=what[: audit.MOST_SHOWN], calls=calls)
@@ -138,3 +140,11 @@ def _inputs(data: object) -> Mapping[str, Any]:
 
 def _outputs(data: object, outputs: Mapping[str, object]) -> dict[str, object]:
     return dict(outputs)
+
+
+async def _note_nobody(t: Terminal, c: Client, pool: str) -> None:
+    """Say that what was submitted waits for a worker, where it does."""
+    from dspex.engine.client.status.pools import processes
+
+    if not await processes(c.bus, c.app, pool):
+        t.note(f"note: nobody serves pool {pool} now, so it waits: dspex worker {pool}")

@@ -41,6 +41,23 @@ def others(run: Running) -> list[psutil.Process]:
     return [p for p in psutil.Process(run.process.pid).children() if "--as-process" in p.cmdline()]
 
 
+def test_a_call_that_is_submitted_has_a_worker_in_any_pool_or_it_is_said_who_has_to_start_one(project: Project) -> None:
+    project.write(
+        "dspex.toml",
+        f'app = "{project.u}"\ntopologies = ["native.yaml"]\nserver.local = {{ port = -1 }}\nengine.submit = true\n'
+        'lm.main = { model = "openai/a", base_url = "http://127.0.0.1:9/v1" }\n'
+        "pools.lightweight = {}\npools.mine = { size = 2 }\npools.far = { gpus = 1, devices = [0] }\n",
+    )
+    with project.start("run") as run:
+        run.until("ready in")
+        text = "\n".join([*run.lines, run.errors()])  # the note was written before "ready in"
+        assert all(said in text for said in ("lightweight 1/1 ready", "mine 2/2 ready", "pool far has GPUs")), text
+        near, far = [project.here("call", "text -> reply", "text=a", "--detach", "--pool", pool) for pool in ("mine", "far")]
+        assert (near.code, "note" in near.err) == (0, False)
+        assert (far.code, "nobody serves pool far now" in far.err, "dspex worker far" in far.err) == (0, True, True)
+        assert run.end(signal.SIGTERM) == 0
+
+
 def test_run_says_what_it_started_and_drains_on_sigterm(project: Project) -> None:
     with project.start("--json", "run", "--pools", "none") as run:
         run.until('"ready"')

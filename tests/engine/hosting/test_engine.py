@@ -110,10 +110,13 @@ async def test_an_observer_is_told_what_an_engine_does_until_that_is_drained(nat
     assert not telemetry.listeners
 
 
-@pytest.mark.parametrize(("submit", "pools", "started"), [(True, "all", ["optimizer"]), (False, "all", []), (True, "none", [])])
-def test_the_pool_of_optimizers_is_started_where_jobs_can_be_submitted(submit: bool, pools: Any, started: list[str]) -> None:
-    settings = Settings.load(app="test", engine={"submit": submit}, pools={"lightweight": {}, "optimizer": {}})
+@pytest.mark.parametrize(
+    ("submit", "pools", "started"), [(True, "all", ["lightweight", "optimizer"]), (False, "all", []), (True, "none", [])]
+)
+def test_all_pools_but_those_with_gpus_are_started_where_calls_can_be_submitted(
+    submit: bool, pools: Any, started: list[str]
+) -> None:
+    configured: dict[str, Any] = {"lightweight": {}, "optimizer": {}, "gpu": {"gpus": 1, "devices": [0]}}
+    settings = Settings.load(app="test", engine={"submit": submit}, pools=configured)
     engine = Engine(settings=settings, pools=pools)
     assert engine._pool_names() == started  # pyright: ignore[reportPrivateUsage]
-    without = Settings.load(app="test", engine={"submit": submit}, pools={"lightweight": {}})
-    assert Engine(settings=without)._pool_names() == []  # pyright: ignore[reportPrivateUsage]
