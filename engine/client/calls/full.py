@@ -19,7 +19,9 @@ from dspex.engine.client.status.pools import pool_row, pool_rows
 from dspex.engine.client.status.rows import PoolRow
 
 SHORTEST: Final = 0.05  # seconds until the first call of a line asks again, where none of its process has ended meanwhile
-LONGEST: Final = 1.0
+LONGEST: Final = 0.25
+OFTEN: Final = 1.0  # seconds between two slots that are left to others, where somebody took the last one
+SELDOM: Final = 16.0  # where nobody did
 STATUS_WITHIN: Final = 2.0  # seconds for what a pool says of itself
 _MOST: Final = 1 << 10  # calls of one line that ask again at once
 
@@ -35,6 +37,9 @@ class FullPool:
     would be most of what a full pool does, and its slots would wait for the next one that asks: of 1,500 calls at once over 16
     slots, 230 were answered a second so, and 2,000 in a line.
 
+    Now and then a free slot is left for so long that whoever waits asks meanwhile: else who has calls running would have all
+    slots until its line is over, and others none.
+
     Attributes:
         seen: what the pool said of itself when no worker took a call.
     """
@@ -46,6 +51,8 @@ class FullPool:
         self._line: list[tuple[int, asyncio.Future[None]]] = []
         self._pause, self._several = SHORTEST, 1
         self._timer: asyncio.TimerHandle | None = None
+        self._every, self._leaves_at = OFTEN, self._now() + OFTEN  # when a slot is left, and how long after the last one
+        self._back = -1  # the place of the call that went when the last one had been left
 
     @staticmethod
     def of(bus: Bus, app: str, pool: str, request: CallRequest) -> FullPool:
@@ -70,6 +77,8 @@ class FullPool:
     async def refused(self, place: int) -> None:
         """Wait until a call that was refused may ask again. Raises Saturated where there is no worker to wait for."""
         self._several = 1
+        if place == self._back:
+            self._every, self._leaves_at = OFTEN, self._now() + OFTEN  # somebody else has taken what was left
         await self._turn(self._wait(place), look=True)
 
     def took(self) -> None:
@@ -81,9 +90,26 @@ class FullPool:
 
     def freed(self) -> None:
         """A call that a worker had taken is over."""
-        if self._line:
+        if self._line and self._now() >= self._leaves_at:
+            self._leave_one()
+        elif self._line:
             self.took()
             self._next()
+
+    def _leave_one(self) -> None:
+        self._every = min(SELDOM, self._every * 2)
+        self._leaves_at, self._pause, self._several = self._now() + self._every, SHORTEST, 1
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(LONGEST, self._take_back)
+
+    def _take_back(self) -> None:
+        self._back = self._line[0][0] if self._line else -1
+        self._again()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def _wait(self, place: int) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
@@ -96,7 +122,7 @@ class FullPool:
     async def _turn(self, turn: asyncio.Future[None], *, look: bool = False) -> None:
         """Wait for a turn. `look`: and see whether there is a worker at all; once for all that were refused together."""
         try:
-            now = asyncio.get_running_loop().time()
+            now = self._now()
             if look and now - self._looked >= SHORTEST:
                 self._looked = now
                 await self._look()
