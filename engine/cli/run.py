@@ -24,7 +24,7 @@ from dspex.bus.tasks import Tasks, first
 from dspex.engine.cli.reload import RELOAD, Files, again_and_again, watching
 from dspex.engine.cli.server.gateway import beside
 from dspex.engine.cli.server.logged import log_what_runs, profile_file, show_profile
-from dspex.engine.cli.server.words import server_words
+from dspex.engine.cli.server.words import not_started, server_words
 from dspex.engine.cli.terminal.client import count, lean_nats
 from dspex.engine.cli.terminal.live import Draw
 from dspex.engine.cli.terminal.options import duration
@@ -201,7 +201,10 @@ class _Run:
             await first(stopped, self.others.ready(), self._failed())
             if stopped.done():
                 return
-        self._print_elsewhere()
+        for name in not_started(self.engine.settings, pools.names) if self.how.pools == "all" else ():
+            self.t.note(
+                f"note: pool {name} has GPUs, and is not started here: calls submitted to it wait for dspex worker {name}"
+            )
         took = time.monotonic() - self.began
         self.t.emit({"event": "ready", "engine": self.engine.id, "seconds": round(took, 3)}, f"ready in {took:.1f} s")
 
@@ -242,18 +245,9 @@ class _Run:
             for said in self.ready_pools:
                 self._print_pool(said)
             return
-        text = "    ".join(f"{s['pool']} {s['size']}/{s['size']} ready" for s in self.ready_pools)
-        self.t.line(f"pool      {text}")
+        self.t.line("pool      " + "    ".join(f"{s['pool']} {s['size']}/{s['size']} ready" for s in self.ready_pools))
         for said in self.ready_pools:
             self._print_failed(said)
-
-    def _print_elsewhere(self) -> None:
-        """Pools that others have to start."""
-        settings = self.engine.settings
-        for name in settings.pools if settings.engine.submit and self.how.pools == "all" else ():
-            if name not in self.engine.running.pools.names:
-                why = "has GPUs, which may be elsewhere, and is not started: calls submitted to it wait"
-                self.t.note(f"note: pool {name} {why} for dspex worker {name}")
 
     def _print_pool(self, said: Mapping[str, Any]) -> None:
         self.t.emit({**said, "event": "pool ready"}, f"pool      {said['pool']} {said['size']}/{said['size']} ready again")

@@ -1,7 +1,8 @@
-"""What people are told of a server."""
+"""What people are told of a server, and of pools."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from dspex.engine.cli.terminal.client import shown
@@ -23,3 +24,8 @@ def server_words(settings: Settings, server: Found) -> str:
         return f"{started}, data in {store}, every write is synced to disk"
     lost = f"sync_interval {human(sync)} (an OS crash can lose that much: dspex doctor)"
     return f"{started}, data in {store}, {lost}"
+
+
+def not_started(settings: Settings, started: Collection[str]) -> list[str]:
+    """The pools to which calls may be submitted, and which somebody else has to start."""
+    return [name for name in settings.pools if name not in started] if settings.engine.submit else []
