@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NotRequired
 
 from typing_extensions import TypedDict
 
 from dspex.bus import subjects
-from dspex.bus.codecs.checking import checked
+from dspex.bus.codecs.checking import checked, made
 from dspex.bus.errors import DecodeError, NotAllowed, is_seconds
 from dspex.bus.records import DEFAULT_POOL, Affinity, AnswerTo
 from dspex.bus.serving.call_spec import CallSpec
@@ -84,7 +83,7 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
     who submits use the subjects that they may, and what is asked must be what they may ask.
     """
     found: _Submitted = checked(_Submitted, "a submitted call", data)
-    spec, retry = _spec(found["spec"]), Retry(**checked(Retry, "a submitted call", found["retry"]))
+    spec, retry = _spec(found["spec"]), made(Retry, checked(Retry, "a submitted call", found["retry"]))
     times = (found["timeout"], found["deadline"], retry.backoff, retry.cap, retry.jitter)
     if not all(isinstance(time, (int, float)) and is_seconds(time) for time in times) or not 0 <= found["priority"] <= 9:
         raise DecodeError("not a submitted call of dspex: its times are no numbers of seconds, or its priority is none")
@@ -98,10 +97,8 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
     to = AnswerTo(*subjects.submitted_by(subject), found["client"])
     if not to.sound:
         raise DecodeError("not a submitted call of dspex: nobody can be told of its answer")
-    pool, timeout, deadline = found["pool"], found["timeout"], found["deadline"]
-    turn, affinity = found.get("turn"), found.get("affinity", "prefer")
-    made = Call(spec, pool, _inputs, _outputs, timeout, deadline, retry, priority=found["priority"], answer=to)
-    return replace(made, turn=turn, affinity=affinity)
+    asked = {name: found[name] for name in ("pool", "timeout", "deadline", "priority", "turn", "affinity") if name in found}
+    return made(Call, asked | {"spec": spec, "inputs": _inputs, "accept": _outputs, "retry": retry, "answer": to})
 
 
 def _spec(text: str) -> CallSpec:

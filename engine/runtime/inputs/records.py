@@ -17,7 +17,7 @@ from dspex.bus.codecs.msgpack import unpacked
 from dspex.bus.errors import DecodeError, Unreachable
 from dspex.bus.message import Message
 from dspex.bus.port import Bus, Reader, Sealing
-from dspex.bus.records import CallRecord, CallRequest, NodeEvent, unpack_event
+from dspex.bus.records import CallRecord, CallRequest, NodeEvent, Origin, unpack_event
 from dspex.bus.seldom import logger
 from dspex.bus.serving import payloads
 from dspex.bus.serving.keys.hashes import HEX
@@ -178,8 +178,8 @@ def _its_event(record: CallRecord, row: OpenCall, message: Message) -> NodeEvent
     nonce = words[payloads.RECORD_WORDS - 1].encode(errors="replace")[:SALT] if len(words) >= payloads.RECORD_WORDS else b""
     if blake2b(record.event, digest_size=DIGEST, salt=nonce).digest() != row.digest:
         return None
-    event: NodeEvent = checker(NodeEvent).validate_python(unpacked(record.event), strict=True)  # ours, so it can be read
-    return event
+    raw = unpacked(record.event)  # its digest says that it is what was packed for the call, so its types are known
+    return NodeEvent(**raw | {"origin": Origin(**raw["origin"])})
 
 
 async def _without_payload(bus: Bus, app: str, p: Partition, message: Message) -> Answered | None:
