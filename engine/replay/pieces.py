@@ -24,8 +24,10 @@ from dspex.engine.replay.told import LogPlace
 from dspex.engine.replay.watched import Watcher
 from dspex.engine.runtime.walk.compile import compile_graph
 
-SHARE: Final = 96 << 10
-"""Bytes of entries that a process replays at once, about: to connect costs it as much as some ten runs."""
+SHARE: Final = 500
+"""Arrivals that a process replays at once, about: to connect costs it as much as some twenty of them."""
+_TABLES: Final = 4
+"""A piece begins with so many times the bytes of its entries at most: each row of tables is made anew, which is soon done."""
 
 
 class Diverged(NamedTuple):
@@ -116,27 +118,27 @@ class PartitionPieces:
         found.as_told = piece.ends or replay.is_as_told
         return found
 
-    async def cut(self, whole: LogPiece, processes: int) -> AsyncGenerator[tuple[LogPiece, int]]:
-        """What is to be replayed of a partition, in pieces, with the bytes of entries of each."""
+    async def cut(self, whole: LogPiece) -> AsyncGenerator[tuple[LogPiece, int]]:
+        """What is to be replayed of a partition, in pieces, with how many arrivals each has."""
         walk = self.replay(whole.stage, whole.partition).walk(lambda entry, error: None)  # the last piece comes to it, too
         with silent():
             await walk.begin(whole.begin, whole.until)
-        pieces = walk.bytes // SHARE // processes * processes or walk.bytes // SHARE
-        if pieces < 2 or walk.at_once:
-            yield whole, walk.bytes
+        if walk.at_once:  # its tables cannot be told in the middle
+            yield whole, SHARE
             return
-        piece, size, least, lasts = whole, 0, walk.bytes // pieces, dict[str, int]()
+        piece, arrivals, size, least, lasts = whole, 0, 0, 0, dict[str, int]()
         async with aclosing(walk.entries()) as entries:
             async for message, entry, _ in entries:
                 size, lasts = size + len(message.data), lasts | _lasts(entry)
-                if size < least:
+                arrivals += sum(run[3] for run in entry["taken"])
+                if arrivals < SHARE or size < least:
                     continue
                 place = walk.place(message.sequence + 1)
-                if (least := len(place.tables)) > size:  # where much is kept, pieces are as large as what is told for each
+                if (least := len(place.tables) // _TABLES) > size:
                     continue
-                yield piece._replace(until=message.sequence, lasts=lasts, ends=False), size
-                piece, size, least, lasts = whole._replace(begin=place), 0, walk.bytes // pieces, {}
-        yield piece, size
+                yield piece._replace(until=message.sequence, lasts=lasts, ends=False), arrivals
+                piece, arrivals, size, least, lasts = whole._replace(begin=place), 0, 0, 0, {}
+        yield piece, arrivals
 
 
 def _lasts(entry: Mapping[str, Any]) -> dict[str, int]:
@@ -186,9 +188,9 @@ async def by_crew(
         size, several = 0, False
         async for one in whole:
             ends[one.stage, one.partition] = one.until
-            async for piece, of_piece in pieces.cut(one, crew.count):
+            async for piece, arrivals in pieces.cut(one):
                 share.append(piece)
-                if (size := size + of_piece) >= SHARE:
+                if (size := size + arrivals) >= SHARE:
                     given.extend(share)
                     yield PieceShare(pieces.applied, [*share])
                     size, several = 0, True

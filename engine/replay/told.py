@@ -105,9 +105,9 @@ class LogWalk:
         tables = self._new()
         if isinstance(at, LogPlace):
             self._start, packed_tables, self.begun, self.claim, self.commit, self.nonce, build = at
-            self.build = dict(build)
-            for one in (tables, self.tables):
-                one.restore(plain(packed_tables))
+            self.build, rows = dict(build), plain(packed_tables)
+            tables.restore(rows)
+            self.told.take(rows, 0)
         else:
             found = await named_snapshot(self._bus, self._log, at) if at else None
             if found is not None:

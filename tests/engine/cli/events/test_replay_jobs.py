@@ -31,8 +31,8 @@ topology = Topology("sized")
 by_text = topology.source("{u}.in").map(size, name="size").key_by("text", name="by")
 by_text.stateful(total, init=int, name="total").sink("{u}.out")
 """
-# A command that replays logs of a few entries in pieces.
-FEW = "from dspex.engine.replay import pieces; pieces.SHARE = 600; from dspex.__main__ import main; raise SystemExit(main())"
+# A command that replays logs of a few arrivals in pieces.
+FEW = "from dspex.engine.replay import pieces; pieces.SHARE = 5; from dspex.__main__ import main; raise SystemExit(main())"
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ def asked(more: str = "", *, from_: int = 99, step: int = 1) -> Topology:
 
 @pytest.fixture
 def one(lab: MakeLab, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """What happened, through a kill of engine and workers. Each piece has a few entries."""
-    monkeypatch.setattr(pieces, "SHARE", 500)
+    """What happened, through a kill of engine and workers. Each piece has a few arrivals."""
+    monkeypatch.setattr(pieces, "SHARE", 5)
     one = lab(asked())
     one.answers["classify"] = lambda inputs, work: {"intent": str(inputs["text"]).split()[0]}
     one.start()
@@ -58,7 +58,7 @@ def replayed(one: Lab, code: Topology, *, cut: bool) -> list[tuple[list[Diverged
         of, partitions = PartitionPieces(one.client.bus, APP, code.graph, applied), list[Any]()
         for where in ((id, n) for id, (_, count) in of.stages.items() for n in range(count)):
             whole, all_of_it, as_told = LogPiece(*where, 0, 0, NONE), PieceReplayed(), True
-            parts = [piece async for piece, _ in of.cut(whole, 2)] if cut else [whole]
+            parts = [piece async for piece, _ in of.cut(whole)] if cut else [whole]
             for piece in parts:
                 came = await of.replayed(piece)
                 as_told = as_told and came.as_told
