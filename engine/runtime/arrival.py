@@ -162,9 +162,14 @@ def about(what: What) -> tuple[str, str]:
             return "", ""
 
 
+def enters_again(event: NodeEvent) -> bool:
+    """Whether a partition takes it once more: behind its call, or redriven."""
+    return event.outputs is not None or event.attempts > 0
+
+
 def span_of_event(app: str, topology: str, stage: str, place: Place, event: NodeEvent) -> int:
     """The span of an event that a partition takes. Where it enters once more, behind its call or redriven, another."""
-    if event.outputs is None and not event.attempts:
+    if not enters_again(event):
         return span_of(app, event.origin.id, topology)
     return span_of(app, event.origin.id, topology, stage, str(place.sequence), str(place.item))
 

@@ -5,7 +5,7 @@ The bytes are those of protobuf, by the numbers of fields in `opentelemetry/prot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from struct import error, pack
 from typing import Any, Final
@@ -14,10 +14,16 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.trace import Link, SpanContext
+from opentelemetry.trace.status import StatusCode
+
+from dspex.engine.telemetry.data import SharedAttributes, SpanData
+from dspex.engine.telemetry.light import KINDS, LightSpan
+from dspex.engine.telemetry.links import SpanLink
 
 _MOST: Final = 32 << 20  # bytes of a request; what to do with a larger one, the exporter knows
-_REMOTE: Final = pack("<I", 0x300), pack("<I", 0x100)  # whether the parent is told elsewhere, and that this is known
+_REMOTE, _OWN = pack("<I", 0x300), pack("<I", 0x100)  # whether the parent is told elsewhere, and that this is known
+_FAILED: Final = b"\x18%c" % StatusCode.ERROR.value
+_KINDS: Final = {kind: b"\x30%c\x39" % (of.value + 1) for kind, of in KINDS.items()}
 
 
 class QuickExporter(OTLPSpanExporter):
@@ -48,10 +54,10 @@ def _tried(spans: Sequence[ReadableSpan]) -> bytes:
 
 
 def encoded(spans: Sequence[ReadableSpan]) -> bytes:
-    """An ExportTraceServiceRequest of the spans of one process, all of one resource and scope."""
+    """An ExportTraceServiceRequest of the spans of one process, all of one resource and scope. Raises TypeError for others."""
     if not spans:
         return b""
-    own = b"".join([_field(0x12, b"".join(_parts(span))) for span in spans])
+    own = b"".join([_field(0x12, b"".join(_parts(_told(span)))) for span in spans])
     around = encode_spans(spans[:1])  # resource, scope and schemas, as the exporter says them
     (of,) = around.resource_spans
     (scope,) = of.scope_spans
@@ -61,57 +67,59 @@ def encoded(spans: Sequence[ReadableSpan]) -> bytes:
     return _field(0x0A, of.SerializeToString() + _field(0x12, whole))
 
 
-def _parts(span: ReadableSpan) -> Iterator[bytes]:
-    context, parent = span.context, span.parent
-    assert context is not None  # a processor takes no others
-    yield b"\x0a\x10" + context.trace_id.to_bytes(16) + b"\x12\x08" + context.span_id.to_bytes(8)
-    yield from _stated(context)
-    if parent is not None:
-        yield b"\x22\x08" + parent.span_id.to_bytes(8)
-    yield _field(0x2A, span.name.encode())
-    yield b"\x30%c\x39" % (span.kind.value + 1) + pack("<QBQ", span.start_time, 0x41, span.end_time)
-    yield from _attributes(0x4A, span.attributes)
-    for link in span.links:
-        yield _field(0x6A, b"".join(_linked(link)))
-    status = span.status
-    said = _field(0x12, status.description.encode()) if status.description else b""
-    yield _field(0x7A, said + (b"\x18%c" % status.status_code.value if status.status_code.value else b""))
-    yield b"\x85\x01" + _REMOTE[parent is None or not parent.is_remote]
+def _told(span: ReadableSpan) -> SpanData:
+    if not isinstance(span, LightSpan):
+        raise TypeError("it is of somebody else")
+    return span.told
 
 
-def _linked(link: Link) -> Iterator[bytes]:
-    context = link.context
-    yield b"\x0a\x10" + context.trace_id.to_bytes(16) + b"\x12\x08" + context.span_id.to_bytes(8)
-    yield from _attributes(0x22, link.attributes)
-    yield b"\x35" + _REMOTE[not context.is_remote]
+def _parts(told: SpanData) -> list[bytes]:
+    of, parent, shared, error = told.of, told.parent, told.shared, told.error
+    start = told.start
+    parts = [b"\x0a\x10", of.trace.to_bytes(16), b"\x12\x08", told.span.to_bytes(8)]
+    if of.state:
+        parts.append(_field(0x1A, of.state.encode()))
+    if parent:
+        parts += (b"\x22\x08", parent.to_bytes(8))
+    parts += (_field(0x2A, told.name.encode()), _KINDS[told.kind], pack("<QBQ", start, 0x41, max(start, told.end)))
+    if shared is not None:
+        parts.append(shared.encoded if shared.encoded is not None else _shared(shared))
+    parts += [_attribute(name, value) for name, value in told.attributes.items()]
+    if error:
+        parts.append(_attribute("error.type", error))
+    parts += [_field(0x6A, b"".join(_linked(link))) for link in told.links]
+    parts.append(_field(0x7A, _field(0x12, error.encode()) + _FAILED) if error else b"\x7a\x00")
+    parts += (b"\x85\x01", _REMOTE if parent else _OWN)
+    return parts
 
 
-def _stated(context: SpanContext) -> Iterable[bytes]:
-    state = ",".join(f"{key}={value}" for key, value in context.trace_state.items())
-    return (_field(0x1A, state.encode()),) if state else ()
+def _linked(link: SpanLink) -> Iterator[bytes]:
+    yield b"\x0a\x10" + link.of.trace.to_bytes(16) + b"\x12\x08" + link.span.to_bytes(8)
+    yield b"\x35" + _REMOTE
 
 
-def _attributes(tag: int, attributes: Mapping[str, Any] | None) -> Iterable[bytes]:
-    return [_attribute(tag, name, value) for name, value in attributes.items()] if attributes else ()
+def _shared(shared: SharedAttributes) -> bytes:
+    shared.encoded = b"".join([_attribute(name, value) for name, value in shared.attributes.items()])
+    return shared.encoded
 
 
-def _attribute(tag: int, name: str, value: Any) -> bytes:
+def _attribute(name: str, value: Any) -> bytes:
     begin = _named(name)
     if type(value) is str:
         data = value.encode()
         size = len(data)
         if len(begin) + size < 124:  # each length is one byte: so it is with most
-            return b"%c%c%b\x12%c\x0a%c%b" % (tag, len(begin) + size + 4, begin, size + 2, size, data)
-        return _field(tag, begin + _field(0x12, _field(0x0A, data)))
+            return b"\x4a%c%b\x12%c\x0a%c%b" % (len(begin) + size + 4, begin, size + 2, size, data)
+        return _field(0x4A, begin + _field(0x12, _field(0x0A, data)))
     if type(value) is bool:
         data = b"\x10%c" % value
     elif type(value) is int:
-        data = b"\x18" + _varint(value & (1 << 64) - 1)
+        data = b"\x18%c" % value if 0 <= value < 128 else b"\x18" + _varint(value & (1 << 64) - 1)
     elif type(value) is float:
         data = b"\x21" + pack("<d", value)
     else:
         raise TypeError(f"{name} is no plain value")
-    return _field(tag, begin + _field(0x12, data))
+    return _field(0x4A, begin + _field(0x12, data))
 
 
 @lru_cache(256)
@@ -122,7 +130,11 @@ def _named(name: str) -> bytes:
 def _field(tag: int, data: bytes) -> bytes:
     """What has a length. `tag`: of a field of which the number is below 16."""
     size = len(data)
-    return (b"%c%c" % (tag, size) if size < 128 else b"%c" % tag + _varint(size)) + data
+    if size < 1 << 7:
+        return b"%c%c%b" % (tag, size, data)
+    if size < 1 << 14:
+        return b"%c%c%c%b" % (tag, size & 127 | 128, size >> 7, data)
+    return b"%c%b%b" % (tag, _varint(size), data)
 
 
 def _varint(number: int) -> bytes:

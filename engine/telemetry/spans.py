@@ -7,7 +7,8 @@ development; ours begin with `dspex.`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal
 
 from dspex.bus.codecs.tracing import TraceOf, span_of
 from dspex.bus.codecs.tracing import trace_of as trace_named
@@ -16,10 +17,11 @@ from dspex.bus.records import ANSWERED, BEGAN, CallRecord, CallRequest, NodeEven
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.programs.exchanges import KeptExchanges, read_exchanges
 from dspex.engine.graph.nodes import CallNode
-from dspex.engine.runtime.arrival import Answered, Due, LetOut, span_of_event
+from dspex.engine.runtime.arrival import Answered, Due, LetOut, enters_again, span_of_event
 from dspex.engine.runtime.failure import Failure
 from dspex.engine.runtime.process import read
 from dspex.engine.telemetry.content import SaidInCall
+from dspex.engine.telemetry.data import SharedAttributes, SpanData
 from dspex.engine.telemetry.links import FedState, SpanLink
 from dspex.engine.telemetry.taken import HandledArrival
 
@@ -28,25 +30,6 @@ REUSED = ("cache", "record", "fallback")
 REQUESTS = {"made": "dspex.requests.made", "journal": "dspex.requests.reused", "missed": "dspex.requests.missed"}
 REQUEST_OF = {"model": ("chat", "gen_ai.request.model"), "tool": ("execute_tool", "gen_ai.tool.name")}
 _NS = 1_000_000_000
-
-
-class SpanData(NamedTuple):
-    """A span that has ended. `parent`: 0 for none. `error`: the class of what it ended in; "" for nothing. Times in ns.
-
-    `links`: spans of the events that it is made of, where there are several. `said`: what may be told of its content.
-    """
-
-    name: str
-    kind: Literal["INTERNAL", "CONSUMER", "CLIENT"]
-    of: TraceOf
-    span: int
-    parent: int
-    start: int
-    end: int
-    attributes: Mapping[str, Any]
-    error: str = ""
-    links: Sequence[SpanLink] = ()
-    said: SaidInCall | None = None
 
 
 def trace_of(origin: Origin) -> TraceOf:
@@ -106,24 +89,31 @@ def _let_out(app: str, taken: HandledArrival, one: LetOut, until: float, links: 
 def _event(app: str, taken: HandledArrival, event: NodeEvent, until: float) -> SpanData:
     (topology, stage, partition), arrival, effects = taken[:3]
     of, origin = trace_of(event.origin), event.origin
-    first, parent = span_of(app, origin.id, topology), of.parent
-    span = span_of_event(app, topology, stage, arrival.place, event)
-    if span != first:  # it enters once more: behind its call, or redriven
+    span, parent = span_of_event(app, topology, stage, arrival.place, event), of.parent
+    if enters_again(event):
         parent = span_of(app, event.call or origin.id, topology)
     elif origin.cause is not None:
         parent = span_of(app, origin.cause, topology)
-    attributes = {
-        "messaging.system": "nats",
-        "messaging.operation.type": "process",
-        "messaging.destination.name": origin.subject,
-        "messaging.destination.partition.id": str(partition),
-        "messaging.message.id": origin.id,
-        **_run(app, topology, origin),
-        "dspex.stage": stage,
-        "dspex.outputs": len(effects.outputs),
-    }
-    name, error = f"process {origin.subject}", _class(effects.failure)
-    return SpanData(name, "CONSUMER", of, span, parent, _ns(taken.at), _ns(until), attributes, error)
+    attributes = {"messaging.message.id": origin.id, **_of_run(origin), "dspex.outputs": len(effects.outputs)}
+    name, shared = f"process {origin.subject}", _shared(app, topology, stage, partition, origin.subject)
+    error, start, end = _class(effects.failure), _ns(taken.at), _ns(until)
+    return SpanData(name, "CONSUMER", of, span, parent, start, end, attributes, error, shared=shared)
+
+
+@lru_cache(1024)
+def _shared(app: str, topology: str, stage: str, partition: int, subject: str) -> SharedAttributes:
+    """What is the same of all events of a subject in a partition."""
+    return SharedAttributes(
+        {
+            "messaging.system": "nats",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": subject,
+            "messaging.destination.partition.id": str(partition),
+            "dspex.app": app,
+            "dspex.topology": topology,
+            "dspex.stage": stage,
+        }
+    )
 
 
 def _call(app: str, taken: HandledArrival, event: NodeEvent, record: CallRecord | None, until: float) -> Iterator[SpanData]:
@@ -257,8 +247,11 @@ def request_span(app: str, facts: Mapping[str, Any], at: float) -> SpanData | No
 
 
 def _run(app: str, topology: str, origin: Origin) -> dict[str, Any]:
-    found = {"dspex.app": app, "dspex.topology": topology, "dspex.run": origin.run}
-    found["messaging.message.conversation_id"] = origin.run
+    return {"dspex.app": app, "dspex.topology": topology, **_of_run(origin)}
+
+
+def _of_run(origin: Origin) -> dict[str, Any]:
+    found = {"dspex.run": origin.run, "messaging.message.conversation_id": origin.run}
     if origin.session:
         found["gen_ai.conversation.id"] = origin.session
     return found

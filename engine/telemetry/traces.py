@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState, set_span_in_context
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler
+from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
-from dspex.bus.codecs.tracing import TraceOf, in_logs
+from dspex.bus.codecs.tracing import in_logs
 from dspex.engine.telemetry.content import Content
+from dspex.engine.telemetry.data import SpanData
+from dspex.engine.telemetry.light import KINDS, LightSpan, context_of
 from dspex.engine.telemetry.links import FedState
-from dspex.engine.telemetry.spans import SpanData, answered_spans, asked_span, request_span, spans_of
+from dspex.engine.telemetry.spans import answered_spans, asked_span, request_span, spans_of
 from dspex.engine.telemetry.taken import HandledArrival
 
 _log = structlog.get_logger("dspex.telemetry")
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_KINDS = {"INTERNAL": SpanKind.INTERNAL, "CONSUMER": SpanKind.CONSUMER, "CLIENT": SpanKind.CLIENT}
-
-
 HEARD = ("handled", "request", "answered", "asked")
 """What happens that has spans."""
 
@@ -42,9 +38,8 @@ class Traces:
     def __init__(self, app: str, resource: Resource, processor: SpanProcessor, content: Content | None = None) -> None:
         self._app, self._resource, self._processor, self._content = app, resource, processor, content
         self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # as OTEL_TRACES_SAMPLER says
-        self._all = self._sampler is DEFAULT_ON  # unless who asks has decided against it
+        self._all = _described(self._sampler) == _described(DEFAULT_ON)  # unless who asks has decided against it
         self._fed = FedState()
-        self._scope = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
 
     def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
         """Hear what happens; see `telemetry.HAPPENINGS`."""
@@ -65,46 +60,24 @@ class Traces:
             for span in spans_of(self._app, taken, until, self._fed):
                 self._give(span)
 
-    def _is_told(self, span: SpanData, above: SpanContext | None) -> bool:
+    def _is_told(self, span: SpanData) -> bool:
         if self._all and span.of.sampled is not False:
             return True
-        decider = above if span.of.sampled is not None else None  # nobody has decided for a trace that begins here
-        within = set_span_in_context(NonRecordingSpan(decider)) if decider is not None else None
-        return self._sampler.should_sample(within, span.of.trace, span.name, _KINDS[span.kind]).decision is not Decision.DROP
+        decided = span.parent and span.of.sampled is not None  # else nobody has, for a trace that begins here
+        within = set_span_in_context(NonRecordingSpan(context_of(span.of, span.parent))) if decided else None
+        return self._sampler.should_sample(within, span.of.trace, span.name, KINDS[span.kind]).decision is not Decision.DROP
 
     def _give(self, span: SpanData) -> None:
-        trace = span.of.trace
-        above = _context(span.of, span.parent) if span.parent else None
-        if not self._is_told(span, above):
+        if not self._is_told(span):
             return
-        context = SpanContext(trace, span.span, is_remote=False, trace_flags=_SAMPLED, trace_state=_state(span.of))
-        attributes = span.attributes if not span.error else {**span.attributes, "error.type": span.error}
         if self._content is not None and span.said is not None:
             said = self._content.of(span.said)
-            attributes = {**attributes, **said}
+            span = span._replace(attributes={**span.attributes, **said})
             _log.debug(span.name, **in_logs(span.of, span.span), **said)
-        self._processor.on_end(
-            ReadableSpan(
-                name=span.name,
-                context=context,
-                parent=above,
-                resource=self._resource,
-                attributes=attributes,
-                links=[Link(_context(link.of, link.span)) for link in span.links],
-                kind=_KINDS[span.kind],
-                instrumentation_scope=self._scope,
-                status=Status(StatusCode.ERROR, span.error) if span.error else Status(StatusCode.UNSET),
-                start_time=span.start,
-                end_time=max(span.start, span.end),
-            )
-        )
+        self._processor.on_end(LightSpan(span, self._resource))
 
 
-def _context(of: TraceOf, span: int) -> SpanContext:
-    """A span that is told elsewhere, or has been."""
-    flags = TraceFlags(TraceFlags.SAMPLED if of.sampled is not False else TraceFlags.DEFAULT)
-    return SpanContext(of.trace, span, is_remote=True, trace_flags=flags, trace_state=_state(of))
-
-
-def _state(of: TraceOf) -> TraceState | None:
-    return TraceState.from_header([of.state]) if of.state else None
+def _described(sampler: Sampler) -> str:
+    """How it decides: a ratio of 1 as all."""
+    told: Callable[[], str] = sampler.get_description
+    return told().replace("TraceIdRatioBased{1.0}", "AlwaysOnSampler")

@@ -12,14 +12,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
-from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.trace import SpanContext, TraceFlags
 
+from dspex.bus.codecs.tracing import TraceOf
+from dspex.engine.telemetry.data import SharedAttributes, SpanData
 from dspex.engine.telemetry.encoding import QuickExporter, encoded
+from dspex.engine.telemetry.light import LightSpan
+from dspex.engine.telemetry.links import SpanLink
 
 RESOURCE = Resource.create({"service.name": "dspex-engine"})
-SCOPE = InstrumentationScope("dspex", schema_url="https://opentelemetry.io/schemas/1.41.0")
 VALUES: dict[str, Any] = {
     "text": "a",
     "none": "",
@@ -33,34 +34,22 @@ VALUES: dict[str, Any] = {
 }
 
 
-def context(span: int, *, remote: bool = True, state: str = "") -> SpanContext:
-    of = TraceState.from_header([state]) if state else None
-    return SpanContext(7 << 100, span, is_remote=remote, trace_flags=TraceFlags(1), trace_state=of)
+OF = TraceOf(7 << 100, 0, None)
+STATED = TraceOf(7 << 100, 5, True, "vendor=what,it=knows")
+SHARED = SharedAttributes({"messaging.system": "nats", "of": "x" * 200})
 
 
-def span(attributes: Mapping[str, Any], **more: Any) -> ReadableSpan:
-    own: dict[str, Any] = {
-        "context": context(1 << 60, remote=False),
-        "kind": SpanKind.CONSUMER,
-        "start_time": 1,
-        "end_time": 1 << 60,
-    }
-    return ReadableSpan(
-        f"process {'a' * 140}", resource=RESOURCE, instrumentation_scope=SCOPE, attributes=attributes, **{**own, **more}
-    )
+def light(attributes: Mapping[str, Any], **more: Any) -> LightSpan:
+    own: dict[str, Any] = {"name": f"process {'a' * 140}", "kind": "CONSUMER", "of": OF, "span": 1 << 60, "parent": 0}
+    return LightSpan(SpanData(**{**own, "start": 1, "end": 1 << 60, "attributes": attributes, **more}), RESOURCE)
 
 
 SPANS = [
-    span(VALUES),
-    span({}, kind=SpanKind.INTERNAL, parent=context(3, state="vendor=what,it=knows")),
-    span(
-        {"a": "b"},
-        kind=SpanKind.CLIENT,
-        parent=context(3, remote=False),
-        status=Status(StatusCode.ERROR, "LMError " + "x" * 200),
-    ),
-    span({}, context=context(2, remote=False, state="vendor=what"), status=Status(StatusCode.OK)),
-    span({}, links=[Link(context(4)), Link(context(5, remote=False), VALUES)]),
+    light(VALUES),
+    light({}, kind="INTERNAL", parent=3, of=STATED),
+    light({"a": "b"}, kind="CLIENT", parent=1, error="LMError " + "x" * 200, shared=SHARED),
+    light({}, of=OF._replace(sampled=True), shared=SHARED, name="n" * 20_000, start=9, end=3),
+    light({"name": "short"}, error="Short", links=[SpanLink(OF, 4, 0.0), SpanLink(STATED, 5, 1.0)]),
 ]
 
 
@@ -69,12 +58,19 @@ def test_what_is_sent_is_what_the_exporter_of_opentelemetry_would_send(spans: li
     assert ExportTraceServiceRequest.FromString(encoded(spans)) == encode_spans(spans)
 
 
-@pytest.mark.parametrize("attributes", [{"it": "plain"}, {"it": "plain", "more": ["a", "list"]}], ids=len)
-def test_a_span_arrives_whether_or_not_its_attributes_are_plain(attributes: Mapping[str, Any]) -> None:
+PLAIN: Mapping[str, Any] = {"it": "plain"}
+OF_OTHERS = ReadableSpan(
+    "other", SpanContext(7, 8, False, TraceFlags(1)), resource=RESOURCE, attributes=PLAIN, start_time=1, end_time=2
+)
+SENT = {"plain": light(PLAIN), "a list": light({**PLAIN, "more": ["a", "list"]}), "of somebody else": OF_OTHERS}
+
+
+@pytest.mark.parametrize("span", SENT.values(), ids=SENT)
+def test_a_span_arrives_whether_or_not_its_bytes_are_known_here(span: ReadableSpan) -> None:
     with Collector() as collector:
         exporter = QuickExporter(f"{collector.url}/v1/traces")
         assert exporter.is_quick
-        assert exporter.export([span(attributes)]) is SpanExportResult.SUCCESS
+        assert exporter.export([span]) is SpanExportResult.SUCCESS
         exporter.shutdown()
     (seen,) = collector.spans
-    assert (seen.attributes["it"], seen.attributes.keys()) == ("plain", attributes.keys())
+    assert (seen.attributes["it"], seen.attributes.keys()) == ("plain", (span.attributes or {}).keys())
