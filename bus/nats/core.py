@@ -31,6 +31,10 @@ async def request(
     return Message(subject, answer, found)
 
 
+def _dropped(message: Message) -> None:
+    """Nobody listens any more."""
+
+
 class NatsInbox:
     """`dspex.bus.port.Inbox`: what comes with one token on the subject where all answers to a connection come."""
 
@@ -42,6 +46,7 @@ class NatsInbox:
 
     def close(self) -> None:
         self._connection.inboxes.pop(self._token.encode(), None)
+        self._take = _dropped  # who closes it has it, too: of each call a circle would be left
 
     def _route(self, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
         self._take(Message(protocol.text(subject), data, protocol.headers(head), reply=protocol.text(reply)))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
 from time import monotonic
@@ -104,7 +105,6 @@ class Requests:
         self.call, self.journal = call, journal
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # of the loop
-        self._opening = asyncio.Lock()
         self._found: dict[RequestPlace, JournalEntry] | None = None  # None: the journal is not open
         self._unasked: set[RequestPlace] = set()  # of those that earlier attempts left
         self._occurrences: dict[tuple[str, str], int] = {}
@@ -118,6 +118,10 @@ class Requests:
 
     def __deepcopy__(self, memo: object) -> Requests:
         return self
+
+    @cached_property
+    def _opening(self) -> asyncio.Lock:
+        return asyncio.Lock()  # most calls have no journal
 
     def begin(self, lm: str) -> None:
         """The program begins, with this profile; also where it began before in this attempt, with another one."""

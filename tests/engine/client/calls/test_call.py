@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -12,8 +13,10 @@ import dspex
 from dspex.bus import errors, subjects
 from dspex.bus.errors import CallTimeout, ConfigError
 from dspex.bus.memory.server import MemoryServer
+from dspex.bus.memory.virtual import VirtualLoop
 from dspex.bus.message import Message
 from dspex.bus.records import CallRequest
+from dspex.bus.serving.sayings import ACCEPTED
 from dspex.engine.client.client import Client
 
 
@@ -38,6 +41,45 @@ async def test_a_call_is_bounded_by_its_spec_unless_the_caller_says_otherwise(op
     async with Client(bus=bus, app="app") as client:
         with pytest.raises(CallTimeout, match=f"within {bound}"):
             await client.call(dspex.predict("text -> lang", **options), {"text": "hi"}, timeout=timeout)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.0, 5.0])
+def test_the_time_of_a_call_ends_exactly_then_and_leaves_nothing_of_it_in_its_task(seconds: float) -> None:
+    async def go() -> tuple[float, int]:
+        clock = asyncio.get_running_loop().time
+        bus, task = MemoryServer().connect(), asyncio.current_task()
+
+        async def only_accept(message: Message) -> None:
+            await bus.send(message.reply, b"", headers={subjects.KIND: ACCEPTED})
+
+        await bus.subscribe(subjects.call_pattern("app", "lightweight"), only_accept)
+        async with Client(bus=bus, app="app") as client:
+            began = clock()
+            with pytest.raises(CallTimeout):
+                await client.call("text -> lang", {"text": "hi"}, timeout=seconds)
+            assert task is not None
+            return clock() - began, task.cancelling()
+
+    loop = VirtualLoop()
+    took, left = loop.run(go(), advance=True)
+    loop.close()
+    assert took == pytest.approx(seconds, abs=0.001)
+    assert left == 0
+
+
+def test_who_cancels_a_call_as_its_time_ends_is_not_told_that_it_was_late() -> None:
+    async def go() -> None:
+        bus = MemoryServer().connect()
+        await bus.subscribe(subjects.call_pattern("app", "lightweight"), never_answer)
+        async with Client(bus=bus, app="app") as client:
+            call = asyncio.ensure_future(client.call("text -> lang", {"text": "hi"}, timeout=1.0))
+            asyncio.get_running_loop().call_later(1.0, call.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    loop = VirtualLoop()
+    loop.run(go(), advance=True)
+    loop.close()
 
 
 @pytest.mark.asyncio
