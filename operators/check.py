@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Final
 
 from dspex.bus.errors import Problem
 from dspex.engine.graph import check as graph_check
 from dspex.engine.graph.nodes import SourceLine
 from dspex.operators.plan import NodeDraft, Plan
 from dspex.operators.registry import operators
+
+LONGEST: Final = 1000  # nodes in a row: each calls the next one, and Python has room for that
 
 
 def check(plan: Plan, renamed_from: Mapping[str, str], drop: Sequence[str]) -> list[Problem]:
@@ -30,6 +33,7 @@ def check(plan: Plan, renamed_from: Mapping[str, str], drop: Sequence[str]) -> l
         *_misplaced(plan, names),
         *_suffixed(plan, names),
         *_impatient(plan, names),
+        *_long(plan, names),
     ]
     return sorted(dict.fromkeys(found), key=lambda p: (p.level != "error", p.file or "", p.line or 0, p.code))
 
@@ -114,6 +118,16 @@ def _impatient(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
                 message = f"{names[waits]} waits for a person {takes}, and {names[d]} for its branches {within:g} s"
                 fix = "approve behind the gather; or give approve a timeout that is shorter than within"
                 yield Problem("DX323", "warning", plan.topology, names[d], file, line, message, fix)
+
+
+def _long(plan: Plan, names: Mapping[NodeDraft, str]) -> Iterator[Problem]:
+    """DX248: more nodes in a row than can be run. Told of the first that is one too many."""
+    for d, length in plan.lengths().items():
+        if length == LONGEST + 1:
+            file, line = d.place or (None, None)
+            message = f"{names[d]} is the {length:,}th node in a row, and {LONGEST:,} may be"
+            fix = "make one function of several: .map(lambda data: third(second(first(data))))"
+            yield Problem("DX248", "error", plan.topology, names[d], file, line, message, fix)
 
 
 def _above(draft: NodeDraft) -> set[NodeDraft]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 from dspex.bus.errors import ConfigError, Problem, TopologyError
@@ -63,7 +64,7 @@ class NodeDraft:
     code: str = ""
     uses: Sequence[object] = ()
 
-    @property
+    @cached_property
     def keyed(self) -> bool:
         """Whether its events have a key that says which partition they belong to."""
         return self.op == "key_by" or (bool(self.inputs) and all(draft.keyed for draft, _ in self.inputs))
@@ -174,6 +175,13 @@ class Plan:
             self.refuse(draft, e)
         except ConfigError as e:
             self.report(draft, "DX205", e.message, e.fix)
+
+    def lengths(self) -> dict[NodeDraft, int]:
+        """How many nodes are in a row up to each, on the longest way to it."""
+        found = dict[NodeDraft, int]()
+        for d in self.drafts:  # every one comes after its inputs
+            found[d] = 1 + max((found.get(before, 0) for before, _ in d.inputs), default=0)
+        return found
 
     def names(self) -> dict[NodeDraft, str]:
         """The final names: those given first, then the automatic ones in order, with `_2`, `_3` when taken."""

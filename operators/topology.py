@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from types import MappingProxyType
-from typing import Any, Literal, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 from typing_extensions import Unpack
 
@@ -29,6 +30,8 @@ from dspex.operators.typing.names import Codec, Record, V
 from dspex.operators.typing.refs import resolve
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+_FRAMES: Final = 16  # Python's calls that a node takes at most, as each calls the next one: where it is watched, and timed
+_ROOM: Final = 500  # calls besides
 
 
 def _names_by_name(value: object) -> Mapping[str, str]:
@@ -140,6 +143,8 @@ class Topology:
             if errors:
                 lines = "\n".join(f"error[{p.code}] {p.place}: {p.message}\n  fix: {p.fix}" for p in errors)
                 raise TopologyError(lines, code=errors[0].code, fix=errors[0].fix, problems=errors)
+            deep = _ROOM + _FRAMES * max(self._plan.lengths().values(), default=0)
+            sys.setrecursionlimit(max(sys.getrecursionlimit(), deep))
             self._graph = self._build()
             self._plan.frozen = True
         return self._graph

@@ -185,6 +185,10 @@ MORE = {
         "or tools.",
         "the message says what it takes",
     ),
+    "DX248": (
+        "A topology has more nodes in a row than can be run: 1,000 may be.",
+        "make one function of several",
+    ),
     "DX246": (
         "A stream meets what comes of itself over one more `key_by`, and event time would stand still behind that.",
         'a hop of its own for the stream before they meet: `.key_by("event.key", name="again")`',

@@ -52,6 +52,7 @@ ELSEWHERE = {
         "test_a_way_back_into_a_stage_before_what_goes_by_event_time_is_refused_and_the_fix_helps"
     ),
     "DX247": "operators/recorded/test_programs.py::test_a_module_that_cannot_be_built_so_is_refused_before_anything_runs",
+    "DX248": "operators/test_topology.py::test_a_row_of_operators_may_be_long_and_one_that_cannot_be_run_is_refused",
     "DX320": "operators/test_check.py::test_an_automatic_name_that_may_change_is_a_warning",
     "DX321": "operators/test_check.py::test_an_unused_outlet_is_a_warning",
     "DX324": "engine/cli/test_call.py::test_check_live_asks_the_workers_for_what_they_have",

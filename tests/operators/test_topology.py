@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from dspex.bus.errors import InvalidInput, TopologyError
+from dspex.engine.testing.driver import Driver
 from dspex.operators.recorded.calls import predict
 from dspex.operators.stream import Stream
 from dspex.operators.topology import Topology
@@ -226,3 +227,18 @@ def test_a_topology_is_loaded_by_its_ref(module):
             Topology.load(target)
         assert e.value.code == "DX221"
         assert message in e.value.message + e.value.fix
+
+
+def test_a_row_of_operators_may_be_long_and_one_that_cannot_be_run_is_refused() -> None:
+    def row(count: int) -> Topology:
+        t = Topology("long")
+        s = t.source("in")
+        for n in range(count):
+            s = s.map(lambda data, n=n: {"n": data["n"] + n}, name=f"m{n}")
+        s.sink("out")
+        return t
+
+    with Driver(row(998)) as d:
+        d.publish("in", {"n": 0})
+        assert d.outputs("out") == [{"n": sum(range(998))}]
+    assert [p.code for p in row(999).check() if p.level == "error"] == ["DX248"]
