@@ -184,10 +184,10 @@ class Lab:
             self.run(loop.kill())
         self._workers.clear()
 
-    def stop_workers(self) -> None:
+    def stop_workers(self, grace: float = 1.0) -> None:
         """End the workers as a drain does."""
         for loop in self._workers:
-            self.run(loop.drain(1.0))
+            self.run(loop.drain(grace))
         self._workers.clear()
 
     async def _work(self, pool: str, slots: int, bus: MemoryBus | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+from engine_lab import APP, Lab
 from structlog.testing import capture_logs
 
 from dspex.bus import subjects
@@ -17,6 +18,8 @@ from dspex.bus.port import Ack, BusEvents, NewMessage, StreamConfig
 from dspex.bus.records import AnswerTo, CallRecord, CallRequest
 from dspex.bus.serving.call_spec import CallSpec
 from dspex.bus.serving.sayings import LATER, AnswerStore
+from dspex.engine.graph.graph import Graph
+from dspex.engine.graph.submitted import NODE, submitted
 
 
 class _NoRoomForLarge(MemoryBus):
@@ -111,3 +114,20 @@ def test_who_waits_is_told_at_once_and_answers_are_stored_together_at_once_where
         assert bus.together == [3]
     finally:
         loop.close()
+
+
+class _Takes:
+    graph: Graph = submitted(APP, ("lightweight",))
+
+
+def test_a_worker_that_ends_without_grace_stores_the_answer_that_it_has_told(lab: Callable[..., Lab]) -> None:
+    one = lab(_Takes())
+    one.start()
+    one.answers[NODE] = lambda inputs, request: {"reply": inputs["text"]}
+    one.work()
+    run = one.run(one.client.submit("text -> reply", {"text": "hi"}))
+    assert one.run(run.result("1s")).data == {"reply": "hi"}
+    pool, _, call = run.id.partition("/")
+    kept = one.client.bus.last(subjects.answers(APP), subjects.answer(APP, pool, "_INBOX", call))
+    one.stop_workers(grace=0.0)
+    assert one.run(kept) is not None
