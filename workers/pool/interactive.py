@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log: FilteringBoundLogger = structlog.get_logger("dspex.workers")
 
 ACCEPT_AFTER = 0.05  # seconds until a caller who is not streamed to is told that a worker has the call; a result says it, too
+UNSENT, UNSENT_FOR = 100, 60.0  # answers that could not be sent, and seconds for which they are kept
 PLACED_WITHIN = 1.5  # seconds until the worker that a call requires must have room; after 2 s its caller asks again in any case
 
 
@@ -52,6 +53,7 @@ class Interactive:
         self._sent_away = 0
         self._askers: dict[str, Asker] = {}  # by call, of those that run
         self._answering: dict[str, Asker] = {}  # whose answer is large, and is being sent
+        self._unsent: dict[str, tuple[Asker, NewMessage]] = {}  # by call, answers that could not be sent
         self._to_accept: list[Asker] = []  # who has not been told that a worker has the call
         self._turns = pool.work.turns
         self._large = Tasks("large results", lambda name, error: log.error("a result was not sent", exc_info=error))
@@ -68,10 +70,15 @@ class Interactive:
         await self._large.stop()
 
     def still(self, call: str, reply: str) -> None:
-        """Tell who asks that this process has a call, where it runs or its answer is being sent. Raises BusError."""
-        asker = self._askers.get(call) or self._answering.get(call)
-        if asker is not None:
-            asker.accept(self._pool.bus, self._pool.worker, max(0, self._pool.free()), self._pool.children.slots.waiting, reply)
+        """Tell who asks that this process has a call, where it runs or its answer is being sent; and give the answer that could
+        not be sent to who asked for it. Raises BusError.
+        """
+        pool = self._pool
+        if (asker := self._askers.get(call) or self._answering.get(call)) is not None:
+            asker.accept(pool.bus, pool.worker, max(0, pool.free()), pool.children.slots.waiting, reply)
+        elif call in self._unsent and self._unsent[call][0].hears_at(reply):
+            asker, answer = self._unsent.pop(call)
+            self._tell(answer._replace(subject=reply), asker)
 
     async def _on_request(self, message: Message) -> None:
         if not subjects.is_inbox(message.reply):  # nobody waits for an answer, or it would go where the caller may not publish
@@ -259,13 +266,20 @@ class Interactive:
                 return self._reply(reply, refusal(error), plain=plain)
             self._large.start(self._reply_large(draft, asker), "large result")
             return draft.data
+        self._tell(sent, asker)
+        return draft.data
+
+    def _tell(self, result: NewMessage, asker: Asker | None) -> None:
+        """Send a result, and keep it for a while where it cannot be sent: who waits for it asks whether its call still runs."""
         if asker is not None:
             asker.told = True
         try:
-            pool.bus.tell(sent.subject, sent.data, headers=sent.headers)
+            self._pool.bus.tell(result.subject, result.data, headers=result.headers)
         except BusError as error:
             self._not_sent(error)
-        return draft.data
+            if asker is not None and not asker.plain and len(self._unsent) < UNSENT:
+                self._unsent[asker.work.call] = asker, result
+                asyncio.get_running_loop().call_later(UNSENT_FOR, self._unsent.pop, asker.work.call, None)
 
     async def _reply_large(self, draft: NewMessage, asker: Asker | None) -> None:
         pool = self._pool

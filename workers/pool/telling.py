@@ -58,10 +58,12 @@ class Asker:
 
     def asks_again(self, message: Message) -> bool:
         """Whether a request is this one: the same, from the same connection, all of whose inboxes begin alike."""
+        return not self.plain and message.data == self.packed and self.hears_at(message.reply)
+
+    def hears_at(self, reply: str) -> bool:
+        """Whether an inbox is one of the connection that asked."""
         connection = self.reply.rpartition(".")[0]
-        return (
-            not self.plain and message.data == self.packed and "." in connection and message.reply.startswith(f"{connection}.")
-        )
+        return "." in connection and reply.startswith(f"{connection}.")
 
 
 class Telling:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 
+import orjson
 import pytest
 from pool_bench import APP, ECHO, Talks, talks
 
 from dspex.bus import subjects
-from dspex.bus.errors import Unreachable, WorkerLost
+from dspex.bus.errors import CallTimeout, Unreachable, WorkerLost
 from dspex.bus.memory.connection import MemoryBus
 from dspex.bus.memory.handles import MemoryObjects
 from dspex.bus.memory.server import MemoryServer
+from dspex.bus.message import Message
 from dspex.bus.port import BusEvents
+from dspex.bus.records import DEFAULT_POOL
 from dspex.bus.serving.sayings import RESULT
 from dspex.engine.client.client import Client
 
@@ -123,6 +126,53 @@ def test_a_call_whose_answer_was_lost_on_its_way_is_told_soon(t: Talks) -> None:
         return t.loop.time()
 
     assert t.run(go()) < 5 + SOON
+
+
+def test_an_answer_that_cannot_be_sent_is_given_to_its_caller_when_it_can(t: Talks) -> None:
+    """Pool and client are cut off, as where the server starts anew: the answer is there, and no model is asked twice."""
+    with talks() as t:
+        t.answering.seconds = 5.0
+        pool, client = Cut(t.server), Cut(t.server)
+
+        async def go() -> str:
+            await t.pools[0].bus.close()
+            await t.start(pool)
+            asking = asyncio.ensure_future(Client(bus=client, app=APP).call(ECHO, {"text": "hi"}, timeout="10m"))
+            await asyncio.sleep(1)
+            pool.cut = client.cut = True
+            await asyncio.sleep(30)
+            pool.cut = client.cut = False
+            return str((await asking).data["reply"])
+
+        assert t.run(go()).startswith("hi")
+        assert len(t.answering.asked) == 1
+
+
+def test_an_answer_that_could_not_be_sent_is_given_to_no_other_connection() -> None:
+    with talks() as t:
+        t.answering.seconds = 5.0
+        pool, client, other = Cut(t.server), Cut(t.server), t.server.connect()
+        heard: list[Message] = []
+
+        async def hear(message: Message) -> None:
+            heard.append(message)
+
+        async def go() -> None:
+            await t.pools[0].bus.close()
+            await t.start(pool)
+            asking = asyncio.ensure_future(Client(bus=client, app=APP).call(ECHO, {"text": "hi"}, timeout="20s"))
+            await asyncio.sleep(1)
+            pool.cut = client.cut = True
+            await asyncio.sleep(10)
+            pool.cut = False
+            said = orjson.dumps({"kind": "still", "call": t.answering.asked[0].call})
+            await other.subscribe("_INBOX.other.1", hear)
+            await other.send(subjects.control(APP, DEFAULT_POOL), said, reply="_INBOX.other.1")
+            with pytest.raises(CallTimeout):
+                await asking
+
+        t.run(go())
+        assert heard == []
 
 
 def test_a_large_answer_that_takes_long_to_be_stored_is_waited_for(t: Talks) -> None:
