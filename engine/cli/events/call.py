@@ -147,4 +147,4 @@ async def _note_nobody(t: Terminal, c: Client, pool: str) -> None:
     from dspex.engine.client.status.pools import processes
 
     if not await processes(c.bus, c.app, pool):
-        t.note(f"note: nobody serves pool {pool} now, so it waits: dspex worker {pool}")
+        t.note(f"note: no process of pool {pool} answers now, so it may wait for one: dspex worker {pool}")
