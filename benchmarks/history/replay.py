@@ -158,7 +158,7 @@ def by_server(url: str, jobs: int | None) -> dict[str, Any]:
 async def _compared(url: str, graph: Graph, sinks: Sinks, crew: PieceCrew | None, began: float) -> dict[str, Any]:
     bus = await connect(url)
     applied = (await manifest.of_application(bus, APP))[banking.NAME]
-    found = await replayed(bus, APP, graph, applied, {}, watcher=sinks if crew is None else None, crew=crew)
+    found = await replayed(bus, APP, graph, applied, {}, watcher=sinks, crew=crew)
     info = await bus.stream(subjects.stream(APP))
     stored = await bus.scan(subjects.stream(APP), [banking.SINK], start=1, stop=info.last if info else 0)
     made = sinks.written()

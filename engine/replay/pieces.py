@@ -179,9 +179,11 @@ class _Doing:
 
 
 async def by_crew(
-    pieces: PartitionPieces, whole: AsyncIterator[LogPiece], crew: PieceCrew
+    pieces: PartitionPieces, whole: AsyncIterator[LogPiece], crew: PieceCrew, watcher: Watcher | None = None
 ) -> AsyncGenerator[tuple[LogPiece, PieceReplayed]]:
-    """The replay of partitions by several processes: what comes of each piece, in order. Raises BusError."""
+    """The replay of partitions by several processes: what comes of each piece, in order. Raises BusError.
+    `watcher`: sees what this process does: all, where that is little, and what goes on from a difference.
+    """
     given, share, ends = deque[LogPiece](), list[LogPiece](), dict[tuple[str, int], int]()
 
     async def shares() -> AsyncIterator[PieceShare]:
@@ -210,7 +212,7 @@ async def by_crew(
                     continue
                 if found is None:  # what follows begins with other tables than the log tells
                     done, piece = where, piece._replace(until=ends[where], lasts={}, ends=True)
-                    found = await pieces.replayed(piece)
+                    found = await pieces.replayed(piece, watcher)
                 yield piece, found
     for piece in share:  # all there is, and little
-        yield piece, await pieces.replayed(piece)
+        yield piece, await pieces.replayed(piece, watcher)

@@ -92,8 +92,8 @@ async def replayed(
         build: that of today, see `build`.
         span: only what was committed in between counts, in seconds since the epoch.
         partition: only this one: a stage by its id, or by a source or a hop that it begins at, and a number.
-        told: called after each partition. watcher: told what comes of each entry.
-        crew: processes that do it, if nobody watches.
+        told: called after each partition. watcher: told what comes of each entry that this process replays.
+        crew: processes that do it.
     """
     found = Replayed()
     if (info := await bus.stream(subjects.stream(app))) is None:
@@ -109,7 +109,7 @@ async def replayed(
             yield LogPiece(stage.id, index, await _snapshot(pieces, stage.id, index, first), first, last)
 
     so_far = PieceReplayed()
-    several = by_crew(pieces, whole(), crew) if crew is not None and watcher is None else None
+    several = by_crew(pieces, whole(), crew, watcher) if crew is not None else None
     async with aclosing(several or _alone(pieces, whole(), watcher)) as coming:
         async for piece, came in coming:
             so_far.add(came)

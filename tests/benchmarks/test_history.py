@@ -52,9 +52,9 @@ async def test_a_replay_gives_the_same_bytes_and_asks_nobody(monkeypatch: pytest
 def test_the_table_of_replays_says_how_much_faster_they_are_and_what_is_not_the_same() -> None:
     one = {"seconds": 0.2, "same": True, "runs": 1000, "ports": [4222]}
     figures = {"live": {"seconds": 20.0, "requests": 1000}, "server": [one], "files": [{**one, "same": False, "seconds": 10.0}]}
-    figures["processes"] = [one]
+    figures |= {"processes": [one], "alone": [one]}
     figures |= {"command": [0.9], "export": 1.5, "only nats-server": True, "no network": True}
     lines = replay.table(figures)
     assert "100.0x live, byte by byte the same, 0 requests  (goal: at least 50x)" in lines[2]
-    assert "2.0x live, NOT THE SAME" in lines[3]
+    assert "2.0x live, NOT THE SAME" in lines[4]
     assert not replay.good(figures)
