@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from dspex.bus.errors import BusError, ConfigError, Unreachable
+from dspex.bus.errors import BusError, ConfigError, NotAllowed, Unreachable
 from dspex.bus.local import login
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running
@@ -173,7 +173,14 @@ async def connect(settings: Settings, found: Found, *, name: str, events: BusEve
         how |= settings.server.login()
         if settings.server.tls:
             how["tls"] = tls_context(settings.server.tls)
-    bus = await nats.connect(found.url, name=name, events=events, **how)
+    try:
+        bus = await nats.connect(found.url, name=name, events=events, **how)
+    except NotAllowed as error:
+        own = None if found.local else running(settings.store.parent)
+        if own is None or urlsplit(str(own["url"])).port != urlsplit(found.url).port:
+            raise
+        fix = "leave the address out (server.url, --server): it is the server of this folder, found with its login without that"
+        raise NotAllowed(error.message, fix=fix) from None
     if settings.engine.encrypt_key_env is not None:
         bus.sealing = Keyring(bus, settings.app, settings.engine.encrypt_key_env)
     return bus

@@ -167,7 +167,7 @@ class Asking:
 
     def gave_up(self, timeout: float) -> CallError:
         """The error for a call that got no result in time."""
-        run = self.request.call
+        run, timeout = self.request.call, round(timeout, 1 if timeout > 1 else 3)  # of a session, what others have left of it
         seen = self._full.seen if self._refused or not self._sent else None
         if self.taken or not seen:
             return CallTimeout(f"no answer from pool {self.pool} within {timeout:g} s", node=self.pool, run=run).of_call()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from waiting import until
 
-from dspex.bus.errors import ConfigError, Unreachable
+from dspex.bus.errors import ConfigError, NotAllowed, Unreachable
 from dspex.bus.local.open import connect, server_of
 from dspex.bus.local.server import LocalServer
 from dspex.bus.local.state import running, stop_running
@@ -67,6 +67,16 @@ async def test_a_detached_server_is_neither_stopped_nor_started_again_by_those_w
         assert await stop_running(settings.store.parent)
     assert running(settings.store.parent) is None
     await server.stop()  # nothing is left of it but a child to be waited for
+
+
+@pytest.mark.asyncio
+async def test_who_names_the_address_of_the_folders_own_server_is_told_to_leave_it_out(settings: Settings) -> None:
+    async with server_of(settings, start=True) as own:
+        named = settings.model_copy(update={"server": ServerSettings(url=own.url)})
+        async with server_of(named) as found:
+            with pytest.raises(NotAllowed) as caught:
+                await connect(named, found, name="test")
+    assert "leave the address out" in caught.value.fix
 
 
 @pytest.mark.asyncio
