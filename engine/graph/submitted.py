@@ -24,6 +24,7 @@ from dspex.engine.graph.nodes import Call, CallNode, Inlet, Retry, Source, Sourc
 
 NODE: Final = "call"
 PARTITIONS: Final = 8
+_SAID: Final = ("pool", "timeout", "deadline", "priority", "turn", "affinity")  # of a call, as the event has it
 
 
 class _Submitted(TypedDict):
@@ -97,7 +98,7 @@ def _call(app: str, data: Any, subject: str) -> Call[Any]:
     to = AnswerTo(*subjects.submitted_by(subject), found["client"])
     if not to.sound:
         raise DecodeError("not a submitted call of dspex: nobody can be told of its answer")
-    asked = {name: found[name] for name in ("pool", "timeout", "deadline", "priority", "turn", "affinity") if name in found}
+    asked = {name: value for name, value in found.items() if name in _SAID}
     return made(Call, asked | {"spec": spec, "inputs": _inputs, "accept": _outputs, "retry": retry, "answer": to})
 
 
