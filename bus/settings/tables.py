@@ -61,7 +61,7 @@ class EngineSettings(SettingsTable):
         align: seconds that a source may be ahead of another one of its topology in event time, before it waits.
         records: seconds that records of calls are kept. max_open_calls: of a partition; above it the source is not read on.
         max_bytes: of the application stream, reserved on the server when it is made; None: most of what is free, at
-            most 16 GiB. The stream of sources gets a fifth of that besides.
+            most 16 GiB. The stream of sources gets a fifth of that besides, and that of answers a 30th.
         state_limit: bytes that the state of operators may have in one partition; an event that would add more is a dead letter.
         claim_check_above: bytes of a payload above which it is put into the object store, and its message names it.
         submit: whether calls can be submitted (`Client.submit`): a topology of dspex's own runs beside yours.

@@ -204,9 +204,16 @@ async def _make_streams(
 
 
 async def _make_streams_of_others(bus: Bus, app: str, planned: ApplyPlan, own: StreamInfo) -> None:
-    """Make the streams that publishers and callers fill. Of what the application's stream leaves they have their parts."""
+    """Make the streams that publishers and callers fill. Of what the application's stream leaves they have their parts.
+
+    It leaves a quarter of itself where it has most of what is free: together they must not be more.
+    """
     part = (lambda of: own.max_bytes // of) if own.max_bytes > 0 else lambda of: -1
-    for name, share, age in ((subjects.told(app), 100, 0.0), (subjects.sources(app), 5, 0.0), (subjects.answers(app), 5, KEPT)):
+    for name, share, age in (
+        (subjects.told(app), 100, 0.0),
+        (subjects.sources(app), 5, 0.0),
+        (subjects.answers(app), 30, KEPT),
+    ):
         if name in planned.subjects:
             config = StreamConfig(name, planned.subjects[name], own.replicas, max_bytes=part(share), max_age=age)
             await bus.ensure_stream(config)

@@ -123,6 +123,18 @@ async def test_a_frozen_engine_commits_nothing_more_once_it_thaws(nats_url: str,
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("free", [64 << 20, 1 << 30, 21 << 30], ids=str)  # the last one: more than a stream may have at most
+async def test_all_streams_of_an_application_fit_into_what_is_free(tmp_path: Path, unique: str, free: int) -> None:
+    async with LocalServer(tmp_path / "store", port=None, max_file=free) as server:
+        settings = Settings.load(server__url=server.url, app=unique, engine__submit=True)
+        topology = Topology("all")
+        topology.source("in").sink("out")
+        async with Engine(topology, settings=settings, pools="none"), dspex.connect(settings=settings) as client:
+            made = {await client.bus.stream(name) is not None for name in (subjects.sources(unique), subjects.answers(unique))}
+            assert made == {True}
+
+
+@pytest.mark.asyncio
 async def test_a_full_disk_is_backpressure_and_nothing_is_lost(tmp_path: Path, unique: str) -> None:
     async with LocalServer(tmp_path / "store", port=None, max_file=3 << 20) as server:
         bus = await nats.connect(server.url)
