@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -259,17 +256,3 @@ def test_of_partitions_that_nobody_owns_those_are_read_again_that_have_a_new_ent
     found = stages()
     assert [row["open_calls"] for row in found] == [0, 0]
     assert found == [{**row, "oldest": None} for row in one.run(Client(bus=bus, app=APP).status())["stages"]]
-
-
-def test_the_page_asks_at_once_for_the_files_of_its_list_and_for_all_others_once_that_is_shown() -> None:
-    web = files("dspex.engine.gateway.web")
-    texts = {one.name: one.read_text() for one in web.iterdir() if one.name.endswith(".js")}
-
-    def needed(by: str) -> set[str]:
-        names = re.findall(r'^import .* from "\./(\w+\.js)"', texts[by], re.MULTILINE)
-        return {by}.union(*map(needed, names))
-
-    first, later = needed("app.js"), re.search(r"^const LATER = (\[.*\]);$", texts["app.js"], re.MULTILINE)
-    assert set(re.findall(r'(?:src|href)="(\w+\.js)"', (web / "index.html").read_text())) == first
-    assert later is not None
-    assert {f"{name}.js" for name in json.loads(later[1])} == texts.keys() - first

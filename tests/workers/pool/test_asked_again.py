@@ -209,8 +209,10 @@ def test_a_call_that_one_worker_had_cancels_nothing(pools: Pools) -> None:
 
 
 def test_a_worker_has_all_of_its_time_to_take_a_call_that_others_were_too_busy_for(pools: Pools) -> None:
-    pools.busy = 5  # at 0, 0.05, 0.15, 0.35 and 0.75 s; then one gets it at 1.55 s
-    pools.begin(1.6)
+    pools.busy = 5  # at 0, 0.05, 0.15, 0.35 and 0.6 s; then one gets it at 0.85 s
+    pools.begin(0.9)
     assert len(pools.workers) == 6
     pools.loop.advance(1.9)
-    assert len(pools.workers) == 6, "and nobody is asked again before 3.55 s"
+    assert len(pools.workers) == 6, "and nobody is asked again before 2.85 s"
+    pools.loop.advance(0.5)
+    assert len(pools.workers) == 7, "then somebody is"
