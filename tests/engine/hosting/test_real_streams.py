@@ -78,7 +78,7 @@ async def test_everything_of_an_application_is_made_at_once_and_nothing_of_it_ca
     assert infos[f"{app}_sources"].max_bytes == (1 << 20) // 5
     assert infos[f"{app}_told"].max_bytes == (1 << 20) // 100
     assert infos[f"{app}_requests"].max_age == 86400.0 + 600.0
-    assert (infos[f"{app}_answers"].max_age, infos[f"{app}_answers"].max_bytes) == (30 * 86400.0, (1 << 20) // 5)
+    assert (infos[f"{app}_answers"].max_age, infos[f"{app}_answers"].max_bytes) == (30 * 86400.0, (1 << 20) // 30)
 
 
 @pytest.mark.asyncio
